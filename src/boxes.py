@@ -1,0 +1,70 @@
+"""Boxes: conversions named by format, flips, clipping, affine maps, IoU. All arrays are float, last axis 4."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def xywh_to_xyxy(boxes: Array) -> Array:
+    """(..., 4) x, y, width, height -> left, top, right, bottom, same units."""
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def xyxy_to_xywh(boxes: Array) -> Array:
+    """(..., 4) left, top, right, bottom -> x, y, width, height, same units."""
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def xyxy_to_cxcywh(boxes: Array) -> Array:
+    """(..., 4) left, top, right, bottom -> centre x, centre y, width, height, same units."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return np.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def cxcywh_to_xyxy(boxes: Array) -> Array:
+    """(..., 4) centre x, centre y, width, height -> left, top, right, bottom, same units."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return np.concatenate([centre - half, centre + half], axis=-1)
+
+
+def hflip_boxes(boxes_xyxy: Array, width: float) -> Array:
+    """(..., 4) xyxy in an image `width` wide -> the boxes in its left-right mirror image."""
+    left, top, right, bottom = np.moveaxis(boxes_xyxy, -1, 0)
+    return np.stack([width - right, top, width - left, bottom], axis=-1)
+
+
+def clip_boxes(boxes_xyxy: Array, width: float, height: float) -> Array:
+    """(..., 4) xyxy, cut at the borders of an image of width x height; a box outside becomes empty."""
+    return np.clip(boxes_xyxy, 0, np.array([width, height, width, height], dtype=float))
+
+
+def affine_boxes(boxes_xyxy: Array, matrix: Array) -> Array:
+    """(..., 4) xyxy -> the tight upright boxes of the ellipses inscribed in them, after p -> A p + b.
+
+    matrix is (2, 3), [A | b], in pixels with the origin at the image's top left corner. Mapping the four
+    corners instead would grow a box with every rotation, though an opacity seldom fills its corners. An
+    ellipse with semi-axes r maps to one whose half-extents are sqrt(A**2 @ r**2).
+    """
+    box = xyxy_to_cxcywh(boxes_xyxy)
+    linear, offset = matrix[:, :2], matrix[:, 2]
+    centre = box[..., :2] @ linear.T + offset
+    extent = np.sqrt(box[..., 2:] ** 2 @ (linear**2).T)
+    return cxcywh_to_xyxy(np.concatenate([centre, extent], axis=-1))
+
+
+def box_area(boxes_xyxy: Array) -> Array:
+    """(..., 4) xyxy -> (...) area; 0 where right <= left or bottom <= top."""
+    return np.clip(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2], 0, None).prod(axis=-1)
+
+
+def box_iou(first_xyxy: Array, second_xyxy: Array) -> Array:
+    """Intersection over union of boxes, elementwise with broadcasting: (..., 4), (..., 4) -> (...).
+
+    Continuous coordinates: a box from 0 to 10 is 10 wide. Two empty boxes have IoU 0.
+    """
+    low = np.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
+    high = np.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
+    intersection = np.clip(high - low, 0, None).prod(axis=-1)
+    union = box_area(first_xyxy) + box_area(second_xyxy) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)

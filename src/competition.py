@@ -1,0 +1,114 @@
+"""The competition's own files: their names and columns, read and checked."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from files import UserError, read_table
+
+LABELS_CSV = "stage_2_train_labels.csv"
+CLASSES_CSV = "stage_2_detailed_class_info.csv"
+SAMPLE_CSV = "stage_2_sample_submission.csv"
+MAPPING_JSON = "pneumonia-challenge-dataset-mappings_2018.json"
+HEADERS_CSV = "dicom_headers.csv"
+TRAIN_IMAGES = "stage_2_train_images"
+TEST_IMAGES = "stage_2_test_images"
+
+BOX_COLUMNS = ["x", "y", "width", "height"]
+LABEL_COLUMNS = ["patientId", *BOX_COLUMNS, "Target"]
+CLASS_COLUMNS = ["patientId", "class"]
+HEADER_COLUMNS = ["patientId", "PatientAge", "PatientSex", "ViewPosition"]
+PREDICTION_COLUMNS = ["patientId", "confidence", *BOX_COLUMNS]
+CLASSES = ["Normal", "No Lung Opacity / Not Normal", "Lung Opacity"]
+
+HOW_TO_GET = (
+    "unzip Kaggle's files there (kaggle competitions download -c rsna-pneumonia-detection-challenge), "
+    "or say input=<folder>; ./run.sh demo needs none of it"
+)
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Read a labels CSV: patientId, x, y, width, height (original pixels, NaN for negatives), Target 0 or 1.
+
+    One row per box, one row per negative image. Raises UserError that names the first bad row.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {HOW_TO_GET}")
+    labels = read_table(path, LABEL_COLUMNS)[LABEL_COLUMNS]
+    numbers = labels.columns.drop("patientId")
+    parsed = labels[numbers].apply(pd.to_numeric, errors="coerce")
+    filled = parsed[BOX_COLUMNS].notna()
+    outside = (parsed[["x", "y"]] < 0).any(axis=1) | (parsed[["width", "height"]] <= 0).any(axis=1)
+    kinds = parsed.assign(patientId=labels["patientId"]).groupby("patientId")["Target"].transform("nunique")
+    problems = {
+        "patientId is empty": labels["patientId"].isna(),
+        "a field is not a number": (parsed.isna() & labels[numbers].notna()).any(axis=1),
+        "Target is neither 0 nor 1": ~parsed["Target"].isin([0, 1]),
+        "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
+        "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
+        "the box is empty or starts outside the image": outside,
+        "the image is both positive and negative": kinds > 1,
+        "the row is there twice": labels.duplicated(),
+    }
+    for problem, rows in problems.items():
+        if rows.any():
+            first = int(np.flatnonzero(rows)[0])
+            name = f"{path}, line {first + 2} (patientId {labels['patientId'].iloc[first]})"
+            raise UserError(f"{name}: {problem}; {int(rows.sum())} such row(s); mend or remove them")
+    if labels.empty:
+        raise UserError(f"{path}: no rows; fetch the file again")
+    return parsed.assign(patientId=labels["patientId"]).astype({"Target": int})[LABEL_COLUMNS]
+
+
+def truth_boxes(labels: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `labels` that are boxes: patientId, x, y, width, height in original pixels."""
+    return labels.loc[labels["Target"] == 1, ["patientId", *BOX_COLUMNS]].reset_index(drop=True)
+
+
+def largest_box(truth: pd.DataFrame) -> pd.DataFrame:
+    """The box of greatest area of each image (the first of equals): one row per patientId that has a box."""
+    area = truth["width"] * truth["height"]
+    order = area.sort_values(ascending=False, kind="stable").index
+    return truth.loc[order].drop_duplicates("patientId").sort_index().reset_index(drop=True)
+
+
+def read_classes(folder: Path) -> pd.Series | None:
+    """patientId -> one of CLASSES, or None where the file is not there."""
+    path = folder / CLASSES_CSV
+    if not path.is_file():
+        return None
+    table = read_table(path, CLASS_COLUMNS).drop_duplicates(CLASS_COLUMNS)
+    unknown = table[~table["class"].isin(CLASSES)]
+    if len(unknown):
+        row = unknown.iloc[0]
+        raise UserError(f"{path}: patientId {row['patientId']}: unknown class '{row['class']}'; known: {CLASSES}")
+    doubled = table[table["patientId"].duplicated()]
+    if len(doubled):
+        raise UserError(f"{path}: patientId {doubled['patientId'].iloc[0]} has two classes; remove one")
+    return table.set_index("patientId")["class"]
+
+
+def read_people(folder: Path) -> pd.Series | None:
+    """patientId -> person, the first 8 digits of the NIH image name; None where the mapping is not there."""
+    path = folder / MAPPING_JSON
+    if not path.is_file():
+        return None
+    try:
+        rows = json.loads(path.read_text())
+        return pd.Series({row["subset_img_id"]: row["img_id"][:8] for row in rows}, dtype=str, name="person")
+    except (ValueError, KeyError, TypeError) as error:
+        expected = "a list of objects with subset_img_id and img_id"
+        raise UserError(f"{path}: expected {expected} ({error!r}); fetch it again or remove it") from None
+
+
+def read_sample(folder: Path) -> list[str]:
+    """The patientIds of the sample submission, in its order. Raises UserError."""
+    path = folder / SAMPLE_CSV
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {HOW_TO_GET}")
+    ids = read_table(path, ["patientId"])["patientId"]
+    if ids.isna().any() or ids.duplicated().any():
+        raise UserError(f"{path}: empty or doubled patientId; fetch the file again")
+    return ids.tolist()

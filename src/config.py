@@ -1,0 +1,237 @@
+"""The one place for every setting: its default, its meaning, and the stage whose output it changes."""
+
+import difflib
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from files import UserError, explain_errors
+
+WORKSPACE = Path(__file__).resolve().parent.parent
+
+
+def setting(default: Any, stage: str, meaning: str) -> Any:
+    """A dataclass field that knows the stage whose result it changes and what to print in the help."""
+    return field(default=default, metadata={"stage": stage, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of every stage; `python src/<stage>.py help` prints this table."""
+
+    # which run
+    name: str = setting("resnet34", "run", "name of the run: working/<name>/ and submissions/<name>.csv")
+    fold: str = setting("all", "run", "folds to work on: all, 3, 0,2 or 0..4 (both ends)")
+    preset: str = setting("", "run", "start from a named set of settings: demo")
+    device: str = setting("auto", "run", "auto (GPU if there is one), cpu, cuda, cuda:1, mps")
+    workers: int = setting(-1, "run", "processes that decode and load; -1: one per core, 0: none beside the main one")
+
+    # where
+    root: str = setting(str(WORKSPACE), "where", "folder that the four folders below are in")
+    input: str = setting("${root}/input", "where", "the competition's files as Kaggle unzips them; only read")
+    folds: str = setting("${root}/folds", "where", "folder of folds.csv")
+    working: str = setting("${root}/working", "where", "image cache and runs")
+    submissions: str = setting("${root}/submissions", "where", "folder of the submissions")
+
+    # folds and cache
+    n_folds: int = setting(5, "folds", "number of folds")
+    seed: int = setting(42, "folds", "the one seed: folds, weights, augmentation, demo")
+    size: int = setting(512, "cache", "side of the square cached images and of the network's input, pixels")
+
+    # training
+    encoder: str = setting("resnet34", "train", "an encoder of segmentation-models-pytorch")
+    weights: str = setting("imagenet", "train", "encoder's start: imagenet (downloaded), none (random), or a file")
+    epochs: int = setting(12, "train", "passes over the training images")
+    batch_size: int = setting(16, "train", "images per step")
+    lr: float = setting(1e-3, "train", "peak learning rate of the head, AdamW with one cycle")
+    encoder_lr: float = setting(0.3, "train", "the encoder's share of lr; a pretrained encoder forgets at the full rate")
+    weight_decay: float = setting(1e-2, "train", "AdamW weight decay")
+    box_weight: float = setting(1.0, "train", "weight of the box loss (L1 + GIoU, positives only) beside cross-entropy")
+    dropout: float = setting(0.2, "train", "dropout before the head's last layer")
+    flip: float = setting(0.5, "train", "augmentation: chance of a left-right flip")
+    rotate: float = setting(7.0, "train", "augmentation: largest rotation, degrees")
+    shift: float = setting(0.06, "train", "augmentation: largest shift, share of the side")
+    zoom: float = setting(0.1, "train", "augmentation: largest change of scale, 0.1: from 0.9 to 1.1")
+    light: float = setting(0.15, "train", "augmentation: largest change of brightness, contrast and gamma")
+    max_images: int = setting(0, "train", "train on at most so many images, for a quick try; 0: all")
+
+    # prediction and ensemble
+    checkpoint: str = setting("best", "predict", "best (highest validation mAP) or last")
+    tta: str = setting("plain,hflip", "predict", "views that are predicted and fused: plain, hflip")
+    tta_scales: str = setting("1.0", "predict", "zooms of each view, such as 1.0,0.9")
+    fusion_iou: float = setting(0.4, "predict", "boxes that overlap more than this speak of the same place")
+    max_boxes: int = setting(1, "predict", "boxes kept of each image after fusion, most confident first")
+    runs: str = setting("", "ensemble", "fuse these runs' tables instead of this run's folds: a,b")
+
+    # scores and submission
+    threshold: str = setting("auto", "submit", "smallest confidence submitted: auto (from scores.json) or a number")
+    bootstrap: int = setting(1000, "evaluate", "resamples behind the 95 % interval")
+    predictions: str = setting("", "evaluate", "score this table or submission instead of the run's own")
+    labels: str = setting("", "evaluate", "labels CSV to score predictions= against; default: the training labels")
+    test_labels: str = setting("${root}/test_labels.csv", "evaluate", "test truth, if you have it (the demo does)")
+
+    # the synthetic competition
+    demo_train: int = setting(300, "demo", "training images of the synthetic competition")
+    demo_test: int = setting(80, "demo", "test images of the synthetic competition")
+
+    @property
+    def fold_list(self) -> list[int]:
+        """The folds that `fold` names, ascending."""
+        return parse_folds(self.fold, self.n_folds)
+
+    @property
+    def folds_csv(self) -> Path:
+        return Path(self.folds) / "folds.csv"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Cache of this size: {train,test}/<patientId>.png and index.csv."""
+        return Path(self.working) / f"png_{self.size}"
+
+    @property
+    def headers_csv(self) -> Path:
+        return Path(self.working) / "headers.csv"
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.working) / self.name
+
+    def fold_dir(self, fold: int) -> Path:
+        return self.run_dir / f"fold{fold}"
+
+    @property
+    def submission_csv(self) -> Path:
+        return Path(self.submissions) / f"{self.name}.csv"
+
+    def of_stage(self, *stages: str) -> dict[str, Any]:
+        """The settings that change the result of the named stages, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["stage"] in stages}
+
+
+# small pictures and few folds: the whole sequence in minutes on two cores, in a workspace of its own under demo/
+PRESETS: dict[str, dict[str, str]] = {
+    "demo": {
+        "name": "demo",
+        "root": str(WORKSPACE / "demo"),
+        "weights": "none",
+        "size": "64",
+        "n_folds": "3",
+    },
+}
+
+PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels")
+
+
+def load_config(arguments: list[str] | None = None) -> Config:
+    """Read `key=value` words (default: the command line) into a checked Config.
+
+    The word `help` prints every setting and leaves with status 0; a word that is wrong is explained in
+    one line and leaves with status 2. Also makes errors meant for people end without a traceback.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    explain_errors()
+    if any(word.lstrip("-") in ("help", "h") for word in words):
+        print(help_text())
+        raise SystemExit(0)
+    try:
+        return parse(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse(words: list[str]) -> Config:
+    """Turn `key=value` words into a Config. Raises UserError with the remedy."""
+    given = dict(split_word(word) for word in words)
+    preset = given.get("preset", "")
+    if preset and preset not in PRESETS:
+        raise UserError(f"preset={preset}: there is no such preset; there is {', '.join(PRESETS)}")
+    for key in PATHS:
+        if given.get(key):
+            given[key] = str(Path(given[key]).expanduser().absolute())
+    if "/" in given.get("weights", "") or Path(given.get("weights", "")).is_file():
+        given["weights"] = str(Path(given["weights"]).expanduser().absolute())
+    schema = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(schema, False)
+    for key, value in {**PRESETS.get(preset, {}), **given}.items():
+        try:
+            OmegaConf.update(schema, key, value)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{key}={value}: {explain_value(key, str(error))}") from None
+    config = OmegaConf.to_object(schema)
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def split_word(word: str) -> tuple[str, str]:
+    """`key=value` -> (key, value). Raises UserError for any other word and for unknown keys."""
+    key, equals, value = word.partition("=")
+    names = [f.name for f in fields(Config)]
+    if not equals:
+        raise UserError(f"'{word}': settings are written key=value; 'help' lists them")
+    if key not in names:
+        close = difflib.get_close_matches(key, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else "'help' lists the settings"
+        raise UserError(f"{word}: there is no setting '{key}'; {hint}")
+    return key, value
+
+
+def explain_value(key: str, reason: str) -> str:
+    kind = next(f.type for f in fields(Config) if f.name == key)
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    return f"{key} is {names[kind]}" if kind in names else reason.splitlines()[0]
+
+
+def parse_folds(text: str, n_folds: int) -> list[int]:
+    """`3` -> [3], `0,2` -> [0, 2], `0..4` -> [0, 1, 2, 3, 4], `all`. Raises UserError."""
+    if text.strip() == "all":
+        return list(range(n_folds))
+    folds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
+        if not match:
+            raise UserError(f"fold={text}: write all, 3, 0,2 or 0..4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= n_folds:
+            raise UserError(f"fold={text}: with n_folds={n_folds} the folds are 0..{n_folds - 1}")
+        folds.update(range(first, last + 1))
+    return sorted(folds)
+
+
+def check(cfg: Config) -> None:
+    """Raise UserError for values that no stage can work with."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
+        raise UserError(f"name={cfg.name}: letters, digits, '.', '_' and '-' only: it becomes a folder")
+    at_least = {"size": 32, "n_folds": 2, "epochs": 1, "batch_size": 2, "max_boxes": 1, "workers": -1, "seed": 0}
+    at_least |= {"demo_train": 10, "demo_test": 2, "bootstrap": 10, "max_images": 0}
+    for key, lowest in at_least.items():
+        if getattr(cfg, key) < lowest:
+            raise UserError(f"{key}={getattr(cfg, key)}: must be at least {lowest}")
+    if cfg.size % 32:
+        raise UserError(f"size={cfg.size}: must be a multiple of 32, the encoder's stride; try {cfg.size // 32 * 32 + 32}")
+    for key in ("lr", "encoder_lr", "box_weight"):
+        if not getattr(cfg, key) > 0:
+            raise UserError(f"{key}={getattr(cfg, key)}: must be greater than 0")
+    if cfg.checkpoint not in ("best", "last"):
+        raise UserError(f"checkpoint={cfg.checkpoint}: best or last")
+    if cfg.threshold != "auto" and not re.fullmatch(r"0?\.\d+|[01](\.0*)?", cfg.threshold):
+        raise UserError(f"threshold={cfg.threshold}: auto, or a number from 0 to 1")
+    parse_folds(cfg.fold, cfg.n_folds)
+
+
+def help_text() -> str:
+    """Every setting with its default and meaning."""
+    lines = ["settings, written key=value:"]
+    for f in fields(Config):
+        default = str(f.default).replace(str(WORKSPACE), "<this workspace>") or "''"
+        lines.append(f"  {f.name + '=' + default:<36} {f.metadata['meaning']}")
+    for name, overrides in PRESETS.items():
+        words = " ".join(f"{key}={value}" for key, value in overrides.items()).replace(str(WORKSPACE), "<this workspace>")
+        lines.append(f"preset={name} is: {words}")
+    return "\n".join(lines)

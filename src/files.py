@@ -1,0 +1,126 @@
+"""Files that are whole or absent, tables with checked columns, and stamps that say what a result depends on."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend: says what, in which file and row, and how."""
+
+
+def explain_errors() -> None:
+    """Let a UserError or Ctrl-C end the process with one line and a non-zero status instead of a traceback."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno is not None:
+            print(f"error: {error.strerror}: {error.filename or 'no file named'}", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+@contextlib.contextmanager
+def write_then_rename(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` if the block ends well.
+
+    A process killed inside the block leaves `path` as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner reads; take the mode that an ordinary open would give
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV with a header; numbers keep every digit, missing values are empty fields."""
+    with write_then_rename(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFrame:
+    """Read a CSV that must have `columns`; patientId stays text, numbers are read to the last digit.
+
+    `maker` is the command that makes the file, named when it is missing. Raises UserError.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
+    try:
+        table = pd.read_csv(path, dtype={"patientId": str}, float_precision="round_trip", encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        found = ", ".join(map(str, table.columns[:8]))
+        raise UserError(f"{path}: column {', '.join(missing)} is missing; found {found}")
+    return table
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    with write_then_rename(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path, maker: str = "") -> dict[str, Any]:
+    """Read a JSON object. Raises UserError where it is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it and run the stage again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; delete it and run the stage again")
+    return content
+
+
+def fingerprint(path: Path) -> str:
+    """First 16 hex digits of the SHA-256 of a file's bytes, or `absent`."""
+    if not path.is_file():
+        return "absent"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Name what differs between two sets of facts, as `size: 512 -> 256; lr: 0.001 -> 0.01`; empty if nothing."""
+    keys = [*new, *(key for key in old if key not in new)]
+    changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    return "; ".join(changes)
+
+
+def is_complete(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path]) -> bool:
+    """Whether `outputs` exist and `stamp` says that they were made from exactly these facts."""
+    if not stamp.is_file() or not all(path.is_file() for path in outputs):
+        return False
+    return read_json(stamp).get("made_from") == json.loads(json.dumps(facts))
+
+
+def mark_complete(stamp: Path, facts: dict[str, Any], **results: Any) -> None:
+    """Write the stamp of a finished stage; call it after the stage's outputs are in place."""
+    write_json({"made_from": facts, **results}, stamp)

@@ -1,0 +1,162 @@
+"""The competition's metric: mean over images of TP / (TP + FP + FN), averaged over eight IoU thresholds.
+
+Source: https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/overview/evaluation, with the edge cases
+worked by hand in tests/test_metric.py: an image without truth and without predictions is left out, one without truth and with
+predictions scores 0, a match needs an IoU strictly greater than the threshold.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from boxes import box_iou, xywh_to_xyxy
+from competition import BOX_COLUMNS
+
+# k / 100 and not np.arange(.4, .76, .05), which yields .6499999 and lets an IoU of exactly .65 pass
+IOU_THRESHOLDS = np.array([40, 45, 50, 55, 60, 65, 70, 75]) / 100
+
+Floats = NDArray[np.float64]
+
+
+def mean_average_precision(truth: pd.DataFrame, predictions: pd.DataFrame) -> float:
+    """The competition's score of predictions that are already thresholded.
+
+    truth: patientId, x, y, width, height, only rows of boxes that exist; predictions: patientId,
+    confidence, x, y, width, height, rows with empty boxes are ignored. Original pixels. NaN if no image counts.
+    """
+    scores = image_scores(truth, predictions)
+    return float(scores.to_numpy().mean()) if len(scores) else float("nan")
+
+
+def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """The score of every image that counts: index patientId, one column per IoU threshold, values in [0, 1]."""
+    steps, scores = score_steps(truth, predictions)
+    last = ~steps["patientId"].duplicated(keep="last").to_numpy()
+    predicted = pd.DataFrame(scores[last], index=steps.loc[last, "patientId"], columns=IOU_THRESHOLDS)
+    missed = pd.Index(truth["patientId"].unique()).difference(predicted.index)
+    silent = pd.DataFrame(0.0, index=missed, columns=IOU_THRESHOLDS)
+    return pd.concat([predicted, silent]).rename_axis("patientId").sort_index()
+
+
+def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """The score for every confidence threshold that makes a difference, all in one pass.
+
+    Returns rows by falling threshold, columns threshold (keep confidence >= threshold; halfway between two
+    neighbouring confidences), score, n_boxes (how many are kept). The first row keeps nothing. Lowering the
+    threshold only appends to an image's list of boxes, and the greedy matching of the boxes before is not
+    changed by that: so each box adds a known step to its image's score, and a running sum does the rest.
+    """
+    steps, scores = score_steps(truth, predictions)
+    after = scores.mean(axis=1)
+    first = ~steps["patientId"].duplicated().to_numpy()
+    gain = after - np.where(first, 0.0, np.roll(after, 1))
+    newly_counted = first & (steps["n_truth"].to_numpy() == 0)
+    order = np.argsort(-steps["confidence"].to_numpy(), kind="stable")
+    confidence = steps["confidence"].to_numpy()[order]
+    total = np.concatenate([[0.0], np.cumsum(gain[order])])
+    counted = truth["patientId"].nunique() + np.concatenate([[0], np.cumsum(newly_counted[order])])
+    kept = np.append(0, np.flatnonzero(np.diff(confidence, append=-np.inf)) + 1)
+    levels = np.concatenate([[np.inf], confidence, [-np.inf]])
+    return pd.DataFrame(
+        {
+            "threshold": [halfway(levels[k], levels[k + 1]) for k in kept],
+            "score": np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0),
+            "n_boxes": kept,
+        }
+    )
+
+
+def halfway(upper: float, lower: float) -> float:
+    """A threshold between two neighbouring confidences: keeps `upper`, drops `lower`."""
+    if np.isinf(upper):
+        return float(np.nextafter(lower, np.inf)) if np.isfinite(lower) else 1.0
+    if np.isinf(lower):
+        return float(upper)
+    middle = (upper + lower) / 2
+    return float(middle) if lower < middle <= upper else float(upper)
+
+
+def best_threshold(sweep: pd.DataFrame) -> float:
+    """The threshold of the highest score of a sweep; of equals the highest, which submits the fewest boxes."""
+    return float(sweep["threshold"].iloc[int(sweep["score"].to_numpy().argmax())])
+
+
+def keep_confident(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """The rows with confidence >= threshold; rows with empty boxes are dropped."""
+    return predictions[predictions["confidence"] >= threshold].reset_index(drop=True)
+
+
+def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
+    """Match every prediction greedily, the images side by side.
+
+    Returns a table with one row per prediction, sorted by image and falling confidence (ties: as given), with
+    columns patientId, confidence, n_truth; and the scores (rows, 8) of the row's image at each IoU threshold
+    if the row is the last one that is kept. Raises ValueError for boxes with missing numbers.
+    """
+    boxes = predictions.dropna(subset=BOX_COLUMNS, how="all")
+    if boxes[["confidence", *BOX_COLUMNS]].isna().any(axis=None) or truth[BOX_COLUMNS].isna().any(axis=None):
+        raise ValueError("a box has an empty field; drop the row or fill it")
+    codes, ids = pd.factorize(np.concatenate([truth["patientId"].to_numpy(), boxes["patientId"].to_numpy()]))
+    truth_image, image = codes[: len(truth)], codes[len(truth) :]
+    order = np.lexsort([-boxes["confidence"].to_numpy(dtype=float), image])
+    boxes, image = boxes.iloc[order], image[order]
+    rank = np.arange(len(image)) - np.searchsorted(image, image)
+    n_truth = np.bincount(truth_image, minlength=len(ids))
+    padded = pad_truth(truth, truth_image, n_truth)
+    hits = match_by_rank(xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)), image, rank, padded)
+    running = np.cumsum(hits, axis=0)
+    before = np.vstack([np.zeros((1, hits.shape[1]), dtype=int), running])[np.arange(len(image)) - rank]
+    true_positives = running - before
+    union = (rank + 1 + n_truth[image])[:, None] - true_positives
+    steps = pd.DataFrame(
+        {"patientId": ids[image], "confidence": boxes["confidence"].to_numpy(dtype=float), "n_truth": n_truth[image]}
+    )
+    return steps, true_positives / union
+
+
+def pad_truth(truth: pd.DataFrame, image: NDArray[np.intp], n_truth: NDArray[np.intp]) -> Floats:
+    """Truth boxes as (images, most boxes in an image, 4) xyxy, NaN where an image has fewer."""
+    order = np.argsort(image, kind="stable")
+    slot = np.arange(len(image)) - np.searchsorted(image[order], image[order])
+    padded = np.full((len(n_truth), max(1, n_truth.max(initial=0)), 4), np.nan)
+    padded[image[order], slot] = xywh_to_xyxy(truth[BOX_COLUMNS].to_numpy(dtype=float))[order]
+    return padded
+
+
+def match_by_rank(
+    boxes_xyxy: Floats, image: NDArray[np.intp], rank: NDArray[np.intp], padded_truth: Floats
+) -> NDArray[np.int64]:
+    """Greedy matching: (boxes, 8) 1 where a box takes the best truth box that is left, with IoU > threshold.
+
+    All boxes of rank 0 (the most confident of their images) are matched at once, then those of rank 1, ...
+    """
+    exists = ~np.isnan(padded_truth[:, None, :, 0])
+    free = np.repeat(exists, len(IOU_THRESHOLDS), axis=1)
+    hits = np.zeros((len(boxes_xyxy), len(IOU_THRESHOLDS)), dtype=np.int64)
+    by_rank = np.argsort(rank, kind="stable")
+    for rows in np.split(by_rank, np.flatnonzero(np.diff(rank[by_rank])) + 1):
+        overlap = box_iou(boxes_xyxy[rows][:, None], padded_truth[image[rows]])
+        overlap = np.where(free[image[rows]], np.nan_to_num(overlap)[:, None, :], -1.0)
+        best = overlap.argmax(axis=2)
+        hit = np.take_along_axis(overlap, best[..., None], axis=2)[..., 0] > IOU_THRESHOLDS
+        hits[rows] = hit
+        row, column = np.nonzero(hit)
+        free[image[rows][row], column, best[row, column]] = False
+    return hits
+
+
+def bootstrap_interval(
+    scores: pd.Series, group: pd.Series, n_resamples: int, seed: int, share: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of image scores, resampling groups (people), not images.
+
+    scores: index patientId, one score per image that counts; group: index patientId -> person. Images of one
+    person resemble each other; resampling images as if they were independent makes the interval too narrow.
+    """
+    by_group = scores.groupby(group.reindex(scores.index).to_numpy()).agg(["sum", "count"])
+    sums, counts = by_group["sum"].to_numpy(), by_group["count"].to_numpy()
+    rng = np.random.default_rng(seed)
+    draws = [rng.integers(0, len(sums), len(sums)) for _ in range(n_resamples)]
+    means = [sums[draw].sum() / counts[draw].sum() for draw in draws]
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)

@@ -1,0 +1,172 @@
+"""The metric against hand-worked cases, an obvious reference, and its own invariants."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from competition import PREDICTION_COLUMNS
+from metric import (
+    IOU_THRESHOLDS,
+    best_threshold,
+    bootstrap_interval,
+    image_scores,
+    keep_confident,
+    mean_average_precision,
+    threshold_sweep,
+)
+
+
+def truth_table(rows):
+    return pd.DataFrame(rows, columns=["patientId", "x", "y", "width", "height"])
+
+
+def prediction_table(rows):
+    return pd.DataFrame(rows, columns=PREDICTION_COLUMNS)
+
+
+HAND_WORKED = {
+    "IoU exactly .5 is no match at .5": ([("a", 0, 0, 100, 100)], [("a", 0.9, 0, 0, 100, 50)], 0.25),
+    "IoU exactly .75 is no match at .75": ([("a", 0, 0, 20, 20)], [("a", 0.9, 0, 0, 20, 15)], 0.875),
+    "shifted": ([("a", 0, 0, 10, 10)], [("a", 0.9, 4, 0, 10, 10)], 0.125),
+    "each takes the best that is left": (
+        [("a", 0, 0, 100, 100), ("a", 100, 0, 104, 100)],
+        [("a", 0.9, 0, 0, 204, 100), ("a", 0.8, 0, 0, 100, 100)],
+        0.583333,
+    ),
+    "the same box twice": ([("a", 5, 5, 10, 10)], [("a", 0.9, 5, 5, 10, 10), ("a", 0.8, 5, 5, 10, 10)], 0.5),
+    "false alarms on a negative": (
+        [("b", 5, 5, 10, 10)],
+        [("a", 0.9, 0, 0, 9, 9), ("a", 0.8, 0, 0, 5, 5), ("a", 0.7, 1, 1, 3, 3), ("b", 0.9, 5, 5, 10, 10)],
+        0.5,
+    ),
+    "nothing predicted": ([("a", 0, 0, 9, 9)], [], 0.0),
+    "an empty row is no box": ([("a", 0, 0, 9, 9)], [("a", 0.9, 0, 0, 9, 9), ("b", *[np.nan] * 5)], 1.0),
+}
+
+
+@pytest.mark.parametrize("case", HAND_WORKED)
+def test_hand_worked(case):
+    truth, predictions, expected = HAND_WORKED[case]
+    assert mean_average_precision(truth_table(truth), prediction_table(predictions)) == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_thresholds_are_exact():
+    assert IOU_THRESHOLDS.tolist() == [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+
+
+@pytest.mark.parametrize("k", range(8))
+def test_iou_equal_to_a_threshold_is_no_match(k):
+    percent = 40 + 5 * k
+    score = mean_average_precision(
+        truth_table([("a", 0, 0, 10, 100)]), prediction_table([("a", 1.0, 0, 0, 10, percent)])
+    )
+    assert score == k / 8
+
+
+def test_no_image_counts():
+    assert np.isnan(mean_average_precision(truth_table([]), prediction_table([])))
+
+
+def test_missing_number_is_refused():
+    with pytest.raises(ValueError, match="empty field"):
+        mean_average_precision(truth_table([]), prediction_table([("a", 0.5, 0, 0, np.nan, 3)]))
+
+
+def slow_map(truth, predictions):
+    """The definition, box by box."""
+    images = {row[0] for row in truth} | {row[0] for row in predictions}
+    scores = []
+    for t in [k / 100 for k in range(40, 80, 5)]:
+        for image in images:
+            left = [row[1:] for row in truth if row[0] == image]
+            mine = sorted((row for row in predictions if row[0] == image), key=lambda row: -row[1])
+            n_truth, tp = len(left), 0
+            for row in mine:
+                overlaps = [slow_iou(row[2:], other) for other in left]
+                if overlaps and max(overlaps) > t:
+                    left.pop(overlaps.index(max(overlaps)))
+                    tp += 1
+            scores.append(tp / (len(mine) + n_truth - tp))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def slow_iou(a, b):
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
+
+
+# small whole numbers make equal boxes, equal confidences and IoUs on a threshold frequent
+BOX = st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(1, 8), st.integers(1, 8))
+IMAGE = st.sampled_from("abcd")
+TRUTH = st.lists(st.tuples(IMAGE, BOX).map(lambda v: (v[0], *v[1])), max_size=10)
+CONFIDENCE = st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.9])
+PREDICTIONS = st.lists(st.tuples(IMAGE, CONFIDENCE, BOX).map(lambda v: (v[0], v[1], *v[2])), max_size=12)
+
+
+@settings(max_examples=400, deadline=None)
+@given(TRUTH, PREDICTIONS)
+def test_equals_the_definition(truth, predictions):
+    fast = mean_average_precision(truth_table(truth), prediction_table(predictions))
+    assert fast == pytest.approx(slow_map(truth, predictions), abs=1e-12, nan_ok=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TRUTH, PREDICTIONS)
+def test_sweep_equals_scoring_each_threshold(truth, predictions):
+    truth, predictions = truth_table(truth), prediction_table(predictions)
+    sweep = threshold_sweep(truth, predictions)
+    assert len(sweep) == predictions["confidence"].nunique() + 1
+    for row in sweep.itertuples():
+        kept = keep_confident(predictions, row.threshold)
+        assert len(kept) == row.n_boxes
+        direct = mean_average_precision(truth, kept)
+        assert row.score == pytest.approx(0.0 if np.isnan(direct) else direct, abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TRUTH, PREDICTIONS, st.randoms())
+def test_order_of_truth_rows_and_of_images_does_not_matter(truth, predictions, random):
+    before = mean_average_precision(truth_table(truth), prediction_table(predictions))
+    random.shuffle(truth)
+    predictions = sorted(predictions, key=lambda row: row[0], reverse=True)
+    after = mean_average_precision(truth_table(truth), prediction_table(predictions))
+    # of two truth boxes that a prediction overlaps equally, the first in the file is taken: only then may it differ
+    overlaps = [[slow_iou(p[2:], t[1:]) for t in truth if t[0] == p[0]] for p in predictions]
+    if all(len(set(values)) == len(values) for values in overlaps):
+        assert after == pytest.approx(before, abs=1e-12, nan_ok=True)
+
+
+def test_sweep_finds_the_best_threshold():
+    truth = truth_table([("a", 0, 0, 10, 10), ("b", 0, 0, 10, 10)])
+    predictions = prediction_table(
+        [("a", 0.9, 0, 0, 10, 10), ("b", 0.6, 0, 0, 10, 10), ("c", 0.4, 0, 0, 5, 5), ("d", 0.2, 0, 0, 5, 5)]
+    )
+    sweep = threshold_sweep(truth, predictions)
+    assert best_threshold(sweep) == pytest.approx(0.5)
+    assert sweep["score"].tolist() == pytest.approx([0, 0.5, 1, 2 / 3, 0.5])
+
+
+def test_single_box_ceiling():
+    """Perfect largest boxes and nothing else: 1/1 of single-box images, 1/2 of those with two."""
+    truth = truth_table([("a", 0, 0, 10, 10), ("b", 0, 0, 10, 10), ("b", 50, 0, 5, 5)])
+    predictions = prediction_table([("a", 1, 0, 0, 10, 10), ("b", 1, 0, 0, 10, 10)])
+    assert image_scores(truth, predictions).mean(axis=1).to_dict() == {"a": 1.0, "b": 0.5}
+
+
+def test_bootstrap_resamples_people():
+    """Twenty images of one person are one observation: the interval must be as wide as for the people alone."""
+    people = pd.Series([f"p{k}" for k in range(20)], index=[f"i{k}" for k in range(20)])
+    scores = pd.Series(np.tile([0.0, 1.0], 10), index=people.index)
+    low, high = bootstrap_interval(scores, people, 500, seed=1)
+    assert 0.2 < low < 0.4 < 0.6 < high < 0.8
+    many = pd.concat([scores.rename(lambda name, k=k: f"{name}-{k}") for k in range(20)])
+    owners = pd.Series([people[name.split("-")[0]] for name in many.index], index=many.index)
+    assert bootstrap_interval(many, owners, 500, seed=1) == pytest.approx((low, high), abs=0.05)
+    assert bootstrap_interval(scores, people, 500, seed=1) == (low, high)
