@@ -20,6 +20,7 @@ BOX_COLUMNS = ["x", "y", "width", "height"]
 LABEL_COLUMNS = ["patientId", *BOX_COLUMNS, "Target"]
 CLASS_COLUMNS = ["patientId", "class"]
 HEADER_COLUMNS = ["patientId", "PatientAge", "PatientSex", "ViewPosition"]
+FOLD_COLUMNS = ["patientId", "fold", "target", "n_boxes", "class", "view", "sex", "age", "group"]
 PREDICTION_COLUMNS = ["patientId", "confidence", *BOX_COLUMNS]
 CLASSES = ["Normal", "No Lung Opacity / Not Normal", "Lung Opacity"]
 
@@ -112,3 +113,9 @@ def read_sample(folder: Path) -> list[str]:
     if ids.isna().any() or ids.duplicated().any():
         raise UserError(f"{path}: empty or doubled patientId; fetch the file again")
     return ids.tolist()
+
+
+def with_empty_rows(table: pd.DataFrame, ids: list[str]) -> pd.DataFrame:
+    """Predictions in the order of `ids`, with one row of empty fields for each id that has none."""
+    order = pd.DataFrame({"patientId": ids})
+    return order.merge(table, on="patientId", how="left")[PREDICTION_COLUMNS]

@@ -49,8 +49,9 @@ class Config:
     epochs: int = setting(12, "train", "passes over the training images")
     batch_size: int = setting(16, "train", "images per step")
     lr: float = setting(1e-3, "train", "peak learning rate of the head, AdamW with one cycle")
-    encoder_lr: float = setting(0.3, "train", "the encoder's share of lr; a pretrained encoder forgets at the full rate")
+    encoder_lr: float = setting(0.3, "train", "share of lr that a pretrained encoder gets; a random one gets all of it")
     weight_decay: float = setting(1e-2, "train", "AdamW weight decay")
+    classes: int = setting(3, "train", "3: normal, not normal, opacity; 2: opacity or not")
     box_weight: float = setting(1.0, "train", "weight of the box loss (L1 + GIoU, positives only) beside cross-entropy")
     dropout: float = setting(0.2, "train", "dropout before the head's last layer")
     flip: float = setting(0.5, "train", "augmentation: chance of a left-right flip")
@@ -58,7 +59,6 @@ class Config:
     shift: float = setting(0.06, "train", "augmentation: largest shift, share of the side")
     zoom: float = setting(0.1, "train", "augmentation: largest change of scale, 0.1: from 0.9 to 1.1")
     light: float = setting(0.15, "train", "augmentation: largest change of brightness, contrast and gamma")
-    max_images: int = setting(0, "train", "train on at most so many images, for a quick try; 0: all")
 
     # prediction and ensemble
     checkpoint: str = setting("best", "predict", "best (highest validation mAP) or last")
@@ -209,12 +209,14 @@ def check(cfg: Config) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
         raise UserError(f"name={cfg.name}: letters, digits, '.', '_' and '-' only: it becomes a folder")
     at_least = {"size": 32, "n_folds": 2, "epochs": 1, "batch_size": 2, "max_boxes": 1, "workers": -1, "seed": 0}
-    at_least |= {"demo_train": 10, "demo_test": 2, "bootstrap": 10, "max_images": 0}
+    at_least |= {"demo_train": 10, "demo_test": 2, "bootstrap": 10}
     for key, lowest in at_least.items():
         if getattr(cfg, key) < lowest:
             raise UserError(f"{key}={getattr(cfg, key)}: must be at least {lowest}")
     if cfg.size % 32:
-        raise UserError(f"size={cfg.size}: must be a multiple of 32, the encoder's stride; try {cfg.size // 32 * 32 + 32}")
+        raise UserError(f"size={cfg.size}: must be a multiple of 32, the encoder's stride")
+    if cfg.classes not in (2, 3):
+        raise UserError(f"classes={cfg.classes}: 2 or 3")
     for key in ("lr", "encoder_lr", "box_weight"):
         if not getattr(cfg, key) > 0:
             raise UserError(f"{key}={getattr(cfg, key)}: must be greater than 0")
@@ -229,9 +231,9 @@ def help_text() -> str:
     """Every setting with its default and meaning."""
     lines = ["settings, written key=value:"]
     for f in fields(Config):
-        default = str(f.default).replace(str(WORKSPACE), "<this workspace>") or "''"
+        default = str(f.default) or "''"
         lines.append(f"  {f.name + '=' + default:<36} {f.metadata['meaning']}")
     for name, overrides in PRESETS.items():
-        words = " ".join(f"{key}={value}" for key, value in overrides.items()).replace(str(WORKSPACE), "<this workspace>")
+        words = " ".join(f"{key}={value}" for key, value in overrides.items())
         lines.append(f"preset={name} is: {words}")
-    return "\n".join(lines)
+    return "\n".join(lines).replace(str(WORKSPACE), "<this workspace>")

@@ -1,0 +1,58 @@
+"""Random changes of a training image that move its box along. Images are (S, S) uint8, boxes xyxy in pixels."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from boxes import affine_boxes, clip_boxes
+
+Image = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far an image may be changed; see the settings of the same names."""
+
+    flip: float  # chance of a left-right flip
+    rotate: float  # degrees
+    shift: float  # share of the side
+    zoom: float  # share
+    light: float  # share
+
+    def __call__(self, image: Image, box_xyxy: Floats, rng: np.random.Generator) -> tuple[Image, Floats]:
+        """Return the changed image and its box (4,), cut at the border; a box of NaN stays one."""
+        matrix = self.random_matrix(len(image), rng)
+        table = self.random_tones(rng)
+        moved = clip_boxes(affine_boxes(box_xyxy, matrix), len(image), len(image))
+        return cv2.LUT(warp(image, matrix), table).astype(np.uint8, copy=False), moved
+
+    def random_matrix(self, size: int, rng: np.random.Generator) -> Floats:
+        """A (2, 3) map of pixel coordinates, about the image's centre."""
+        angle = np.deg2rad(rng.uniform(-self.rotate, self.rotate))
+        scale = rng.uniform(1 - self.zoom, 1 + self.zoom)
+        offset = rng.uniform(-self.shift, self.shift, 2) * size
+        mirror = -1.0 if rng.random() < self.flip else 1.0
+        cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+        linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror, 1.0])
+        centre = np.array([size / 2, size / 2])
+        return np.column_stack([linear, centre + offset - linear @ centre])
+
+    def random_tones(self, rng: np.random.Generator) -> Image:
+        """A (256,) table of grey levels: brightness, contrast about the middle, gamma."""
+        brightness, contrast, gamma = rng.uniform(-self.light, self.light, 3)
+        tone = np.linspace(0, 1, 256) ** np.exp(gamma)
+        tone = (tone - 0.5) * (1 + contrast) + 0.5 + brightness / 2
+        return np.clip(np.rint(tone * 255), 0, 255).astype(np.uint8)
+
+
+def warp(image: Image, matrix: Floats) -> Image:
+    """Apply a (2, 3) map to an image, black outside.
+
+    The map speaks of continuous coordinates, where pixel 0 spans 0 to 1; OpenCV puts the centre of pixel 0 at 0.
+    """
+    half = np.array([0.5, 0.5])
+    centred = np.column_stack([matrix[:, :2], matrix[:, :2] @ half + matrix[:, 2] - half])
+    return cv2.warpAffine(image, centred, image.shape[::-1], flags=cv2.INTER_LINEAR).astype(np.uint8, copy=False)

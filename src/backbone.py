@@ -1,0 +1,80 @@
+"""The encoder for one grey channel, and where its weights come from."""
+
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from files import UserError
+
+TWO_WAYS_OUT = (
+    "either download the weights elsewhere (torchvision's resnet34-b627a593.pth, or model.safetensors of "
+    "smp-hub/resnet34.imagenet on the Hugging Face hub) and say weights=<file>, or train from random weights "
+    "with weights=none"
+)
+
+
+def make_encoder(name: str, weights: str) -> nn.Module:
+    """An encoder of segmentation-models-pytorch with one input channel.
+
+    weights: `imagenet` (downloaded, or from the hub's local cache), `none` (random), or a file: a state dict of
+    torchvision or of the encoder itself (.pth, .pt, .safetensors), or a checkpoint of this project. RGB weights
+    of the first layer are summed over their channels, which equals feeding the grey picture three times.
+    Raises UserError; never goes on with random weights that were not asked for.
+    """
+    try:
+        encoder = smp.encoders.get_encoder(name, in_channels=1, depth=5, weights=None)
+    except KeyError:
+        raise UserError(f"encoder={name}: segmentation-models-pytorch has no such encoder") from None
+    if weights == "imagenet":
+        encoder = download_encoder(name)
+    elif weights != "none":
+        load_weights(encoder, Path(weights))
+    return encoder
+
+
+def download_encoder(name: str) -> nn.Module:
+    try:
+        return smp.encoders.get_encoder(name, in_channels=1, depth=5, weights="imagenet")
+    except KeyError:
+        raise UserError(f"weights=imagenet: there are none for encoder={name}; {TWO_WAYS_OUT}") from None
+    except Exception as error:  # the hub's client raises a dozen kinds of its own and of its HTTP library
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"weights=imagenet could not be fetched ({reason}); {TWO_WAYS_OUT}") from None
+
+
+def load_weights(encoder: nn.Module, path: Path) -> None:
+    """Fill the encoder from a weights file. Raises UserError if the file is not for this encoder."""
+    state = {key: value for key, value in read_weights(path).items() if not key.startswith(("fc.", "head."))}
+    own = encoder.state_dict()
+    for key, value in state.items():
+        if key in own and value.ndim == 4 and value.shape[1] == 3 and own[key].shape[1] == 1:
+            state[key] = value.sum(dim=1, keepdim=True)
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    if wrong or missing:
+        raise UserError(
+            f"weights={path}: not weights of this encoder; missing or of another shape: {(missing + wrong)[:3]}"
+        )
+    nn.Module.load_state_dict(encoder, {key: state[key] for key in own if key in state}, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, without the prefix `encoder.`; nothing in the file is executed."""
+    if not path.is_file():
+        raise UserError(f"weights={path}: no such file; {TWO_WAYS_OUT}")
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
+    except Exception as error:  # a broken or hostile file fails in as many ways as there are bytes
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"weights={path}: cannot be read as plain tensors ({reason})") from None
+    content = content.get("model", content) if isinstance(content, dict) else {}
+    return {str(key).removeprefix("encoder."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def load_plain(path: Path) -> Any:
+    """Read a file of tensors, numbers and strings; a pickle that would run code is refused by torch."""
+    return torch.load(path, map_location="cpu", weights_only=True)

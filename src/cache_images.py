@@ -1,0 +1,186 @@
+"""Decode every DICOM once into a PNG of size x size pixels, and list them all in the cache's index.csv.
+
+    python src/cache_images.py [size=...] [workers=...] [input=...]
+
+Stopped and started again it goes on: an image is skipped while its source, the recipe and the PNG are as the
+index says. A file that cannot be decoded is a row with its reason and is tried again by every run, which is
+cheap and right after a decoder was installed.
+"""
+
+import csv
+import fcntl
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
+from config import Config, load_config
+from dicom import Refused, describe, open_dicom, printable, refusing
+from files import UserError
+from images import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, Row, read_rows, square, write_png, write_rows
+from parallel import map_files
+
+SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
+# raise it when the same DICOM gives another PNG than before: caches are then made anew
+VERSION = 1
+# a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
+MAX_REFUSED = 0.05
+NAMED_REFUSALS = 5
+
+Key = tuple[str, str]
+
+
+def main(cfg: Config) -> None:
+    sources = list_sources(Path(cfg.input))
+    with only_one(cfg.cache_dir):
+        recipe = name_recipe(Path(cfg.input))
+        known = read_rows(cfg.cache_dir / INDEX_CSV) + read_rows(cfg.cache_dir / JOURNAL_CSV)
+        kept = keep_valid(known, sources, cfg.cache_dir, recipe)
+        todo = [path for path in sources if key_of(path) not in kept]
+        made = make_images(todo, kept, cfg.cache_dir, cfg.size, recipe, cfg.workers)
+        every = kept | made
+        rows = [every[key_of(path)] for path in sources]
+        write_rows(rows, cfg.cache_dir / INDEX_CSV)
+        (cfg.cache_dir / JOURNAL_CSV).unlink(missing_ok=True)
+    report(rows, skipped=len(kept), index=cfg.cache_dir / INDEX_CSV)
+
+
+def list_sources(folder: Path) -> list[Path]:
+    """Every DICOM of the training and then of the test images. Raises UserError if either has none."""
+    sources = []
+    for name in SPLITS:
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder / name}: no such folder; {HOW_TO_GET}")
+        # macOS leaves ._<name>.dcm beside every file that it copies to a foreign disk
+        found = sorted(path for path in (folder / name).glob("*.dcm") if not path.name.startswith("._"))
+        if not found:
+            raise UserError(f"{folder / name}: no .dcm file in it; {HOW_TO_GET}")
+        sources += found
+    return sources
+
+
+def key_of(path: Path) -> Key:
+    """(split, patientId) of a source: the file's name counts, not what its header says."""
+    return SPLITS[path.parent.name], printable(path.stem)
+
+
+def name_recipe(folder: Path) -> str:
+    """Short name of all that a PNG depends on beside its source's bytes and `size`, which names the cache.
+
+    With the input's path in it: another data set can have the same names, sizes and (from an archive) times.
+    """
+    return hashlib.sha256(f"{VERSION} {folder.resolve()}".encode()).hexdigest()[:8]
+
+
+@contextmanager
+def only_one(cache_dir: Path) -> Iterator[None]:
+    """Let one process at a time fill a cache; a second one waits, and then finds the work done.
+
+    The kernel drops the lock of a process that ends in whatever way, and worker processes do not inherit it.
+    """
+    for split in SPLITS.values():
+        (cache_dir / split).mkdir(parents=True, exist_ok=True)
+    with (cache_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another cache_images that fills {cache_dir}", flush=True)
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def keep_valid(rows: Iterable[Row], sources: Sequence[Path], cache_dir: Path, recipe: str) -> dict[Key, Row]:
+    """The rows, by key, whose source is as it was and whose PNG is there; of two for a source the later."""
+    known = {(row["split"], row["patientId"]): row for row in rows if row["recipe"] == recipe}
+    keys = {key_of(path): path for path in sources}
+    return {key: known[key] for key, path in keys.items() if key in known and is_done(known[key], path, cache_dir)}
+
+
+def is_done(row: Row, source: Path, cache_dir: Path) -> bool:
+    if row["status"] != "ok":
+        return False
+    try:
+        before, png = source.stat(), png_path(cache_dir, source).stat()
+    except OSError:
+        return False
+    found = [str(number) for number in (before.st_size, before.st_mtime_ns, png.st_size)]
+    return found == [row[name] for name in ("source_bytes", "source_mtime_ns", "png_bytes")]
+
+
+def png_path(cache_dir: Path, source: Path) -> Path:
+    return cache_dir / SPLITS[source.parent.name] / f"{source.stem}.png"
+
+
+def make_images(
+    todo: Sequence[Path], kept: dict[Key, Row], cache_dir: Path, size: int, recipe: str, workers: int
+) -> dict[Key, Row]:
+    """Cache the images of `todo` and return their rows.
+
+    Each row goes to the journal as soon as it is known; it holds the kept ones too, since after a change of
+    the input the index is no longer true, and as long as there is a journal nobody reads the index.
+    """
+    if not todo:
+        return {}
+    work = partial(cache_image, cache_dir=cache_dir, size=size, recipe=recipe)
+    crashed = partial(refuse, cache_dir=cache_dir, recipe=recipe, reason="the process that decoded it died")
+    write_rows(kept.values(), cache_dir / JOURNAL_CSV)
+    made = {}
+    with (cache_dir / JOURNAL_CSV).open("a", newline="") as file:
+        writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
+        for row in map_files(work, todo, workers, "images", crashed):
+            writer.writerow(row)
+            file.flush()
+            made[row["split"], row["patientId"]] = row
+    return made
+
+
+def cache_image(path: Path, cache_dir: Path, size: int, recipe: str) -> Row:
+    """Write the PNG of one DICOM and return its row of the index; never raises for a bad DICOM."""
+    facts: Row = {}
+    try:
+        # the name becomes that of the PNG and a field of CSVs
+        if not re.fullmatch(r"\w[\w.-]*", path.stem):
+            raise Refused("the file's name has other characters than letters, digits, '_', '.' and '-'")
+        with refusing():
+            before = path.stat()
+        facts = {"source_bytes": before.st_size, "source_mtime_ns": before.st_mtime_ns}
+        dataset = open_dicom(path)
+        facts |= describe(dataset)
+        image, geometry = square(dataset, size)
+    except Refused as refusal:
+        return refuse(path, cache_dir, recipe, str(refusal), facts)
+    facts |= geometry._asdict() | {"png_bytes": write_png(image, png_path(cache_dir, path))}
+    return new_row(path, recipe, status="ok", **facts)
+
+
+def refuse(path: Path, cache_dir: Path, recipe: str, reason: str, facts: Row | None = None) -> Row:
+    """The row of an image that cannot be had; a PNG from better days goes away."""
+    png_path(cache_dir, path).unlink(missing_ok=True)
+    return new_row(path, recipe, status="refused", reason=reason, **facts or {})
+
+
+def new_row(path: Path, recipe: str, **facts: Any) -> Row:
+    split, patient = key_of(path)
+    return dict.fromkeys(INDEX_COLUMNS, "") | {"patientId": patient, "split": split, "recipe": recipe} | facts
+
+
+def report(rows: Sequence[Row], skipped: int, index: Path) -> None:
+    """Print what was done. Raises UserError if too many images were refused for the result to be of use."""
+    refused = [row for row in rows if row["status"] != "ok"]
+    for row in refused[:NAMED_REFUSALS]:
+        print(f"refused {row['split']}/{row['patientId']}.dcm: {row['reason']}")
+    if len(refused) > NAMED_REFUSALS:
+        print(f"refused ... and {len(refused) - NAMED_REFUSALS} more")
+    written = len(rows) - skipped - len(refused)
+    print(f"{written} images written, {skipped} skipped, {len(refused)} refused -> {index}")
+    if len(refused) > MAX_REFUSED * len(rows):
+        share = f"{len(refused)} of {len(rows)} images ({len(refused) / len(rows):.0%})"
+        raise UserError(f"{share} were refused; {index} has the reasons; is the download whole?")
+
+
+if __name__ == "__main__":
+    main(load_config())

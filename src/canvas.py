@@ -1,0 +1,75 @@
+"""The canvas on which phantoms are drawn: soft shapes, lines and noise.
+
+A map is (CANVAS, CANVAS) float32; coordinates are shares of the canvas, x to the right, y down.
+"""
+
+import itertools
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.float32]
+
+CANVAS = 512  # side of a map, pixels; detail finer than that comes from the grain of the finished picture
+
+
+def grid() -> tuple[Map, Map]:
+    """x and y of the pixel centres, (1, CANVAS) and (CANVAS, 1), shares of the canvas."""
+    axis = ((np.arange(CANVAS) + 0.5) / CANVAS).astype(np.float32)
+    return axis[None, :], axis[:, None]
+
+
+def step(values: Map, width: float) -> Map:
+    """0 well below zero, 1 well above it; `width` is a quarter of the way between."""
+    return np.asarray(0.5 + 0.5 * np.tanh(values / (2 * width)), dtype=np.float32)
+
+
+def blur(layer: Map, sigma: float) -> Map:
+    """Gaussian blur; sigma in canvas pixels."""
+    side = 2 * round(2.5 * sigma) + 1  # OpenCV's own choice for floats, 8 sigma, costs twice the time and shows no more
+    return np.asarray(cv2.GaussianBlur(layer, (side, side), sigma))
+
+
+def cloud(rng: np.random.Generator, cells: int) -> Map:
+    """Smooth noise with `cells` hills along a side, mean 0, standard deviation about 0.6."""
+    hills = rng.standard_normal((cells, cells), np.float32)
+    return np.asarray(cv2.resize(hills, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+
+
+def smooth_outline(points: NDArray[np.float64], rounds: int = 3) -> NDArray[np.float64]:
+    """Cut the corners of a closed polygon (n, 2), Chaikin's way."""
+    for _ in range(rounds):
+        following = np.roll(points, -1, axis=0)
+        points = np.stack([0.75 * points + 0.25 * following, 0.25 * points + 0.75 * following], axis=1).reshape(-1, 2)
+    return points
+
+
+def fill(points: NDArray[np.float64], sigma: float) -> Map:
+    """Soft mask in [0, 1] of a closed outline (n, 2); sigma of its edge in canvas pixels."""
+    layer = np.zeros((CANVAS, CANVAS), np.float32)
+    cv2.fillPoly(layer, [np.round(points * CANVAS).astype(np.int32)], 1.0)
+    return blur(layer, sigma)
+
+
+def stroke(layer: Map, points: NDArray[np.float64], width: float, value: float) -> None:
+    """Draw an open line (n, 2) of `width` (share of the canvas) into a layer, over what is there."""
+    line = np.round(points * CANVAS * 8).astype(np.int32)
+    cv2.polylines(layer, [line], False, value, max(1, round(width * CANVAS)), cv2.LINE_AA, shift=3)
+
+
+def curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A smooth open line (40, 2) from the first point to the last, bent towards those between (Bezier)."""
+    t = np.linspace(0, 1, 40)[:, None]
+    level = list(points)
+    while len(level) > 1:
+        level = [(1 - t) * a + t * b for a, b in itertools.pairwise(level)]
+    return np.asarray(level[0])
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, angle: float, sigma: float) -> Map:
+    """Soft mask of an ellipse; angle in degrees, clockwise in the picture."""
+    t = np.linspace(0, 2 * np.pi, 60)
+    a = np.deg2rad(angle)
+    dx, dy = rx * np.cos(t), ry * np.sin(t)
+    return fill(np.stack([x + dx * np.cos(a) - dy * np.sin(a), y + dx * np.sin(a) + dy * np.cos(a)], axis=1), sigma)

@@ -1,0 +1,101 @@
+"""Compressed DICOM frames: which decoder takes which, and the decoding."""
+
+import io
+from typing import Any
+
+import gdcm
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import uid
+from pydicom.dataset import FileDataset
+from pydicom.encaps import get_frame
+from pydicom.pixels import get_decoder
+
+# The decoder of each compressed transfer syntax. Named here, not left to pydicom, because it would take
+# whichever plugin happens to be installed, and results should not depend on that.
+PLUGINS = {
+    uid.JPEGBaseline8Bit: "pillow",
+    uid.JPEGExtended12Bit: "pillow",
+    uid.JPEGLossless: "gdcm",
+    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGLSLossless: "gdcm",
+    uid.JPEGLSNearLossless: "gdcm",
+    uid.JPEG2000Lossless: "gdcm",
+    uid.JPEG2000: "gdcm",
+    uid.RLELossless: "pydicom",
+}
+
+
+def frame_of(dataset: FileDataset) -> bytes:
+    """The bytes of the one compressed frame, its fragments joined."""
+    return get_frame(dataset.PixelData, 0, number_of_frames=1)
+
+
+def coded_size(frame: bytes) -> tuple[int, int] | None:
+    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 stream says of itself; None if it does not say."""
+    siz = frame.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, then SIZ with the far corner and the near one
+    if siz >= 0:
+        right, bottom, left, top = (int.from_bytes(frame[at : at + 4]) for at in range(siz + 8, siz + 24, 4))
+        return right - left, bottom - top
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        # SOF0..SOF15 and JPEG-LS's SOF55; the three of that range which are left out are other things
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            return int.from_bytes(frame[at + 7 : at + 9]), int.from_bytes(frame[at + 5 : at + 7])
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4])
+    return None
+
+
+def decode(dataset: FileDataset) -> tuple[NDArray[Any], str]:
+    """Stored values (height, width) or (height, width, 3), and their photometric interpretation.
+
+    Raises whatever the decoder raises; truncated data raises with every decoder of PLUGINS.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
+        return decode_12_bit(dataset), str(dataset.PhotometricInterpretation)
+    values, facts = get_decoder(syntax).as_array(dataset, decoding_plugin=PLUGINS.get(syntax, ""))
+    return values, str(facts["photometric_interpretation"])
+
+
+def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
+    """JPEG Extended with 12 bits: GDCM can, though pydicom's use of it declines. uint16 (height, width)."""
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame_of(dataset))
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((dataset.Columns, dataset.Rows, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
+    text = image.GetBuffer()
+    if text is None:
+        raise ValueError("GDCM cannot decode the 12-bit JPEG")
+    # GDCM hands out bytes as text, with those that are not UTF-8 escaped
+    return np.frombuffer(text.encode("utf-8", "surrogateescape"), "<u2").reshape(dataset.Rows, dataset.Columns)
+
+
+def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[np.uint8]:
+    """JPEG Baseline in grey -> uint8 (height, width), an eighth, quarter, half or all of the original's.
+
+    The smallest that is at least `smallest` (width, height), in pixels: libjpeg leaves out the work for the
+    rest. By Pillow and not by OpenCV, because OpenCV takes a truncated file for a good one.
+    """
+    image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
+    if image.mode != "L":
+        raise ValueError(f"declared as one grey channel, but the JPEG is {image.mode}")
+    width, height = image.size
+    for factor in (8, 4, 2):
+        # only exact divisors: libjpeg pads others to whole blocks, and the picture would come back shifted
+        exact = width % factor == 0 and height % factor == 0
+        if exact and width // factor >= smallest[0] and height // factor >= smallest[1]:
+            image.draft("L", (width // factor, height // factor))
+            break
+    return np.asarray(image)

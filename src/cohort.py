@@ -1,0 +1,101 @@
+"""Who is in the synthetic competition: persons, their pictures, and the real mix of views and classes."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from competition import CLASSES
+from phantom import Case
+
+Key = TypeVar("Key")
+NORMAL, NOT_NORMAL, OPACITY = CLASSES
+
+# counted in the real training images: view, class, number of boxes -> images
+MIX = {
+    ("AP", NORMAL, 0): 1637,
+    ("AP", NOT_NORMAL, 0): 5872,
+    ("AP", OPACITY, 1): 1664,
+    ("AP", OPACITY, 2): 2888,
+    ("AP", OPACITY, 3): 100,
+    ("AP", OPACITY, 4): 12,
+    ("PA", NORMAL, 0): 7214,
+    ("PA", NOT_NORMAL, 0): 5949,
+    ("PA", OPACITY, 1): 950,
+    ("PA", OPACITY, 2): 378,
+    ("PA", OPACITY, 3): 19,
+    ("PA", OPACITY, 4): 1,
+}
+# images of a person -> percent of the persons; the real tail is longer (up to 65 images, mean 2.33), this mean is 2.11
+IMAGES_PER_PERSON = {1: 62, 2: 16, 3: 8, 4: 4, 5: 3, 6: 2, 8: 2, 10: 2, 14: 1}
+MALE_SHARE = 0.567
+AGE_MEAN, AGE_SPREAD, AGES = 47, 17, (2, 92)
+# sick persons come back and lie in bed: how the classes and views of a person's pictures hang together
+SEVERITY = {NORMAL: 0.0, NOT_NORMAL: 1.0, OPACITY: 2.0, "AP": 0.7, "PA": 0.0}
+SEVERITY_SPREAD, RETURN_SPREAD = 1.1, 1.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One picture of the competition and whom it shows."""
+
+    patient_id: str  # Kaggle's patientId, which is one per picture
+    person: int
+    follow_up: int
+    age: int
+    kind: str  # one of CLASSES
+    case: Case
+
+
+def apportion(weights: Mapping[Key, float], count: int) -> dict[Key, int]:
+    """Split `count` in proportion to the weights by the largest remainder, so that small numbers keep the mix."""
+    total = sum(weights.values())
+    exact = {key: count * weight / total for key, weight in weights.items()}
+    quota = {key: int(share) for key, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda key: quota[key] - exact[key])
+    for key in by_remainder[: count - sum(quota.values())]:
+        quota[key] += 1
+    return quota
+
+
+def draw_cohort(count: int, split: int, seed: int) -> list[Member]:
+    """The `count` pictures of a split (0: train, 1: test) in random order; no person is in both splits."""
+    rng = np.random.default_rng([seed, split])
+    cells = [cell for cell, n in apportion(MIX, count).items() for _ in range(n)]
+    severity = [SEVERITY[kind] + SEVERITY[view] + rng.normal(0, SEVERITY_SPREAD) for view, kind, _ in cells]
+    sickest_first = [cells[i] for i in np.argsort(severity)[::-1]]
+    numbers = 2 * rng.permutation(count) + 1 + split  # odd numbers for one split, even ones for the other
+    members: list[Member] = []
+    for number, size in zip(numbers, draw_sizes(count, rng), strict=False):
+        start = len(members)
+        members += draw_person(int(number), sickest_first[start : start + size], seed, rng)
+    return [members[i] for i in rng.permutation(count)]
+
+
+def draw_sizes(count: int, rng: np.random.Generator) -> list[int]:
+    """Images of each person, adding up to `count` or a little more; large numbers tend to stand in front."""
+    mean = sum(size * share for size, share in IMAGES_PER_PERSON.items()) / sum(IMAGES_PER_PERSON.values())
+    quota = apportion(IMAGES_PER_PERSON, max(1, round(count / mean)))
+    sizes = np.array([size for size, n in quota.items() for _ in range(n)])
+    order = np.argsort(-np.log(sizes) + rng.normal(0, RETURN_SPREAD, len(sizes)))
+    return [*sizes[order].tolist(), *[1] * max(0, count - int(sizes.sum()))]
+
+
+def draw_person(number: int, cells: list[tuple[str, str, int]], seed: int, rng: np.random.Generator) -> list[Member]:
+    """A person's pictures, one for each cell (view, class, number of boxes); the years go by between them."""
+    sex = "M" if rng.random() < MALE_SHARE else "F"
+    age = int(np.clip(rng.normal(AGE_MEAN, AGE_SPREAD), *AGES))
+    follow_up = np.cumsum(rng.integers(1, 4, len(cells))) - 1
+    return [
+        Member(
+            patient_id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
+            person=number,
+            follow_up=int(visit),
+            age=age + int(visit) // 8,
+            kind=kind,
+            case=Case(sex, view, kind != NORMAL, n_boxes, body_seed=(seed, number)),
+        )
+        for visit, (view, kind, n_boxes) in zip(follow_up, cells, strict=True)
+    ]

@@ -1,0 +1,130 @@
+"""DICOM files: their header, and their pixels as 8-bit grey. Whatever is wrong with one ends as Refused."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom import uid
+from pydicom.dataset import FileDataset
+
+from codec import PLUGINS, coded_size, decode, decode_reduced, frame_of
+from grey import Grey, shows_stored_values, to_grey
+
+HEADER_FIELDS = ["PatientAge", "PatientSex", "ViewPosition"]
+# 10,000 x 10,000: no radiograph is larger, and a damaged header can ask for 65,535 x 65,535
+MAX_PIXELS = 100_000_000
+
+
+class Refused(Exception):  # noqa: N818 (it is no error of the program)
+    """A file that cannot be used; its text is the reason, one line."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn whatever goes wrong inside the block into Refused.
+
+    Every exception is caught, at this one border only: on garbage pydicom, GDCM and Pillow raise anything from
+    KeyError to struct.error, RecursionError and MemoryError, and one bad file must not end a night's run.
+    Warnings are dropped, as pydicom utters one for each of the challenge's files (ages written 62, not 062Y).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Refused:
+        raise
+    except Exception as error:
+        # these two bring whole sentences; the text of others, a KeyError say, means nothing without the name
+        name = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
+        raise Refused(printable(name + str(error))[:300]) from error
+
+
+def printable(text: str) -> str:
+    """The text on one line, each character that cannot be printed replaced: headers can hold any bytes."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+
+
+def open_dicom(path: Path) -> FileDataset:
+    """Read a DICOM file. Raises Refused."""
+    with refusing():
+        # pydicom says of an empty file what it says of a text file
+        if path.is_file() and path.stat().st_size == 0:
+            raise Refused("the file is empty")
+        return pydicom.dcmread(path)
+
+
+def describe(dataset: FileDataset) -> dict[str, Any]:
+    """rows, cols, transfer_syntax (its name) and photometric, as the header says. Raises Refused."""
+    with refusing():
+        if "Rows" not in dataset or "Columns" not in dataset:
+            raise Refused("there is no image in the file")
+        return {
+            "rows": int(dataset.Rows),
+            "cols": int(dataset.Columns),
+            "transfer_syntax": printable(dataset.file_meta.TransferSyntaxUID.name),
+            "photometric": printable(dataset.PhotometricInterpretation),
+        }
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """patientId (the file's name), PatientAge, PatientSex and ViewPosition as they are written.
+
+    Reads nothing behind these fields. Where the file cannot be read they are empty: cache_images is the
+    stage that says which files are broken.
+    """
+    header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
+    try:
+        with refusing():
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
+            return header | {name: printable(str(dataset.get(name) or "")) for name in HEADER_FIELDS}
+    except Refused:
+        return header
+
+
+def read_grey(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)) -> Grey:
+    """The whole image as uint8 (height, width), 0 black. Raises Refused.
+
+    It has the original's size, or an exact half, quarter or eighth of it that is at least `smallest`
+    (width, height), in pixels. MONOCHROME1, where 0 is white, comes inverted; colours come as luma.
+    """
+    with refusing():
+        check(dataset)
+        reducible = is_plain_jpeg(dataset)
+        grey = decode_reduced(dataset, smallest) if reducible else to_grey(*decode(dataset), dataset)
+        # a radiograph is never of one single grey: something before this program failed, and a black
+        # picture in the training set would teach that nothing is there
+        if grey.min() == grey.max():
+            raise Refused(f"every pixel is the same grey ({grey.min()} of 255)")
+        return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def check(dataset: FileDataset) -> None:
+    """Raise Refused for what can be told from the header, before memory is taken for pixels."""
+    rows, cols = int(dataset.Rows), int(dataset.Columns)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not dataset.get("PixelData"):
+        raise Refused("there is no pixel data")
+    if not 0 < rows * cols <= MAX_PIXELS:
+        raise Refused(f"declared size {cols} x {rows}: must be from 1 to {MAX_PIXELS:,} pixels")
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        raise Refused(f"{dataset.NumberOfFrames} frames: a radiograph has one")
+    if not syntax.is_encapsulated:
+        return
+    if syntax not in PLUGINS:
+        raise Refused(f"transfer syntax {syntax.name} is not supported")
+    found = None if syntax == uid.RLELossless else coded_size(frame_of(dataset))
+    if found not in (None, (cols, rows)):
+        raise Refused(f"declared size {cols} x {rows}, but the compressed image is {found[0]} x {found[1]}")
+
+
+def is_plain_jpeg(dataset: FileDataset) -> bool:
+    """Whether it is a JPEG of 8-bit grey values that are the ones to show, as all files of the challenge are."""
+    return (
+        dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
+        and dataset.SamplesPerPixel == 1
+        and dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2")
+        and shows_stored_values(dataset)
+    )

@@ -1,0 +1,166 @@
+"""What can be wrong in a chest phantom: opacities with their boxes, and findings that are no opacity and get no box."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anatomy import MIDLINE, SIDES, Body
+from canvas import CANVAS, Map, blur, cloud, curve, ellipse, grid, step, stroke
+
+# how hard the task is: attenuation that an opacity adds at its core (lung against heart differ by about 0.37)
+OPACITY_CONTRAST = 0.25
+OPACITY_CONTRAST_SPREAD = 0.25  # sd of its logarithm
+SUBTLE_SHARE = 0.15  # of the positive images are faint ...
+SUBTLE_CONTRAST = 0.5  # ... by this factor
+OPACITY_TEXTURE = 0.22  # how patchy, as a share of the contrast
+EFFUSION_CONTRAST, NODULE_CONTRAST, PLATE_CONTRAST, METAL, TUBE = 0.24, 0.16, 0.16, 0.5, 0.16
+VISIBLE = 0.4  # an opacity ends, for the box, where it falls below this share of its core
+REACH = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border
+
+# measured on stage_2_train_labels.csv, 9,555 boxes: mean and sd of ln width and ln height (pixels of 1024),
+# and of the centre's y, by view and number of boxes in the picture (3 stands for 3 and 4)
+BOX_STATISTICS = {
+    ("AP", 1): ((5.287, 0.302), (5.495, 0.481), (549, 124)),
+    ("AP", 2): ((5.395, 0.266), (5.845, 0.460), (530, 109)),
+    ("AP", 3): ((5.123, 0.295), (5.269, 0.420), (506, 157)),
+    ("PA", 1): ((5.270, 0.318), (5.281, 0.463), (526, 113)),
+    ("PA", 2): ((5.331, 0.311), (5.476, 0.481), (525, 110)),
+    ("PA", 3): ((5.123, 0.295), (5.269, 0.420), (506, 157)),
+}
+WIDTH_HEIGHT_CORRELATION = 0.61
+PAIR_CORRELATION = 0.7  # of size and height between a picture's boxes (measured: 0.62 to 0.76)
+CENTRE_X = {-1: (321, 61), 1: (713, 60)}  # mean and sd, person's right and left lung
+SINGLE_ON_RIGHT = 0.62  # share of single boxes in the right lung; two boxes are one per lung in 98 %
+SOURCE_SIDE = 1024  # pixels that the statistics above are in
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A planned opacity: centre and half extents, shares of the canvas, and the lung it is in."""
+
+    side: int
+    x: float
+    y: float
+    rx: float
+    ry: float
+
+
+def draw_sides(rng: np.random.Generator, count: int) -> list[int]:
+    """Which lung each of `count` opacities lies in: two go one to each side."""
+    if count == 1:
+        return [-1 if rng.random() < SINGLE_ON_RIGHT else 1]
+    extra = [-1 if rng.random() < SINGLE_ON_RIGHT else 1] if count % 2 else []
+    return [*SIDES] * (count // 2) + extra
+
+
+def plan_blobs(rng: np.random.Generator, view: str, count: int, lungs: dict[int, Map]) -> list[Blob]:
+    """Draw `count` opacities from the measured statistics, each within its lung's extent and apart from the others."""
+    shared = rng.standard_normal(3)
+    blobs: list[Blob] = []
+    for side in draw_sides(rng, count):
+        # two in one lung may have no room beside each other: every try is a little smaller
+        for scale in np.linspace(1.0, 0.3, 30):
+            blob = plan_blob(rng, BOX_STATISTICS[view, min(count, 3)], shared, side, lungs[side], scale)
+            if not any(overlap(blob, other) for other in blobs):
+                break
+        blobs.append(blob)
+    return blobs
+
+
+def plan_blob(
+    rng: np.random.Generator,
+    statistics: tuple[tuple[float, float], ...],
+    shared: NDArray[np.float64],
+    side: int,
+    lung: Map,
+    scale: float,
+) -> Blob:
+    """One opacity; `shared` (3,) is what this picture's boxes have in common: width, height, y."""
+    z = np.sqrt(PAIR_CORRELATION) * shared + np.sqrt(1 - PAIR_CORRELATION) * rng.standard_normal(3)
+    z[1] = WIDTH_HEIGHT_CORRELATION * z[0] + np.sqrt(1 - WIDTH_HEIGHT_CORRELATION**2) * z[1]
+    (w, w_sd), (h, h_sd), (y, y_sd) = statistics
+    rx, ry = scale * np.exp([w + w_sd * z[0], h + h_sd * z[1]]) / (SOURCE_SIDE * 2 * REACH)
+    x = rng.normal(*CENTRE_X[side])
+    # the lung's extent at half its mask is where a box can lie
+    left, top, width, height = cv2.boundingRect((lung > 0.5).astype(np.uint8))
+    cx, rx = fit(x / SOURCE_SIDE, rx, left / CANVAS, (left + width) / CANVAS)
+    cy, ry = fit((y + y_sd * z[2]) / SOURCE_SIDE, ry, top / CANVAS, (top + height) / CANVAS)
+    return Blob(side, cx, cy, rx, ry)
+
+
+def fit(centre: float, half: float, low: float, high: float) -> tuple[float, float]:
+    """Centre and half extent of an interval after it was moved, and if need be shortened, into [low, high]."""
+    half = min(half, (high - low) / 2)
+    return float(np.clip(centre, low + half, high - half)), half
+
+
+def overlap(a: Blob, b: Blob) -> bool:
+    return abs(a.x - b.x) < a.rx + b.rx and abs(a.y - b.y) < a.ry + b.ry
+
+
+def opacity_shape(rng: np.random.Generator, blob: Blob, lung: Map) -> Map:
+    """How much of the core's density an opacity has at each place, in [0, 1]: ragged, soft, inside the lung."""
+    x, y = grid()
+    power = rng.uniform(1.9, 3.0)  # between an ellipse and a lobe's rounded rectangle
+    radius = ((np.abs(x - blob.x) / blob.rx) ** power + (np.abs(y - blob.y) / blob.ry) ** power) ** (1 / power)
+    ragged = radius + 0.13 * cloud(rng, 12)
+    return (np.clip((1.25 - ragged) / 0.5, 0, 1) * lung).astype(np.float32)
+
+
+def opacity_density(rng: np.random.Generator, shape: Map, contrast: float) -> Map:
+    """Attenuation that an opacity adds: patchy, with a few darker bronchi."""
+    texture = 1 + OPACITY_TEXTURE * (cloud(rng, 9) + 0.5 * cloud(rng, 28))
+    return (contrast * shape * np.clip(texture, 0.3, 1.7)).astype(np.float32)
+
+
+def draw_effusion(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+    """Fluid at the lung's base whose upper border climbs towards the chest wall."""
+    x, y = grid()
+    u = np.clip(side * (x - MIDLINE) / body.lung_width, 0, 1.1)
+    level = base - rng.uniform(-0.03, 0.06) - rng.uniform(0.1, 0.2) * u**3
+    return EFFUSION_CONTRAST * step(y - level, 0.012)
+
+
+def draw_nodule(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+    """A round spot of 1 to 2.5 cm."""
+    radius = rng.uniform(0.012, 0.028)
+    x = MIDLINE + side * body.lung_width * rng.uniform(0.4, 0.85)
+    return NODULE_CONTRAST * ellipse(x, rng.uniform(body.apex + 0.1, base - 0.05), radius, radius, 0, 1.5)
+
+
+def draw_plate(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+    """Plate atelectasis: a near-horizontal streak low in the lung."""
+    layer = np.zeros((CANVAS, CANVAS), np.float32)
+    medial, lateral = np.sort(rng.uniform(0.25, 0.95, 2))
+    x = MIDLINE + side * body.lung_width * np.linspace(medial - 0.1, lateral + 0.05, 12)
+    slope, bend = rng.normal(0, 0.15), rng.normal(0, 0.01)
+    y = base - rng.uniform(0.03, 0.14) + slope * (x - x.mean()) + bend * np.sin(np.linspace(0, np.pi, 12))
+    stroke(layer, np.stack([x, y], axis=1), rng.uniform(0.008, 0.016), PLATE_CONTRAST)
+    return blur(layer, 1.2)
+
+
+def draw_pacemaker(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+    """A generator under the clavicle and its lead into the heart."""
+    x, y = MIDLINE + side * 0.29 + rng.normal(0, 0.01), body.apex + 0.12
+    layer = METAL * ellipse(x, y, 0.045, 0.035, side * 20, 0.8)
+    path = np.array([(x, y), (MIDLINE + side * 0.15, y - 0.06), (MIDLINE, y + 0.05), (MIDLINE + 0.02, base - 0.05)])
+    line = np.zeros_like(layer)
+    stroke(line, curve(path), 0.005, 0.7 * METAL)
+    return np.maximum(layer, blur(line, 0.5))
+
+
+def draw_tubes(rng: np.random.Generator, body: Body, base: float) -> Map:
+    """Lines of a bedside picture: breathing tube, central line, electrodes' wires."""
+    layer = np.zeros((CANVAS, CANVAS), np.float32)
+    side = int(rng.choice(SIDES))
+    windpipe = [(MIDLINE, -0.1), (MIDLINE + 0.004, body.apex + rng.uniform(0.05, 0.15))]
+    line = [(MIDLINE + side * 0.16, -0.1), (MIDLINE + side * 0.1, 0.13), (MIDLINE - 0.05, 0.26), (MIDLINE - 0.055, 0.4)]
+    wire = [(MIDLINE + side * rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.9)) for _ in range(4)]
+    for path, width in ((windpipe, 0.012), (line, 0.005), (wire, 0.004)):
+        if rng.random() < 0.65:
+            stroke(layer, curve(np.array(path)), width, TUBE)
+    for _ in range(rng.integers(0, 4)):
+        layer += TUBE * ellipse(MIDLINE + rng.uniform(-0.35, 0.35), rng.uniform(0.15, 0.9), 0.012, 0.012, 0, 0.6)
+    return blur(layer, 0.6)

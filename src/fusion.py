@@ -1,0 +1,70 @@
+"""Many prediction tables of the same images -> one, by consensus."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from boxes import box_iou, xywh_to_xyxy, xyxy_to_xywh
+from competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
+from files import UserError
+
+Floats = NDArray[np.float64]
+
+
+def fuse_tables(members: Sequence[pd.DataFrame], iou_above: float, max_boxes: int) -> pd.DataFrame:
+    """Fuse the predictions of equal members (views, folds or runs) on the same images.
+
+    members: tables patientId, confidence, x, y, width, height in original pixels. Returns such a table with at
+    most max_boxes rows per image, in the order of the first member. Raises UserError if images differ.
+    """
+    ids = members[0]["patientId"].drop_duplicates().tolist()
+    for table in members[1:]:
+        unlike = set(ids) ^ set(table["patientId"])
+        if unlike:
+            raise UserError(f"{len(unlike)} images are in one table and not in another, such as {min(unlike)}")
+    stacked = pd.concat([table.assign(member=k) for k, table in enumerate(members)]).dropna(subset=["confidence"])
+    rows = []
+    for name, boxes in stacked.groupby("patientId", sort=False):
+        fused, confidence = fuse_boxes(
+            xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)),
+            boxes["confidence"].to_numpy(dtype=float),
+            boxes["member"].to_numpy(),
+            len(members),
+            iou_above,
+        )
+        best = np.argsort(-confidence, kind="stable")[:max_boxes]
+        rows += [(name, confidence[k], *xyxy_to_xywh(fused[k])) for k in best]
+    return with_empty_rows(pd.DataFrame(rows, columns=PREDICTION_COLUMNS), ids)
+
+
+def fuse_boxes(
+    boxes_xyxy: Floats, confidence: Floats, member: NDArray[np.int64], n_members: int, iou_above: float
+) -> tuple[Floats, Floats]:
+    """Boxes (n, 4) of one image -> one box and confidence per place that members point at: (g, 4), (g,).
+
+    Weighted boxes fusion (Solovyev et al. 2019, arXiv:1910.13302): by falling confidence, each box joins the
+    group whose fused box it overlaps most, if by more than iou_above, else it starts a group; a group's box is
+    the confidence-weighted mean of its boxes. A group's confidence is the sum of what its members give it (each
+    at most once, with its best box) over ALL members: who looks elsewhere, or sees nothing, lowers it. Boxes
+    are never averaged across groups: the mean of a left and a right lung is the spine.
+    """
+    groups: list[list[int]] = []
+    fused = np.empty((0, 4))
+    for k in np.argsort(-confidence, kind="stable"):
+        overlap = box_iou(fused, boxes_xyxy[k])
+        if len(groups) and overlap.max() > iou_above:
+            group = int(overlap.argmax())
+            groups[group].append(k)
+            fused[group] = weighted_mean(boxes_xyxy[groups[group]], confidence[groups[group]])
+        else:
+            groups.append([k])
+            fused = np.vstack([fused, boxes_xyxy[k]])
+    total = [sum(confidence[group][member[group] == m].max() for m in np.unique(member[group])) for group in groups]
+    return fused, np.array(total, dtype=float) / n_members
+
+
+def weighted_mean(boxes_xyxy: Floats, confidence: Floats) -> Floats:
+    """(n, 4), (n,) -> (4,); the plain mean where all confidences are 0."""
+    return np.average(boxes_xyxy, axis=0, weights=confidence if confidence.sum() > 0 else None)

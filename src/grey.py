@@ -1,0 +1,80 @@
+"""Stored pixel values -> 8-bit grey, as DICOM's modality and VOI transforms ask for."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+
+Grey = NDArray[np.uint8]
+
+
+def to_grey(values: NDArray, photometric: str, dataset: Dataset) -> Grey:
+    """Decoded values (height, width) or (height, width, 3) -> uint8 (height, width).
+
+    `photometric` is that of the values, which a decoder may have changed from the header's (YBR -> RGB).
+    MONOCHROME1 is not inverted here. Raises what pydicom raises on tables that make no sense.
+    """
+    if photometric == "PALETTE COLOR":
+        colour = apply_color_lut(values, dataset)
+        return rgb_to_grey(colour, np.iinfo(colour.dtype).max)
+    if values.ndim == 3:
+        return rgb_to_grey(values, 2 ** int(dataset.BitsStored) - 1)
+    if shows_stored_values(dataset):
+        return values.astype(np.uint8)
+    return monochrome_to_grey(values, dataset)
+
+
+def rgb_to_grey(colour: NDArray, white: int) -> Grey:
+    """Unsigned (height, width, 3) with 0..white -> luma, uint8 (height, width)."""
+    return stretch(cv2.cvtColor(colour[..., :3].astype(np.float32), cv2.COLOR_RGB2GRAY), 0, white)
+
+
+def monochrome_to_grey(values: NDArray, dataset: Dataset) -> Grey:
+    """Modality transform, then VOI transform, then 0..255.
+
+    Without a VOI transform the standard leaves the display open. The image's own minimum and maximum become
+    0 and 255 then, as viewers do: 12 bits in 16, or signed values around an offset, would be nearly black
+    or one flat grey if the whole range that the type can hold were shown.
+    """
+    values = apply_modality_lut(values, dataset) if has_modality(dataset) else values
+    if dataset.get("VOILUTSequence"):
+        item = dataset.VOILUTSequence[0]
+        entries, first, bits = item.LUTDescriptor
+        # pydicom 3.0.2 indexes the table with integers as wide as its output, which wrap for tables of 8-bit
+        # output with more than 256 entries; said to have 16 bits, the same table is looked up rightly
+        item.LUTDescriptor = [entries, first, 16]
+        return stretch(apply_voi_lut(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1)
+    if has_voi(dataset):
+        # what lies far below and far above the window gives the values of black and white, whichever
+        # function (linear, linear exact, sigmoid) and rescaling pydicom applies
+        with np.errstate(over="ignore"):
+            low, high = apply_voi_lut(np.array([-1e30, 1e30]), dataset)
+            return stretch(apply_voi_lut(values, dataset), low, high)
+    return stretch(values, values.min(), values.max())
+
+
+def stretch(values: NDArray, low: float, high: float) -> Grey:
+    """Map low..high to 0..255, rounded to the nearest; all zero if there is no such range."""
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    scaled = (values.astype(np.float64) - low) * (255 / (float(high) - float(low)))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def shows_stored_values(dataset: Dataset) -> bool:
+    """Whether an image is 8-bit unsigned with neither transform, so that its values are the ones to show."""
+    plain = dataset.BitsStored == 8 and dataset.PixelRepresentation == 0
+    return plain and not has_modality(dataset) and not has_voi(dataset)
+
+
+def has_modality(dataset: Dataset) -> bool:
+    """Whether there is a modality table, or a rescaling other than the identity."""
+    rescaling = (dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0))
+    return bool(dataset.get("ModalityLUTSequence")) or rescaling != (1, 0)
+
+
+def has_voi(dataset: Dataset) -> bool:
+    """Whether there is a VOI table or a window."""
+    window = (dataset.get("WindowCenter"), dataset.get("WindowWidth"))
+    return bool(dataset.get("VOILUTSequence")) or None not in window

@@ -1,0 +1,170 @@
+"""Chest phantoms: pictures that look like frontal chest radiographs, and the boxes of the opacities in them.
+
+`lay_out` decides where everything is (cheap, and gives the boxes); `render` makes the picture.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+import anatomy
+import findings
+from anatomy import SIDES, Body
+from canvas import CANVAS, Map, blur, cloud, step
+
+SIDE = 1024  # pixels of the finished picture, as Kaggle's are
+
+# what tells an AP (lying, bedside) from a PA picture (standing); the numbers are shares of the canvas or attenuation
+INSPIRATION = {"AP": -0.055, "PA": 0.0}  # the diaphragm's height against full inspiration
+HEART_SIZE = {"AP": 1.17, "PA": 1.0}  # the heart is farther from the detector and looks larger
+NOISE = {"AP": 5.0, "PA": 3.5}  # sd of the grain, grey values of 255
+CONTRAST = {"AP": 0.86, "PA": 1.0}
+FILM = 4.2  # steepness of the grey curve
+CONTRAST_SPREAD, BRIGHTNESS_SPREAD = 0.10, 0.05
+TUBE_CHANCE = {"AP": 0.55, "PA": 0.03}
+TILT, SHIFT, ZOOM = 2.5, 0.018, 0.03  # sd of a picture's rotation (degrees), displacement and scale
+
+# findings without a box: chance in a picture of the class "No Lung Opacity / Not Normal", and beside an opacity
+DISTRACTORS = {"large heart": 0.35, "effusion": 0.35, "nodule": 0.25, "plate": 0.3, "pacemaker": 0.12}
+BESIDE_OPACITY = 0.5  # factor on these chances in a picture with an opacity
+LARGE_HEART = 1.25
+BOX_JITTER = 4.0  # sd of where a radiologist draws a box's border, pixels
+SMALLEST_BOX = 40.0  # pixels, as in the real labels
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to be made: what is known of the person, and what is to be seen."""
+
+    sex: str  # F or M
+    view: str  # AP or PA
+    abnormal: bool  # anything that is not normal, opacities included
+    n_boxes: int
+    body_seed: tuple[int, int]  # the same for all pictures of a person
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where everything is in one picture; maps are (CANVAS, CANVAS)."""
+
+    case: Case
+    body: Body
+    base: float  # y of the diaphragm, share of the canvas
+    lungs: dict[int, Map]
+    opacity: Map  # attenuation that the opacities add
+    boxes: NDArray[np.float64]  # (n_boxes, 4) xywh, pixels of the finished picture
+    pose: NDArray[np.float64]  # (2, 3), canvas pixels -> pixels of the finished picture
+    distractors: frozenset[str]
+
+
+def lay_out(case: Case, rng: np.random.Generator) -> Scene:
+    """Draw the geometry, the findings and the boxes of one picture."""
+    body = anatomy.draw_body(np.random.default_rng(case.body_seed), case.sex)
+    base = body.base + INSPIRATION[case.view] + rng.normal(0, 0.015)
+    lungs = {side: anatomy.lung_mask(body, side, base) for side in SIDES}
+    pose = draw_pose(rng)
+    distractors = draw_distractors(rng, case)
+    opacity = np.zeros((CANVAS, CANVAS), np.float32)
+    boxes = []
+    contrast = draw_contrast(rng)
+    for blob in findings.plan_blobs(rng, case.view, case.n_boxes, lungs):
+        shape = findings.opacity_shape(rng, blob, lungs[blob.side])
+        boxes.append(visible_box(shape, pose, rng))
+        opacity = np.maximum(opacity, findings.opacity_density(rng, shape, contrast))
+    return Scene(case, body, base, lungs, opacity, np.array(boxes).reshape(-1, 4), pose, distractors)
+
+
+def draw_contrast(rng: np.random.Generator) -> float:
+    """Attenuation of a picture's opacities."""
+    faint = findings.SUBTLE_CONTRAST if rng.random() < findings.SUBTLE_SHARE else 1.0
+    return float(faint * findings.OPACITY_CONTRAST * np.exp(findings.OPACITY_CONTRAST_SPREAD * rng.standard_normal()))
+
+
+def draw_distractors(rng: np.random.Generator, case: Case) -> frozenset[str]:
+    """Names of the findings without a box; at least one where a picture is abnormal and has no opacity."""
+    chances = rng.random(len(DISTRACTORS)) / (BESIDE_OPACITY if case.n_boxes else 1.0)
+    chosen = [name for name, draw in zip(DISTRACTORS, chances, strict=True) if draw < DISTRACTORS[name]]
+    if not chosen and not case.n_boxes:
+        chosen = [str(rng.choice(list(DISTRACTORS)))]
+    tubes = ["tubes"] if rng.random() < TUBE_CHANCE[case.view] else []
+    return frozenset(chosen + tubes) if case.abnormal else frozenset()
+
+
+def draw_pose(rng: np.random.Generator) -> NDArray[np.float64]:
+    """A slight rotation, zoom and displacement, with the enlargement to the finished size: (2, 3)."""
+    zoom = SIDE / CANVAS * float(np.exp(rng.normal(0, ZOOM)))
+    matrix = cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), rng.normal(0, TILT), zoom)
+    matrix[:, 2] += (SIDE - CANVAS) / 2 + SIDE * rng.normal(0, SHIFT, 2)
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def warp(layer: Map, pose: NDArray[np.float64]) -> Map:
+    """A canvas map in the finished picture's pixels, (SIDE, SIDE)."""
+    return np.asarray(
+        cv2.warpAffine(layer, pose, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    )
+
+
+def visible_box(shape: Map, pose: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """The box (4,) xywh that a radiologist would draw round an opacity: tight, whole pixels, inside the picture."""
+    left, top, width, height = cv2.boundingRect((warp(shape, pose) > findings.VISIBLE).astype(np.uint8))
+    borders = np.array([left, top, left + width, top + height]) + rng.normal(0, BOX_JITTER, 4)
+    borders = np.clip(np.round(borders), 0, SIDE)
+    size = np.maximum(borders[2:] - borders[:2], SMALLEST_BOX)
+    return np.concatenate([np.minimum(borders[:2], SIDE - size), size])
+
+
+def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The picture of a scene, (SIDE, SIDE) uint8, MONOCHROME2: dense is bright."""
+    view = scene.case.view
+    contrast = CONTRAST[view] * np.exp(rng.normal(0, CONTRAST_SPREAD))
+    brightness = 0.5 + rng.normal(0, BRIGHTNESS_SPREAD)
+    # a film's S-curve: contrast in the middle, never quite black or white
+    film = 255 * step(draw_density(scene, rng) - brightness, 1 / (FILM * contrast))
+    grain = rng.standard_normal((SIDE, SIDE), np.float32)
+    grey = warp(film, scene.pose) + NOISE[view] * (0.5 * grain + blur(grain, 0.8))
+    picture = np.clip(grey, 0, 255).astype(np.uint8)
+    mark_side(picture, rng)
+    return picture
+
+
+def draw_density(scene: Scene, rng: np.random.Generator) -> Map:
+    """Attenuation of the whole chest with its findings, on the canvas."""
+    body, base, bedside = scene.body, scene.base, scene.case.view == "AP"
+    both = np.maximum(scene.lungs[-1], scene.lungs[1])
+    enlarged = HEART_SIZE[scene.case.view] * (LARGE_HEART if "large heart" in scene.distractors else 1.0)
+    trunk = anatomy.draw_trunk(body, base)
+    density: Map = trunk - anatomy.lung_air(both) * (1 + 0.06 * cloud(rng, 5))
+    density += anatomy.draw_heart(body, base, enlarged)
+    density += anatomy.draw_spine(body) + (1 - both) * anatomy.draw_stomach_gas(body, base)
+    thorax = blur(both, 8)
+    for side in SIDES:
+        density += thorax * anatomy.draw_ribs(body, base, side) + anatomy.draw_breast(body, side)
+        density += np.minimum(1, trunk / anatomy.SOFT_TISSUE) * anatomy.draw_shoulders(body, side, bedside)
+        # air-filled lung makes vessels visible; in a consolidation they drown
+        drowned = np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
+        density += scene.lungs[side] * (1 - drowned) * anatomy.draw_vessels(rng, body, side, base)
+    return np.asarray(density + scene.opacity + draw_findings(scene, rng, both), dtype=np.float32)
+
+
+def draw_findings(scene: Scene, rng: np.random.Generator, both: Map) -> Map:
+    """Attenuation of the findings without a box."""
+    layer = np.zeros((CANVAS, CANVAS), np.float32)
+    makers = {"effusion": findings.draw_effusion, "nodule": findings.draw_nodule, "plate": findings.draw_plate}
+    for name in sorted(scene.distractors & makers.keys()):
+        side = int(rng.choice(SIDES))
+        layer += scene.lungs[side] * makers[name](rng, scene.body, side, scene.base)
+    if "pacemaker" in scene.distractors:
+        layer += findings.draw_pacemaker(rng, scene.body, 1, scene.base)
+    if "tubes" in scene.distractors:
+        layer += findings.draw_tubes(rng, scene.body, scene.base)
+    return layer
+
+
+def mark_side(picture: NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """The lead letter that many pictures bear at the person's left shoulder."""
+    if rng.random() < 0.6:
+        place = (int(rng.uniform(0.84, 0.92) * SIDE), int(rng.uniform(0.06, 0.12) * SIDE))
+        cv2.putText(picture, "L", place, cv2.FONT_HERSHEY_SIMPLEX, 2.0, 235, 5, cv2.LINE_AA)

@@ -1,0 +1,81 @@
+"""Predict each fold's validation images and the test images, with test-time views fused.
+
+    python src/predict.py fold=0..4 [tta=plain,hflip] [tta_scales=1.0] [checkpoint=best]
+
+Writes working/<name>/fold<k>/{valid,test}.csv, and valid_plain.csv: what the plain view alone says.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from checkpoint import load_checkpoint, training_facts
+from competition import BOX_COLUMNS, FOLD_COLUMNS, read_sample, with_empty_rows
+from config import Config, load_config
+from dataset import ImageDataset, make_loader, make_samples
+from files import fingerprint, is_complete, mark_complete, read_table, write_table
+from fusion import fuse_tables
+from images import read_index
+from inference import parse_views, pick_device, predict_views, prediction_table
+from model import build_model
+from parallel import count_workers
+
+
+def main(cfg: Config) -> None:
+    for fold in cfg.fold_list:
+        outputs = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
+        facts = prediction_facts(cfg, fold)
+        stamp = cfg.fold_dir(fold) / "predict.json"
+        if is_complete(stamp, facts, outputs):
+            print(f"fold {fold}: predictions complete -> {outputs[0]}")
+            continue
+        predict_fold(cfg, fold)
+        mark_complete(stamp, facts)
+        print(f"fold {fold}: predicted -> {', '.join(path.name for path in outputs)} in {cfg.fold_dir(fold)}")
+
+
+def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
+    """What a fold's predictions depend on."""
+    files = {
+        "checkpoint": cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt",
+        "folds.csv": cfg.folds_csv,
+        "index.csv": cfg.cache_dir / "index.csv",
+    }
+    return cfg.of_stage("predict") | {name: fingerprint(path) for name, path in files.items()}
+
+
+def predict_fold(cfg: Config, fold: int) -> None:
+    """Write valid.csv, valid_plain.csv and test.csv of one fold."""
+    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", training_facts(cfg))
+    model = build_model(cfg, weights="none")
+    model.load_state_dict(checkpoint["model"])
+    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker="python src/make_folds.py")
+    valid_ids = folds.loc[folds["fold"] == fold, "patientId"].tolist()
+    for name, ids, split in (("valid", valid_ids, "train"), ("test", read_sample(Path(cfg.input)), "test")):
+        tables = predict_images(cfg, model, ids, split, f"fold {fold} {name}")
+        if name == "valid":
+            write_table(tables[0], cfg.fold_dir(fold) / "valid_plain.csv")
+        write_table(fuse_tables(tables, cfg.fusion_iou, cfg.max_boxes), cfg.fold_dir(fold) / f"{name}.csv")
+
+
+def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> list[pd.DataFrame]:
+    """One prediction table per view, the plain view first; refused images keep an empty row and are said."""
+    index = read_index(cfg.cache_dir)
+    index = index[index["split"] == split]
+    refused = index.loc[index["status"] != "ok", "patientId"]
+    blind = [name for name in ids if name in set(refused)]
+    if blind:
+        print(f"{title}: {len(blind)} images could not be decoded and get no box, such as {blind[0]}")
+    seen = pd.Series([name for name in ids if name not in set(blind)], dtype=str)
+    no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
+    samples = make_samples(seen, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
+    device = pick_device(cfg.device)
+    workers = count_workers(cfg.workers) if device.type != "cpu" else 0
+    loader = make_loader(ImageDataset(samples), 2 * cfg.batch_size, workers, device)
+    views = predict_views(model.to(device), loader, parse_views(cfg.tta, cfg.tta_scales), device, title)
+    return [with_empty_rows(prediction_table(samples, *view, cfg.size), ids) for view in views]
+
+
+if __name__ == "__main__":
+    main(load_config())

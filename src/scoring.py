@@ -1,0 +1,94 @@
+"""What a set of predictions is worth: the metric, its uncertainty, and plain baselines on the same images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from boxes import box_iou, xywh_to_xyxy
+from competition import BOX_COLUMNS, PREDICTION_COLUMNS, largest_box
+from metric import best_threshold, bootstrap_interval, image_scores, keep_confident, mean_average_precision
+from metric import threshold_sweep as sweep
+
+
+def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
+    """Area under the ROC curve of each image's highest confidence for "has an opacity"; NaN if all are alike."""
+    top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
+    positive = top.index.isin(truth["patientId"])
+    return float(roc_auc_score(positive, top)) if 0 < positive.sum() < len(positive) else float("nan")
+
+
+def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
+    """Mean IoU of each positive's most confident box with its largest truth box; 0 for one without a box."""
+    top = predictions.sort_values("confidence", ascending=False, kind="stable").drop_duplicates("patientId")
+    pairs = largest_box(truth).merge(top, on="patientId", how="left", suffixes=("", "_predicted"))
+    predicted = pairs[[f"{column}_predicted" for column in BOX_COLUMNS]].fillna(0.0).to_numpy(dtype=float)
+    iou = box_iou(xywh_to_xyxy(predicted), xywh_to_xyxy(pairs[BOX_COLUMNS].to_numpy(dtype=float)))
+    return float(iou.mean()) if len(iou) else float("nan")
+
+
+def best_score(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
+    """The mAP at the threshold that suits these very images best: for comparing, not for reporting."""
+    return float(sweep(truth, predictions)["score"].max())
+
+
+def of_images(table: pd.DataFrame, ids: Any) -> pd.DataFrame:
+    """The rows of these patientIds."""
+    return table[table["patientId"].isin(ids)]
+
+
+def cross_fitted_scores(predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series) -> tuple[pd.Series, dict]:
+    """Image scores with the threshold of each fold chosen on the other folds, and those thresholds by fold.
+
+    fold_of: index patientId -> fold. The mean of the scores is what the choice of a threshold is honestly worth.
+    """
+    parts, thresholds = [], {}
+    for fold, ids in fold_of.groupby(fold_of).groups.items():
+        others = fold_of.index.difference(ids)
+        thresholds[int(fold)] = best_threshold(sweep(of_images(truth, others), of_images(predictions, others)))
+        kept = keep_confident(of_images(predictions, ids), thresholds[int(fold)])
+        parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
+    return pd.concat(parts), thresholds
+
+
+def median_boxes(truth: pd.DataFrame, ids: Sequence[str], groups: Sequence[Any] | None = None) -> pd.DataFrame:
+    """A prediction for each of `ids`: the median of the largest boxes in `truth`, with confidence 1.
+
+    groups: fold of each id; then the median is taken over the images of the other folds.
+    """
+    largest = largest_box(truth).set_index("patientId")[BOX_COLUMNS]
+    table = pd.DataFrame({"patientId": list(ids), "confidence": 1.0, "group": 0 if groups is None else list(groups)})
+    for group, rows in table.groupby("group").groups.items():
+        own = [] if groups is None else table.loc[rows, "patientId"]
+        others = largest[~largest.index.isin(own)]
+        table.loc[rows, BOX_COLUMNS] = np.tile(others.median().to_numpy(dtype=float), (len(rows), 1))
+    return table[PREDICTION_COLUMNS]
+
+
+def baselines(boxes: pd.DataFrame, kept: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
+    """mAP of what needs no model; `boxes` is one median box per image, `kept` the model's thresholded boxes."""
+    return {
+        "no boxes": mean_average_precision(truth, boxes.iloc[:0]),
+        "median box on every image": mean_average_precision(truth, boxes),
+        "median box where the model puts one": mean_average_precision(truth, of_images(boxes, kept["patientId"])),
+    }
+
+
+def describe(
+    kept: pd.DataFrame, truth: pd.DataFrame, ids: Sequence[str], group: pd.Series, n: int, seed: int
+) -> dict[str, Any]:
+    """mAP with its 95 % interval, mAP per IoU threshold, and counts, of thresholded predictions of `ids`."""
+    scores = image_scores(truth, kept)
+    if scores.empty:
+        return {"images": len(ids), "mAP": float("nan"), "interval": None, "per_iou": {}, "with_box": 0.0}
+    return {
+        "images": len(ids),
+        "positives": int(truth["patientId"].nunique()),
+        "with_box": kept["patientId"].nunique() / len(ids),
+        "mAP": float(scores.to_numpy().mean()),
+        "interval": bootstrap_interval(scores.mean(axis=1), group, n, seed),
+        "per_iou": {f"{threshold:.2f}": float(value) for threshold, value in scores.mean().items()},
+        "IoU": iou_on_positives(kept, truth),
+    }

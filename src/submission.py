@@ -1,0 +1,86 @@
+"""Kaggle's format: one row per image, the boxes in a string of `confidence x y width height`, repeated."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
+from files import UserError, read_table
+
+SUBMISSION_COLUMNS = ["patientId", "PredictionString"]
+SMALLEST_CONFIDENCE = 0.0001  # what four decimals can hold; Kaggle wants a confidence above 0
+
+
+def format_submission(predictions: pd.DataFrame, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
+    """Thresholded predictions -> patientId, PredictionString in the order of `ids`.
+
+    shapes: index patientId, columns rows, cols of the original images. Boxes are cut at the image's border and
+    are at least 1 px wide and high. Raises UserError for a box of an image that is not in `ids`.
+    """
+    unknown = set(predictions["patientId"]) - set(ids)
+    if unknown:
+        raise UserError(f"{len(unknown)} predicted images are not in the sample submission, such as {min(unknown)}")
+    inside = keep_inside(predictions, shapes)
+    confidence = inside["confidence"].clip(SMALLEST_CONFIDENCE, 1).map("{:.4f}".format)
+    numbers = [inside[column].map("{:.1f}".format) for column in BOX_COLUMNS]
+    words = confidence.str.cat(numbers, sep=" ") if len(inside) else confidence
+    strings = words.groupby(inside["patientId"], sort=False).agg(" ".join)
+    return pd.DataFrame({"patientId": ids, "PredictionString": [strings.get(name, "") for name in ids]})
+
+
+def keep_inside(predictions: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
+    """The same boxes, on tenths of a pixel, cut at the image's border and at least 1 px wide and high."""
+    size = shapes.reindex(predictions["patientId"])[["cols", "rows"]].to_numpy(dtype=float)
+    xywh = predictions[BOX_COLUMNS].to_numpy(dtype=float)
+    low = np.round(np.clip(xywh[:, :2], 0, np.maximum(size - 1, 0)), 1)
+    high = np.round(np.clip(xywh[:, :2] + xywh[:, 2:], low + 1, size), 1)
+    return predictions.assign(**dict(zip(BOX_COLUMNS, np.hstack([low, high - low]).T, strict=True)))
+
+
+def parse_submission(path: Path) -> pd.DataFrame:
+    """Read a submission file as a prediction table; an image without boxes is one row of empty fields.
+
+    Raises UserError that names the line: fields that are not five to a box, not numbers, a confidence outside
+    (0, 1], an empty box, a patientId that is empty or there twice.
+    """
+    table = read_table(path, SUBMISSION_COLUMNS)
+    ids = table["patientId"]
+    if ids.isna().any() or ids.duplicated().any():
+        line = int(np.flatnonzero(ids.isna() | ids.duplicated())[0]) + 2
+        raise UserError(f"{path}, line {line}: patientId is empty or was there before; each image has one row")
+    rows = []
+    for line, (name, text) in enumerate(zip(ids, table["PredictionString"].fillna("").astype(str), strict=True), 2):
+        words = text.split()
+        try:
+            numbers = np.array([float(word) for word in words]).reshape(-1, 5)
+        except ValueError:
+            raise UserError(f"{path}, line {line} ({name}): not 'confidence x y width height', repeated") from None
+        wrong = ~((numbers[:, 0] > 0) & (numbers[:, 0] <= 1) & (numbers[:, 3:] > 0).all(axis=1))
+        if wrong.any() or not np.isfinite(numbers).all():
+            raise UserError(f"{path}, line {line} ({name}): confidence not in (0, 1], or a box without area")
+        rows += [(name, *box) for box in numbers]
+    return with_empty_rows(pd.DataFrame(rows, columns=PREDICTION_COLUMNS), ids.tolist())
+
+
+def check_submission(path: Path, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
+    """Read back a submission and hold it against the sample submission and the image sizes.
+
+    Returns its prediction table. Raises UserError for what Kaggle would reject, or accept and score as nonsense.
+    """
+    table = parse_submission(path)
+    found = table["patientId"].drop_duplicates().tolist()
+    if found != ids:
+        missing, extra = set(ids) - set(found), set(found) - set(ids)
+        raise UserError(
+            f"{path}: not the images of the sample submission in its order ({len(missing)} missing, {len(extra)} extra)"
+        )
+    boxes = table.dropna(subset=["confidence"])
+    size = shapes.reindex(boxes["patientId"])[["cols", "rows"]].to_numpy(dtype=float)
+    xywh = boxes[BOX_COLUMNS].to_numpy(dtype=float)
+    outside = (xywh[:, :2] < 0).any(axis=1) | (xywh[:, :2] + xywh[:, 2:] > size + 0.05).any(axis=1)
+    if outside.any() or (xywh[:, 2:] < 1).any():
+        raise UserError(
+            f"{path}: a box leaves its image or is under 1 px, such as that of {boxes['patientId'].iloc[0]}"
+        )
+    return table
