@@ -142,7 +142,7 @@ def draw_vessels(rng: np.random.Generator, body: Body, side: int, base: float) -
     for angle in np.linspace(-1.35, 1.35, 15) + rng.normal(0, 0.1, 15):
         grow_vessel(rng, layer, hilum + rng.normal(0, 0.012, 2), angle, side, 0.011)
     hilar = ellipse(hilum[0], hilum[1], 0.03, 0.06, side * 15, 5)
-    return VESSEL * (blur(layer, 0.8) + 0.6 * hilar)
+    return np.asarray(VESSEL * (blur(layer, 0.8) + 0.6 * hilar), dtype=np.float32)
 
 
 def grow_vessel(

@@ -180,11 +180,13 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
 
 
 def start(cfg: Config, data: FoldData, device: torch.device) -> Training:
-    """A model that answers with the training set's mean box and class rates, and its optimiser."""
+    """A model that answers with the training set's mean box size and class rates, and its optimiser."""
     model = build_model(cfg)
     boxes = xyxy_to_cxcywh(data.train.boxes_xyxy[~np.isnan(data.train.boxes_xyxy[:, 0])]) / cfg.size
+    if not len(boxes):
+        raise UserError(f"{cfg.folds_csv}: no positive image to train on")
     rates = np.bincount(data.train.labels, minlength=cfg.classes) / len(data.train.labels)
-    model.start_at(torch.tensor(boxes.mean(axis=0), dtype=torch.float32), torch.tensor(rates, dtype=torch.float32))
+    model.start_at(torch.from_numpy(boxes[:, 2:].mean(axis=0)).float(), torch.from_numpy(rates).float())
     model.to(device, memory_format=torch.channels_last)
     share = 1.0 if cfg.weights == "none" else cfg.encoder_lr
     optimizer = make_optimizer(model, cfg.lr, share, cfg.weight_decay)

@@ -65,14 +65,14 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFrame:
-    """Read a CSV that must have `columns`; patientId stays text, numbers are read to the last digit.
+    """Read a CSV that must have `columns`; patientId stays text.
 
     `maker` is the command that makes the file, named when it is missing. Raises UserError.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
     try:
-        table = pd.read_csv(path, dtype={"patientId": str}, float_precision="round_trip", encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype={"patientId": str}, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
     missing = [column for column in columns if column not in table.columns]

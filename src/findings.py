@@ -17,6 +17,7 @@ SUBTLE_CONTRAST = 0.5  # ... by this factor
 OPACITY_TEXTURE = 0.22  # how patchy, as a share of the contrast
 EFFUSION_CONTRAST, NODULE_CONTRAST, PLATE_CONTRAST, METAL, TUBE = 0.24, 0.16, 0.16, 0.5, 0.16
 VISIBLE = 0.4  # an opacity ends, for the box, where it falls below this share of its core
+IN_LUNG = 0.6  # share of an opacity's box that is lung, at least; the corners of the lung's own box are outside it
 REACH = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border
 
 # measured on stage_2_train_labels.csv, 9,555 boxes: mean and sd of ln width and ln height (pixels of 1024),
@@ -61,9 +62,9 @@ def plan_blobs(rng: np.random.Generator, view: str, count: int, lungs: dict[int,
     blobs: list[Blob] = []
     for side in draw_sides(rng, count):
         # two in one lung may have no room beside each other: every try is a little smaller
-        for scale in np.linspace(1.0, 0.3, 30):
+        for scale in np.linspace(1.0, 0.3, 60):
             blob = plan_blob(rng, BOX_STATISTICS[view, min(count, 3)], shared, side, lungs[side], scale)
-            if not any(overlap(blob, other) for other in blobs):
+            if share_inside(blob, lungs[side]) > IN_LUNG and not any(overlap(blob, other) for other in blobs):
                 break
         blobs.append(blob)
     return blobs
@@ -100,11 +101,19 @@ def overlap(a: Blob, b: Blob) -> bool:
     return abs(a.x - b.x) < a.rx + b.rx and abs(a.y - b.y) < a.ry + b.ry
 
 
+def share_inside(blob: Blob, lung: Map) -> float:
+    """How much of a blob's box is lung."""
+    left, right = round((blob.x - blob.rx) * CANVAS), round((blob.x + blob.rx) * CANVAS)
+    top, bottom = round((blob.y - blob.ry) * CANVAS), round((blob.y + blob.ry) * CANVAS)
+    return float(lung[top:bottom, left:right].mean())
+
+
 def opacity_shape(rng: np.random.Generator, blob: Blob, lung: Map) -> Map:
     """How much of the core's density an opacity has at each place, in [0, 1]: ragged, soft, inside the lung."""
     x, y = grid()
     power = rng.uniform(1.9, 3.0)  # between an ellipse and a lobe's rounded rectangle
-    radius = ((np.abs(x - blob.x) / blob.rx) ** power + (np.abs(y - blob.y) / blob.ry) ** power) ** (1 / power)
+    distance = (np.abs(x - blob.x) / blob.rx) ** power + (np.abs(y - blob.y) / blob.ry) ** power
+    radius = np.asarray(cv2.pow(distance, 1 / power))
     ragged = radius + 0.13 * cloud(rng, 12)
     return (np.clip((1.25 - ragged) / 0.5, 0, 1) * lung).astype(np.float32)
 

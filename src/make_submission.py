@@ -5,21 +5,22 @@ python src/make_submission.py [name=...] [threshold=auto|0.35]
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from competition import LABELS_CSV, PREDICTION_COLUMNS, read_sample
 from config import Config, load_config
 from files import UserError, fingerprint, read_json, read_table, write_json, write_table
 from images import read_index
-from metric import keep_confident
+from metric import halfway, keep_confident
 from submission import check_submission, format_submission
 
 
 def main(cfg: Config) -> None:
     predictions = read_table(cfg.run_dir / "test.csv", PREDICTION_COLUMNS, maker=f"./run.sh name={cfg.name}")
-    threshold, reason = choose_threshold(cfg)
     ids = read_sample(Path(cfg.input))
     check_ids(cfg.run_dir / "test.csv", predictions, ids)
+    threshold, reason = choose_threshold(cfg, predictions)
     index = read_index(cfg.cache_dir)
     shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
     kept = keep_confident(predictions, threshold)
@@ -29,16 +30,32 @@ def main(cfg: Config) -> None:
     print_submission(cfg, checked, threshold, reason)
 
 
-def choose_threshold(cfg: Config) -> tuple[float, str]:
-    """The confidence threshold and where it comes from. Raises UserError if auto has nothing to go by."""
+def choose_threshold(cfg: Config, predictions: pd.DataFrame) -> tuple[float, str]:
+    """The confidence threshold for the test images and where it comes from.
+
+    auto: what gives the same share of test images a box as the best threshold gives out of fold. The number
+    itself does not carry over: a test image is seen by all folds and an out-of-fold image by one, and the more
+    members there are to disagree on the place, the lower the fused confidence. Raises UserError if auto has
+    nothing to go by.
+    """
     if cfg.threshold != "auto":
         return float(cfg.threshold), "given as threshold="
-    scores = read_json(cfg.run_dir / "scores.json", maker=f"python src/evaluate.py name={cfg.name}")
+    path = cfg.run_dir / "scores.json"
+    maker = f"python src/evaluate.py name={cfg.name}"
+    scores = read_json(path, maker)
     if scores["oof"] != fingerprint(cfg.run_dir / "oof.csv"):
-        raise UserError(
-            f"{cfg.run_dir / 'scores.json'} is of other predictions; run: python src/evaluate.py name={cfg.name}"
-        )
-    return float(scores["threshold"]), f"best out-of-fold mAP, {scores['mAP']:.4f}"
+        raise UserError(f"{path} is of other predictions; run: {maker}")
+    threshold = threshold_of_share(predictions, scores["with_box"])
+    direct = keep_confident(predictions, scores["threshold"])["patientId"].nunique()
+    share = f"{scores['with_box']:.1%} of the images get a box, as out of fold at its best, {scores['threshold']:.4f}"
+    return threshold, f"{share}, which here would give {direct / predictions['patientId'].nunique():.1%}"
+
+
+def threshold_of_share(predictions: pd.DataFrame, share: float) -> float:
+    """The confidence threshold that leaves boxes on this share of the images (rounded to a whole image)."""
+    top = predictions.groupby("patientId")["confidence"].max().fillna(0.0).sort_values(ascending=False).to_numpy()
+    n_kept = round(share * len(top))
+    return float(halfway(top[n_kept - 1] if n_kept else np.inf, top[n_kept] if n_kept < len(top) else -np.inf))
 
 
 def check_ids(path: Path, predictions: pd.DataFrame, ids: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, l1_loss
+from torch.nn.functional import cross_entropy, interpolate
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from backbone import make_encoder
@@ -10,60 +10,99 @@ from config import Config
 
 # grey level statistics of ImageNet, which pretrained encoders expect; near those of chest radiographs
 MEAN, STD = 0.449, 0.226
+REACH = 0.15  # how far from its cell a box's centre may lie, share of the image
+SPREAD = 0.15  # places this near the true centre, in units of the box, count as right too
 
 
 class SingleBoxModel(nn.Module):
-    """Encoder, then one linear layer on the flattened map: 4 box numbers and the classes, opacity last."""
+    """Encoder, a feature pyramid down to stride 8, and at each of its places: 4 box numbers and "is it here?".
+
+    The image's box is that of the most likely place. A box regressed from the whole image at once drifts to the
+    middle between the lungs where the image leaves open which side is meant; a choice between places cannot.
+    The size of the map follows from the encoder and the input.
+    """
 
     def __init__(
-        self, encoder: str, weights: str, size: int, n_classes: int, dropout: float, box_weight: float, width: int = 64
+        self, encoder: str, weights: str, n_classes: int, dropout: float, box_weight: float, width: int = 128
     ) -> None:
-        """size: side of the input in pixels; width: channels of the map that is flattened."""
+        """width: channels of the pyramid."""
         super().__init__()
         self.encoder = make_encoder(encoder, weights)
         self.box_weight = box_weight
-        with torch.no_grad():
-            channels, *grid = self.encoder.eval()(torch.zeros(1, 1, size, size))[-1].shape[1:]
-        self.reduce = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Dropout(dropout), nn.Linear(width * grid[0] * grid[1], 4 + n_classes)
+        channels = self.encoder.out_channels
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
+        self.mix = nn.Sequential(
+            nn.Conv2d(width + 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
-        self.train()
+        self.place = nn.Conv2d(width, 1, 1)
+        self.box = nn.Conv2d(width, 4, 1)
+        self.classes = nn.Linear(channels[-1] + width, n_classes)
+        self.dropout = nn.Dropout(dropout)
 
-    def start_at(self, mean_box_cxcywh: Tensor, class_rates: Tensor) -> None:
-        """Begin with the mean box (4,) in [0, 1] and the class rates as the answer to every image.
+    def start_at(self, mean_size: Tensor, class_rates: Tensor) -> None:
+        """Begin with the mean box size (2,) in [0, 1] and the class rates as the answer to every image.
 
-        Otherwise the first epochs go into moving the output there, and the box stays in the picture's middle.
+        Otherwise the first epochs go into moving the outputs there.
         """
-        last = self.head[-1]
-        assert isinstance(last, nn.Linear)
+        assert self.box.bias is not None
         with torch.no_grad():
-            last.weight.mul_(0.1)
-            last.bias.copy_(torch.cat([torch.logit(mean_box_cxcywh, eps=1e-3), class_rates.clamp(min=1e-3).log()]))
+            self.box.weight.mul_(0.1)
+            self.box.bias.copy_(torch.cat([torch.zeros(2), mean_size.log()]))
+            self.classes.weight.mul_(0.1)
+            self.classes.bias.copy_(class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images (B, 1, S, S) uint8 -> box (B, 4) cxcywh in [0, 1], logits (B, classes)."""
-        pixels = (images.float() / 255 - MEAN) / STD
-        output = self.head(self.reduce(self.encoder(pixels)[-1])).float()
-        return {"box": output[:, :4].sigmoid(), "logits": output[:, 4:]}
+        """images (B, 1, S, S) uint8 -> logits (B, classes), place (B, P) logits of the places, boxes (B, P, 4)
+        cxcywh in [0, 1] at each place, centres (P, 2) of the places in [0, 1]."""
+        features = self.encoder((images.float() / 255 - MEAN) / STD)[-3:]
+        pyramid = self.lateral[2](features[2])
+        for level in (1, 0):
+            below = self.lateral[level](features[level])
+            pyramid = interpolate(pyramid, size=below.shape[-2:], mode="nearest") + below
+        grid = place_centres(*pyramid.shape[-2:], pyramid)
+        # lungs stand where they stand: the convolutions may know where they look
+        position = (2 * grid - 1).permute(2, 0, 1).expand(len(pyramid), -1, -1, -1)
+        pyramid = self.mix(torch.cat([pyramid, position], dim=1))
+        place = self.place(pyramid).flatten(1).float()
+        centres = grid.reshape(-1, 2).float()
+        box = self.box(pyramid).flatten(2).transpose(1, 2).float()
+        boxes = torch.cat([centres + REACH * box[..., :2].tanh(), box[..., 2:].exp().clamp(max=1.0)], dim=2)
+        looked_at = (pyramid.flatten(2) * place.softmax(1)[:, None]).sum(2)
+        pooled = torch.cat([features[2].mean((2, 3)), looked_at], dim=1)
+        logits = self.classes(self.dropout(pooled)).float()
+        return {"logits": logits, "place": place, "boxes": boxes, "centres": centres}
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of all images + box_weight * (L1 + GIoU loss) of the images with a box; a scalar.
+        """Cross-entropy of the class + box_weight * (box loss + half the cross-entropy of the place); a scalar.
 
-        targets: box (B, 4) cxcywh in [0, 1], has_box (B,) bool, label (B,) int. GIoU: Rezatofighi et al. 2019.
+        targets: box (B, 4) cxcywh in [0, 1], has_box (B,) bool, label (B,) int. Box and place count on images
+        with a box only. Box loss: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the places near the true centre.
         """
-        classes = cross_entropy(outputs["logits"], targets["label"])
+        loss = cross_entropy(outputs["logits"], targets["label"])
         has_box = targets["has_box"]
-        predicted, wanted = outputs["box"][has_box], targets["box"][has_box]
-        if not len(predicted):
-            return classes
-        overlap = generalized_box_iou_loss(to_xyxy(predicted), to_xyxy(wanted), reduction="mean")
-        return classes + self.box_weight * (4 * l1_loss(predicted, wanted) + overlap)
+        if not has_box.any():
+            return loss
+        wanted, boxes = targets["box"][has_box][:, None], outputs["boxes"][has_box]
+        nearness = (outputs["centres"] - wanted[..., :2]) / wanted[..., 2:]
+        share = (nearness.square().sum(2) / (-2 * SPREAD**2)).softmax(dim=1)
+        place = -(share * outputs["place"][has_box].log_softmax(1)).sum(1).mean()
+        wanted = wanted.expand_as(boxes)
+        overlap = generalized_box_iou_loss(to_xyxy(boxes), to_xyxy(wanted))
+        distance = (boxes - wanted).abs().mean(2)
+        return loss + self.box_weight * (((overlap + 4 * distance) * share).sum(1).mean() + place / 2)
 
     def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes (B, n, 4) xyxy in [0, 1] and confidences (B, n), most confident first; here n = 1."""
-        confidence = outputs["logits"].softmax(dim=1)[:, -1:]
-        return to_xyxy(outputs["box"])[:, None], confidence
+        best = outputs["place"].argmax(1)
+        boxes = outputs["boxes"][torch.arange(len(best), device=best.device), best]
+        return to_xyxy(boxes)[:, None], outputs["logits"].softmax(dim=1)[:, -1:]
+
+
+def place_centres(rows: int, cols: int, like: Tensor) -> Tensor:
+    """(rows, cols, 2): x, y in [0, 1] of the centre of each cell; dtype and device of `like`."""
+    y = (torch.arange(rows, dtype=like.dtype, device=like.device) + 0.5) / rows
+    x = (torch.arange(cols, dtype=like.dtype, device=like.device) + 0.5) / cols
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)
 
 
 def to_xyxy(box_cxcywh: Tensor) -> Tensor:
@@ -72,4 +111,4 @@ def to_xyxy(box_cxcywh: Tensor) -> Tensor:
 
 def build_model(cfg: Config, weights: str | None = None) -> SingleBoxModel:
     """The network that the config asks for; `weights` overrides where the encoder starts."""
-    return SingleBoxModel(cfg.encoder, weights or cfg.weights, cfg.size, cfg.classes, cfg.dropout, cfg.box_weight)
+    return SingleBoxModel(cfg.encoder, weights or cfg.weights, cfg.classes, cfg.dropout, cfg.box_weight)

@@ -1,6 +1,7 @@
 """Many files, one function, several processes."""
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 Result = TypeVar("Result")
 # files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed
-BATCH = 16
+BATCH = 8
 
 
 def count_workers(workers: int) -> int:
@@ -36,8 +37,8 @@ def map_files(
 
     `workers` as in the config: -1 one process per core, 0 none beside this one. `function` must be picklable
     (a function of a module, or functools.partial of one) and is expected not to raise. A file at which the
-    worker process itself dies (a decoder's segmentation fault, the kernel out of memory) yields crashed(path),
-    out of order; without `crashed` it raises BrokenProcessPool.
+    worker process itself dies yields crashed(path), out of order; without `crashed` it raises BrokenProcessPool.
+    (The kernel out of memory is one cause; and of damaged JPEG-LS files GDCM 3.2.6 takes one in a hundred so ill.)
     """
     processes = min(count_workers(workers), len(paths))
     results = run_isolated(function, paths, processes, crashed) if processes else map(function, paths)
@@ -79,9 +80,13 @@ def run_pool(
     function: Callable[[Path], Result], batches: Sequence[Sequence[Path]], processes: int
 ) -> Iterator[tuple[Sequence[Path], list[Result] | None]]:
     """Yield (batch, its results) as they are finished; None for the batches that a died worker left undone."""
+    # OpenCV's threads do not survive a fork: a worker that inherits them hangs as soon as it sets their number
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
     pool = ProcessPoolExecutor(processes, initializer=prepare_worker)
     try:
         futures = deque(pool.submit(run_batch, function, batch) for batch in batches)
+        cv2.setNumThreads(threads)
         for batch in batches:
             # taken off the queue, so that results are not held until the last batch is done
             future = futures.popleft()
@@ -99,8 +104,10 @@ def run_batch(function: Callable[[Path], Result], batch: Sequence[Path]) -> list
 
 
 def prepare_worker() -> None:
-    """One thread per process, since there is a process per core; and no process left behind by a killed parent."""
+    """One thread per process, since there is a process per core; and the parent alone decides when to stop."""
     cv2.setNumThreads(1)
+    # Ctrl-C reaches every process of the terminal; workers finish their batch instead of printing tracebacks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, daemon=True).start()
 
 

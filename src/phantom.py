@@ -95,13 +95,14 @@ def draw_distractors(rng: np.random.Generator, case: Case) -> frozenset[str]:
 def draw_pose(rng: np.random.Generator) -> NDArray[np.float64]:
     """A slight rotation, zoom and displacement, with the enlargement to the finished size: (2, 3)."""
     zoom = SIDE / CANVAS * float(np.exp(rng.normal(0, ZOOM)))
-    matrix = cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), rng.normal(0, TILT), zoom)
+    centre = (CANVAS / 2, CANVAS / 2)
+    matrix = np.array(cv2.getRotationMatrix2D(centre, rng.normal(0, TILT), zoom), dtype=np.float64)
     matrix[:, 2] += (SIDE - CANVAS) / 2 + SIDE * rng.normal(0, SHIFT, 2)
-    return np.asarray(matrix, dtype=np.float64)
+    return matrix
 
 
 def warp(layer: Map, pose: NDArray[np.float64]) -> Map:
-    """A canvas map in the finished picture's pixels, (SIDE, SIDE)."""
+    """A canvas map in the finished picture's pixels, (SIDE, SIDE). What leaves the canvas goes on as at its border."""
     return np.asarray(
         cv2.warpAffine(layer, pose, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     )

@@ -49,8 +49,9 @@ def parse_submission(path: Path) -> pd.DataFrame:
     if ids.isna().any() or ids.duplicated().any():
         line = int(np.flatnonzero(ids.isna() | ids.duplicated())[0]) + 2
         raise UserError(f"{path}, line {line}: patientId is empty or was there before; each image has one row")
+    strings = table["PredictionString"].astype(object).where(table["PredictionString"].notna(), "").astype(str)
     rows = []
-    for line, (name, text) in enumerate(zip(ids, table["PredictionString"].fillna("").astype(str), strict=True), 2):
+    for line, (name, text) in enumerate(zip(ids, strings, strict=True), 2):
         words = text.split()
         try:
             numbers = np.array([float(word) for word in words]).reshape(-1, 5)

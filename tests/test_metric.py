@@ -110,7 +110,7 @@ CONFIDENCE = st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.9])
 PREDICTIONS = st.lists(st.tuples(IMAGE, CONFIDENCE, BOX).map(lambda v: (v[0], v[1], *v[2])), max_size=12)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(TRUTH, PREDICTIONS)
 def test_equals_the_definition(truth, predictions):
     fast = mean_average_precision(truth_table(truth), prediction_table(predictions))

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# The list of the stages, in order. ./run.sh help says the rest.
+set -euo pipefail
+
+script=$(readlink -f "${BASH_SOURCE[0]}")
+here=$(dirname "$script")
+stages="make_folds cache_images train predict ensemble evaluate make_submission summary"
+
+usage() {
+    cat <<EOF
+./run.sh demo [key=value ...]            a small synthetic competition, from nothing to a scored submission
+./run.sh test [pytest's words ...]       the tests
+./run.sh fold=0..4 [key=value ...]       all stages on the competition's files in input/, in this order:
+                                         $stages
+./run.sh <stage> [key=value ...]         one stage; what is complete already is skipped
+./run.sh help                            this, and every setting
+
+other stages: make_demo (writes the synthetic competition), overlays (draws truth and prediction)
+EOF
+}
+
+# Whether a Python has everything that a requirements file asks for; says nothing, changes nothing.
+satisfies() {
+    "$1" - "$2" >/dev/null 2>&1 <<'EOF'
+import re, sys
+from importlib.metadata import version
+from pathlib import Path
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
+
+def unmet(path):
+    for line in path.read_text().splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r"):
+            yield from unmet(path.parent / line[2:].strip())
+        elif line:
+            need = Requirement(line)
+            if not need.specifier.contains(version(need.name), prereleases=True):
+                yield line
+
+sys.exit(sys.version_info < (3, 11) or any(unmet(Path(sys.argv[1]))))
+EOF
+}
+
+# Prints the Python that has all that is needed: the active one, or that of .venv. Fails if there is none.
+ready_python() {
+    local candidate
+    for candidate in python python3 "$here/.venv/bin/python"; do
+        if command -v "$candidate" >/dev/null 2>&1 && satisfies "$candidate" "$1"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+# Prints the Python to use; where none is ready, makes .venv on first use.
+find_python() {
+    local needs=$1 candidate
+    ready_python "$needs" && return
+    for candidate in python3.11 python3.12 python3.13 python3; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            echo "run.sh: installing $(basename "$needs") into $here/.venv (once; some minutes)" >&2
+            [ -x "$here/.venv/bin/python" ] || "$candidate" -m venv "$here/.venv" >&2
+            "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$needs" >&2
+            echo "$here/.venv/bin/python"
+            return
+        fi
+    done
+    echo "run.sh: needs Python 3.11 or newer with the module venv; install it and run again" >&2
+    exit 1
+}
+
+run_stages() {
+    local stage
+    for stage in "$@"; do
+        echo "== $stage"
+        "$python" "$here/src/$stage.py" "${words[@]}"
+    done
+}
+
+command=${1:-help}
+case "$command" in
+    *=*) words=("$@") ;;
+    *) shift || true; words=("$@") ;;
+esac
+
+case "$command" in
+    help | -h | --help)
+        usage
+        if python=$(ready_python "$here/requirements.txt"); then
+            "$python" "$here/src/summary.py" help
+        else
+            echo "the settings are listed here once the first run has installed what is needed; or see src/config.py"
+        fi
+        ;;
+    test)
+        python=$(find_python "$here/requirements-dev.txt")
+        cd "$here"
+        exec "$python" -m pytest "${words[@]}"
+        ;;
+    demo)
+        python=$(find_python "$here/requirements.txt")
+        echo "run.sh: demo with $python: make_demo, then $stages; all of it in $here/demo"
+        words=(preset=demo "${words[@]}")
+        run_stages make_demo $stages
+        ;;
+    *=*)
+        python=$(find_python "$here/requirements.txt")
+        echo "run.sh: with $python: $stages"
+        run_stages $stages
+        ;;
+    *)
+        if [ ! -f "$here/src/$command.py" ] || ! grep -q '__main__' "$here/src/$command.py"; then
+            echo "run.sh: there is no stage '$command'" >&2
+            usage >&2
+            exit 2
+        fi
+        python=$(find_python "$here/requirements.txt")
+        run_stages "$command"
+        ;;
+esac

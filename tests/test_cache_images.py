@@ -1,0 +1,359 @@
+"""The image cache: what it writes, what it skips, and what it survives."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import radiograph, write_dicom
+from pydicom import uid
+
+import cache_images
+from cache_images import main
+from competition import TEST_IMAGES, TRAIN_IMAGES
+from config import parse
+from files import UserError
+from images import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows
+from parallel import map_files
+
+SCRIPT = Path(cache_images.__file__)
+SIZE = 32
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A workspace with 6 training and 3 test images."""
+    make_input(tmp_path / "input")
+    return tmp_path
+
+
+def make_input(folder, seed=0):
+    for split, count in ((TRAIN_IMAGES, 6), (TEST_IMAGES, 3)):
+        (folder / split).mkdir(parents=True)
+        for k in range(count):
+            image = radiograph(64, 40 + 8 * k, seed + k)
+            syntax = uid.JPEGBaseline8Bit if k % 2 else uid.ExplicitVRLittleEndian
+            write_dicom(folder / split / f"{split[8:13]}{k}.dcm", image, syntax)
+    return folder
+
+
+def run(root, capsys, *words):
+    """Run the stage in this process; returns (written, skipped, refused) and all that it printed."""
+    main(parse([f"root={root}", f"size={SIZE}", "workers=0", *words]))
+    printed = capsys.readouterr().out
+    last = printed.splitlines()[-1]
+    return tuple(int(last.split()[at]) for at in (0, 3, 5)), printed
+
+
+def command(root, *words):
+    return [sys.executable, str(SCRIPT), f"root={root}", f"size={SIZE}", *words]
+
+
+def shell(root, *words):
+    return subprocess.run(command(root, *words), capture_output=True, text=True, timeout=60)
+
+
+def cache_of(root):
+    return root / "working" / f"png_{SIZE}"
+
+
+def contents(folder):
+    """Bytes of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def source(root, patient="train0", split=TRAIN_IMAGES):
+    return root / "input" / split / f"{patient}.dcm"
+
+
+# what it writes
+
+
+def test_every_image_is_a_png_and_a_row(root, capsys):
+    counts, printed = run(root, capsys)
+    assert counts == (9, 0, 0)
+    assert str(cache_of(root) / INDEX_CSV) in printed
+    index = read_index(cache_of(root))
+    assert list(index) == INDEX_COLUMNS
+    assert list(index["patientId"]) == [f"train{k}" for k in range(6)] + [f"test_{k}" for k in range(3)]
+    assert list(index["split"]) == ["train"] * 6 + ["test"] * 3
+    assert (index["status"] == "ok").all()
+    assert index["reason"].isna().all()
+    row = index.iloc[1]
+    assert (row["rows"], row["cols"], row["transfer_syntax"]) == (64, 48, "JPEG Baseline (Process 1)")
+    assert (row["scale_x"], row["scale_y"], row["pad_x"], row["pad_y"]) == (0.5, 0.5, 4, 0)
+    for row in index.itertuples():
+        assert read_png(cache_of(root) / row.split / f"{row.patientId}.png").shape == (SIZE, SIZE)
+    assert not (cache_of(root) / JOURNAL_CSV).exists()
+
+
+def test_file_names_are_ids_whatever_the_header_says(root, capsys):
+    write_dicom(source(root, "007"), radiograph(64, 64), PatientID="../../escaped")
+    run(root, capsys)
+    assert "007" in set(read_index(cache_of(root))["patientId"])
+    assert not list(root.rglob("escaped*"))
+
+
+def test_processes_do_not_change_the_bytes(root):
+    for workers in (0, 2):
+        result = shell(root, f"working={root / f'working{workers}'}", f"workers={workers}")
+        assert result.returncode == 0, result.stderr
+    assert contents(root / "working0") == contents(root / "working2")
+
+
+# what it skips
+
+
+def test_a_second_run_does_nothing(root, capsys):
+    run(root, capsys)
+    before = contents(cache_of(root))
+    times = {path: path.stat().st_mtime_ns for path in cache_of(root).rglob("*.png")}
+    assert run(root, capsys)[0] == (0, 9, 0)
+    assert contents(cache_of(root)) == before
+    assert {path: path.stat().st_mtime_ns for path in cache_of(root).rglob("*.png")} == times
+
+
+def test_changed_sources_are_made_again(root, capsys):
+    run(root, capsys)
+    write_dicom(source(root), radiograph(64, 40, 7))
+    os.utime(source(root, "train1"), ns=(1, 1))
+    assert run(root, capsys)[0] == (2, 7, 0)
+    expected = np.abs(read_png(cache_of(root) / "train" / "train0.png")[:, 6:26].astype(int) - 128).mean()
+    assert expected > 10
+    assert run(root, capsys)[0] == (0, 9, 0)
+
+
+def test_lost_and_cut_off_pngs_are_made_again(root, capsys):
+    run(root, capsys)
+    before = contents(cache_of(root))
+    (cache_of(root) / "train" / "train0.png").unlink()
+    # what a power cut can leave
+    (cache_of(root) / "test" / "test_1.png").write_bytes(b"")
+    assert run(root, capsys)[0] == (2, 7, 0)
+    assert contents(cache_of(root)) == before
+
+
+def test_sources_that_are_gone_leave_the_index(root, capsys):
+    run(root, capsys)
+    source(root).unlink()
+    assert run(root, capsys)[0] == (0, 8, 0)
+    assert "train0" not in set(read_index(cache_of(root))["patientId"])
+
+
+def test_another_input_with_the_same_names_sizes_and_times(root, capsys):
+    other = make_input(root / "other", seed=5)
+    for path in [*(root / "input").rglob("*.dcm"), *other.rglob("*.dcm")]:
+        os.utime(path, ns=(10**18, 10**18))
+    same_size = source(root).stat().st_size == (other / TRAIN_IMAGES / "train0.dcm").stat().st_size
+    assert same_size
+    run(root, capsys)
+    first = contents(cache_of(root))
+    assert run(root, capsys, f"input={other}")[0] == (9, 0, 0)
+    second = contents(cache_of(root))
+    assert all(first[name] != second[name] for name in first if name.endswith(".png"))
+    assert run(root, capsys)[0] == (9, 0, 0)
+    assert contents(cache_of(root)) == first
+
+
+def test_index_of_another_version_is_not_trusted(root, capsys, monkeypatch):
+    run(root, capsys)
+    monkeypatch.setattr(cache_images, "VERSION", 0)
+    assert run(root, capsys)[0] == (9, 0, 0)
+    (cache_of(root) / INDEX_CSV).write_text("patientId,status\ntrain0,ok\n")
+    assert run(root, capsys)[0] == (9, 0, 0)
+
+
+# what it survives
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_it_goes_on_from_the_journal(root, capsys, cut):
+    """A killed run leaves a journal, its last line perhaps cut off, and no index."""
+    run(root, capsys)
+    before = contents(cache_of(root))
+    lines = before[INDEX_CSV].splitlines(keepends=True)[:6]
+    (cache_of(root) / INDEX_CSV).unlink()
+    written = b"".join(lines)
+    (cache_of(root) / JOURNAL_CSV).write_bytes(written[: len(written) - cut])
+    with pytest.raises(UserError, match="unfinished"):
+        read_index(cache_of(root))
+    kept = 5 if cut == 0 else 4
+    assert run(root, capsys)[0] == (9 - kept, kept, 0)
+    assert contents(cache_of(root)) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=str)
+def test_stopped_and_started_again(root, number):
+    """A real run, stopped midway: no process is left, nothing finished is lost, the result is as undisturbed."""
+    for k in range(200):
+        shutil.copy(source(root, "train1"), source(root, f"copy{k:03d}"))
+    # a session of its own, so that its processes can be counted, and so that Ctrl-C reaches all, as from a terminal
+    process = subprocess.Popen(command(root, "workers=2"), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    journal = cache_of(root) / JOURNAL_CSV
+    deadline = time.monotonic() + 30
+    while len(read_rows(journal)) < 20 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.kill()
+    errors = process.communicate(timeout=30)[1]
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert_no_process_left(process.pid)
+    done = len(read_rows(journal))
+    assert 20 <= done < 209
+    again = shell(root, "workers=2")
+    assert f"{209 - done} images written, {done} skipped, 0 refused" in again.stdout
+    main(parse([f"root={root}", f"working={root / 'fresh'}", f"size={SIZE}", "workers=0"]))
+    assert contents(cache_of(root)) == contents(root / "fresh" / f"png_{SIZE}")
+
+
+def assert_no_process_left(group):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("worker processes outlive their parent")
+
+
+def test_two_at_a_time(root):
+    """The second waits for the first and finds the work done."""
+    both = [subprocess.Popen(command(root), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = sorted(process.communicate(timeout=60)[0].splitlines()[-1] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert printed[0].startswith("0 images written, 9 skipped")
+    assert printed[1].startswith("9 images written, 0 skipped")
+
+
+# what is refused
+
+
+def test_bad_files_are_rows_with_a_reason(root, capsys):
+    for k in range(40):
+        shutil.copy(source(root), source(root, f"copy{k}"))
+    source(root, "text").write_text("<html>not found</html>")
+    source(root, "two words,\n").write_bytes(source(root).read_bytes())
+    counts, printed = run(root, capsys)
+    assert counts == (49, 0, 2)
+    assert "refused train/text.dcm: InvalidDicomError: File is missing DICOM" in printed
+    index = read_index(cache_of(root)).set_index("patientId")
+    assert index.loc["text", "status"] == "refused"
+    assert "DICM" in index.loc["text", "reason"]
+    assert np.isnan(index.loc["text", "scale_x"])
+    assert list(index.index[index["status"] == "refused"]) == ["text", "two words,"]
+    assert "letters" in index.loc["two words,", "reason"]
+    # the refused ones are tried again: perhaps a decoder was installed
+    assert run(root, capsys)[0] == (0, 49, 2)
+
+
+def test_a_source_that_turned_bad_and_was_mended(root, capsys):
+    for k in range(40):
+        shutil.copy(source(root), source(root, f"copy{k}"))
+    run(root, capsys)
+    good = source(root).read_bytes()
+    source(root).write_bytes(good[:500])
+    assert run(root, capsys)[0] == (0, 48, 1)
+    assert not (cache_of(root) / "train" / "train0.png").exists()
+    source(root).write_bytes(good)
+    assert run(root, capsys)[0] == (1, 48, 0)
+
+
+def test_too_many_refused_is_an_error_after_all_is_written(root):
+    source(root).write_text("not found")
+    result = shell(root)
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1].startswith("8 images written, 0 skipped, 1 refused")
+    assert "1 of 9 images (11%) were refused" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(read_index(cache_of(root))) == 9
+
+
+def test_command_line(root):
+    result = shell(root)
+    assert result.returncode == 0
+    assert result.stdout == f"9 images written, 0 skipped, 0 refused -> {cache_of(root) / INDEX_CSV}\n"
+
+
+def test_missing_input_says_how_to_get_it(root, capsys):
+    for path in (root / "input" / TEST_IMAGES).iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"stage_2_test_images: no \.dcm file in it; unzip Kaggle's files"):
+        run(root, capsys)
+    (root / "input" / TEST_IMAGES).rmdir()
+    with pytest.raises(UserError, match=r"stage_2_test_images: no such folder; unzip Kaggle's files"):
+        run(root, capsys)
+    assert not (root / "working").exists()
+
+
+def test_what_macos_leaves_is_no_image(root, capsys):
+    source(root, "._train0").write_bytes(b"\0\5\x16\7")
+    assert run(root, capsys)[0] == (9, 0, 0)
+
+
+def test_a_png_that_cannot_be_written_ends_the_run_with_its_name(root, capsys):
+    (cache_of(root) / "train" / "train3.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"train3\.png: cannot be written"):
+        run(root, capsys)
+    result = shell(root, "workers=2")
+    assert result.returncode == 1
+    assert "train3.png: cannot be written" in result.stderr
+
+
+def name_or_die(path):
+    if path.stem.startswith("deadly"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path.stem
+
+
+def died(path):
+    return f"{path.stem} died"
+
+
+def test_a_file_that_kills_its_process_costs_only_itself():
+    """GDCM does that on some damaged streams."""
+    names = [f"deadly{k}" if k in (3, 50, 51, 199) else f"n{k}" for k in range(200)]
+    results = list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], 2, "test", died))
+    assert sorted(results) == sorted(f"{name} died" if name.startswith("deadly") else name for name in names)
+    with pytest.raises(BrokenProcessPool, match=r"worked on deadly3\.dcm died"):
+        list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], 2, "test"))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, -1])
+def test_results_come_in_the_order_of_the_files(workers):
+    names = [f"n{k}" for k in range(100)]
+    assert list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], workers, "test")) == names
+    assert list(map_files(name_or_die, [], workers, "test")) == []
+
+
+def test_opencv_threads_of_the_parent_do_not_block_the_workers():
+    """In a process of its own, since it would hang for ever."""
+    code = (
+        "import cv2, numpy, pathlib, parallel\n"
+        "cv2.setNumThreads(2)\n"
+        "cv2.resize(numpy.zeros((4000, 4000), numpy.uint8), (999, 999), interpolation=cv2.INTER_AREA)\n"
+        "print(len(list(parallel.map_files(pathlib.Path.name.fget, [pathlib.Path('a')] * 50, 2, 'test'))))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, timeout=30)
+    assert result.stdout == "50\n", result.stderr
+
+
+def test_rows_of_a_journal_hold_what_was_written(tmp_path):
+    row = dict.fromkeys(INDEX_COLUMNS, "x") | {"reason": 'a, "quoted" reason'}
+    with (tmp_path / JOURNAL_CSV).open("w", newline="") as file:
+        writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(row)
+        file.write("train7,train,64")
+    assert read_rows(tmp_path / JOURNAL_CSV) == [row]
+    assert read_rows(tmp_path / "absent.csv") == []

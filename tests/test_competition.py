@@ -1,0 +1,86 @@
+"""Labels and sample submission: good ones are read exactly, bad ones are named with file and line."""
+
+import pandas as pd
+import pytest
+
+from competition import largest_box, read_classes, read_labels, read_people, read_sample, truth_boxes
+from files import UserError
+
+HEADER = "patientId,x,y,width,height,Target\n"
+
+
+@pytest.fixture
+def labels_csv(tmp_path):
+    def write(body, header=HEADER):
+        path = tmp_path / "labels.csv"
+        path.write_bytes((header + body).encode())
+        return path
+
+    return write
+
+
+def test_reads_boxes_and_negatives(labels_csv):
+    labels = read_labels(labels_csv("001,10,20.5,30,40,1\n001,1,2,3,4,1\n002,,,,,0\n"))
+    assert labels["patientId"].tolist() == ["001", "001", "002"]
+    truth = truth_boxes(labels)
+    assert truth.to_numpy().tolist() == [["001", 10.0, 20.5, 30.0, 40.0], ["001", 1.0, 2.0, 3.0, 4.0]]
+
+
+def test_byte_order_mark_and_windows_lines_are_read(labels_csv):
+    labels = read_labels(labels_csv("a,1,2,3,4,1\r\n", header="\ufeff" + HEADER.replace("\n", "\r\n")))
+    assert labels["patientId"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("a,,,,,2\n", "line 2 .*Target is neither 0 nor 1"),
+        ("a,,,,,0\nb,1,2,,4,1\n", "line 3 .*a positive needs"),
+        ("b,,,,,1\n", "a positive needs"),
+        ("b,1,2,3,4,0\n", "a negative has a box"),
+        ("b,1,2,0,4,1\n", "the box is empty"),
+        ("b,-1,2,3,4,1\n", "starts outside"),
+        ("b,x,2,3,4,1\n", "not a number"),
+        ("b,1,2,3,4,1\nb,,,,,0\n", "both positive and negative"),
+        ("b,1,2,3,4,1\nb,1,2,3,4,1\n", "line 3 .*twice"),
+        (",,,,,0\n", "patientId is empty"),
+        ("", "no rows"),
+    ],
+)
+def test_bad_rows_are_named(labels_csv, body, message):
+    with pytest.raises(UserError, match=message):
+        read_labels(labels_csv(body))
+
+
+def test_missing_column_and_file_are_named(labels_csv, tmp_path):
+    with pytest.raises(UserError, match="column Target is missing"):
+        read_labels(labels_csv("a,1,2,3,4\n", header="patientId,x,y,width,height\n"))
+    with pytest.raises(UserError, match="no such file.*kaggle competitions download"):
+        read_labels(tmp_path / "absent.csv")
+
+
+def test_largest_box_by_area_first_of_equals():
+    rows = [("a", 0, 0, 10, 10), ("b", 0, 0, 5, 5), ("a", 1, 1, 4, 30), ("b", 9, 9, 5, 5)]
+    largest = largest_box(pd.DataFrame(rows, columns=["patientId", "x", "y", "width", "height"]))
+    assert largest.to_numpy().tolist() == [["b", 0, 0, 5, 5], ["a", 1, 1, 4, 30]]
+
+
+def test_people_and_classes(tmp_path):
+    assert read_people(tmp_path) is None
+    assert read_classes(tmp_path) is None
+    mapping = tmp_path / "pneumonia-challenge-dataset-mappings_2018.json"
+    mapping.write_text('[{"subset_img_id": "a", "img_id": "00001323_001.png"}]')
+    people = read_people(tmp_path)
+    assert people is not None
+    assert people.to_dict() == {"a": "00001323"}
+    mapping.write_text('[{"other": 1}]')
+    with pytest.raises(UserError, match="expected a list of objects"):
+        read_people(tmp_path)
+    (tmp_path / "stage_2_detailed_class_info.csv").write_text("patientId,class\na,Pneumonia\n")
+    with pytest.raises(UserError, match="unknown class 'Pneumonia'"):
+        read_classes(tmp_path)
+
+
+def test_sample_keeps_its_order(tmp_path):
+    (tmp_path / "stage_2_sample_submission.csv").write_text("patientId,PredictionString\nb,0.5 0 0 1 1\na,\n")
+    assert read_sample(tmp_path) == ["b", "a"]

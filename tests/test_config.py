@@ -1,0 +1,94 @@
+"""Settings: what is written wrong ends in one readable line and status 2."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from config import PRESETS, WORKSPACE, Config, parse, parse_folds
+from files import UserError
+
+
+def test_defaults_are_the_workspace():
+    cfg = parse([])
+    assert cfg.folds_csv == WORKSPACE / "folds" / "folds.csv"
+    assert cfg.cache_dir == WORKSPACE / "working" / "png_512"
+    assert cfg.fold_list == [0, 1, 2, 3, 4]
+    assert cfg.weights == "imagenet"
+
+
+def test_paths_are_relative_to_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = parse(["root=here", "input=~/rsna"])
+    assert cfg.working == str(tmp_path / "here" / "working")
+    assert cfg.input == str(Path.home() / "rsna")
+
+
+def test_preset_gives_way_to_what_is_said():
+    cfg = parse(["size=96", "preset=demo"])
+    assert (cfg.size, cfg.name, cfg.weights) == (96, "demo", "none")
+    assert cfg.input == str(WORKSPACE / "demo" / "input")
+
+
+def test_presets_name_real_settings():
+    for overrides in PRESETS.values():
+        assert set(overrides) <= {f.name for f in fields(Config)}
+
+
+@pytest.mark.parametrize(("text", "folds"), [("3", [3]), ("0,2", [0, 2]), ("0..4", [0, 1, 2, 3, 4]), ("4,0..1", [0, 1, 4])])
+def test_folds_as_written(text, folds):
+    assert parse_folds(text, 5) == folds
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("sizee=3", "did you mean size"),
+        ("size", "written key=value"),
+        ("size=big", "size is a whole number"),
+        ("lr=fast", "lr is a number"),
+        ("lr=0", "greater than 0"),
+        ("lr=nan", "greater than 0"),
+        ("size=100", "multiple of 32"),
+        ("fold=5", "folds are 0..4"),
+        ("fold=3..1", "folds are 0..4"),
+        ("fold=x", "write all, 3"),
+        ("name=../a", "becomes a folder"),
+        ("name=", "becomes a folder"),
+        ("threshold=2", "from 0 to 1"),
+        ("preset=big", "no such preset"),
+        ("checkpoint=first", "best or last"),
+        ("workers=-2", "at least -1"),
+    ],
+)
+def test_wrong_words_are_explained(word, message):
+    with pytest.raises(UserError, match=message):
+        parse([word])
+
+
+def test_a_run_cannot_change_its_settings():
+    with pytest.raises(FrozenInstanceError):
+        parse([]).size = 3  # type: ignore[misc]
+
+
+def run_stage(*words):
+    return subprocess.run(
+        [sys.executable, str(WORKSPACE / "src" / "summary.py"), *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_from_the_shell():
+    wrong = run_stage("sizee=3")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: sizee=3: there is no setting 'sizee'; did you mean size?\n"
+    listed = run_stage("help")
+    assert listed.returncode == 0
+    for f in fields(Config):
+        assert f"  {f.name}=" in listed.stdout
+        assert f.metadata["meaning"] in listed.stdout
+    absent = run_stage("name=never-trained", "root=/nonexistent-workspace")
+    assert absent.returncode == 1
+    assert "Traceback" not in absent.stderr
+    assert "python src/evaluate.py name=never-trained" in absent.stderr

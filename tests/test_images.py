@@ -1,0 +1,447 @@
+"""DICOM -> square: transfer syntaxes, grey values, geometry, and what is refused."""
+
+import contextlib
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from dicom_files import GDCM_SYNTAXES, jpeg, radiograph, write_dicom
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import uid
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from codec import coded_size
+from dicom import MAX_PIXELS, Refused, open_dicom, read_grey, read_header
+from files import UserError
+from images import (
+    INDEX_COLUMNS,
+    INDEX_CSV,
+    JOURNAL_CSV,
+    cached_to_original,
+    fit,
+    original_to_cached,
+    read_dicom,
+    read_index,
+    read_png,
+    write_png,
+)
+
+NATIVE = [
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.DeflatedExplicitVRLittleEndian,
+]
+
+
+def grey_of(path, **options):
+    return read_grey(open_dicom(path), **options).astype(int)
+
+
+def stretched(values):
+    values = values.astype(float)
+    return (values - values.min()) / (values.max() - values.min()) * 255
+
+
+# transfer syntaxes against known pixels
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE, *GDCM_SYNTAXES], ids=lambda syntax: uid.UID(syntax).name)
+def test_8_bit_pixels_come_back_unchanged(tmp_path, syntax):
+    image = radiograph(98, 83)
+    # GDCM's 8-bit JPEG Extended is the one lossy encoder of them
+    error = np.abs(grey_of(write_dicom(tmp_path / "a.dcm", image, syntax)) - image)
+    assert error.max() <= (1 if syntax == uid.JPEGExtended12Bit else 0)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "bits"),
+    [(syntax, 12) for syntax in [*NATIVE, *GDCM_SYNTAXES]]
+    + [(syntax, 16) for syntax in [*NATIVE, *GDCM_SYNTAXES] if syntax != uid.JPEGExtended12Bit],
+)
+def test_more_than_8_bits_span_the_whole_range(tmp_path, syntax, bits):
+    values = radiograph(97, 83).astype(np.uint16) << (bits - 8)
+    path = write_dicom(tmp_path / "a.dcm", values, syntax, BitsStored=bits)
+    assert np.abs(grey_of(path) - stretched(values)).max() <= 1
+
+
+@pytest.mark.parametrize("syntax", NATIVE, ids=lambda syntax: syntax.name)
+def test_signed_values(tmp_path, syntax):
+    values = radiograph(64, 64).astype(np.int16) * 10 - 1000
+    assert np.abs(grey_of(write_dicom(tmp_path / "a.dcm", values, syntax)) - stretched(values)).max() <= 1
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+def test_jpeg_baseline_equals_pillow(tmp_path, quality):
+    image = radiograph(256, 200)
+    path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, jpeg(image, quality=quality))
+    assert np.abs(grey_of(path, smallest=(200, 256)) - image).max() <= 12
+    assert np.abs(grey_of(path, smallest=(200, 256)) - image).mean() < 3
+
+
+def test_files_of_other_writers():
+    """Those that come with pydicom: no network, pixels compared with the uncompressed original."""
+    original = grey_of(local("MR_small.dcm"))
+    for name in (
+        "MR_small_RLE.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_implicit.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+    ):
+        np.testing.assert_array_equal(grey_of(local(name)), original, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SC_rgb_dcmtk_+eb+cr.dcm",
+        "SC_rgb_dcmtk_+eb+cy+np.dcm",
+        "SC_rgb_gdcm_KY.dcm",
+        "SC_rgb_jls_lossy_line.dcm",
+        "SC_rgb_jpeg_gdcm.dcm",
+        "SC_rgb_jpeg_lossy_gdcm.dcm",
+        "SC_rgb_rle_16bit.dcm",
+        "SC_ybr_full_422_uncompressed.dcm",
+    ],
+)
+def test_colours_come_as_luma(name):
+    """The same ten bars of colour in every encoding."""
+    reference = cv2.cvtColor(pydicom.dcmread(local("SC_rgb_rle.dcm")).pixel_array, cv2.COLOR_RGB2GRAY)
+    assert np.abs(grey_of(local(name)) - reference.astype(int)).mean() < 2
+
+
+def test_palette_comes_as_luma(tmp_path):
+    table = (np.arange(255, -1, -1) * 257).astype("<u2").tobytes()
+    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour in ("Red", "Green", "Blue"):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"{colour}PaletteColorLookupTableData"] = table
+    path = write_dicom(tmp_path / "a.dcm", np.arange(256, dtype=np.uint8).reshape(16, 16), **tags)
+    np.testing.assert_array_equal(grey_of(path).ravel(), np.arange(255, -1, -1))
+
+
+def local(name):
+    path = get_testdata_file(name, download=False)
+    assert path, f"{name} does not come with this pydicom"
+    return Path(path)
+
+
+# grey values
+
+
+def test_monochrome1_is_inverted_in_every_path(tmp_path):
+    image = radiograph(64, 64)
+    tags = {"PhotometricInterpretation": "MONOCHROME1"}
+    np.testing.assert_array_equal(grey_of(write_dicom(tmp_path / "a.dcm", image, **tags)), 255 - image.astype(int))
+    for syntax in (uid.JPEGBaseline8Bit, uid.JPEG2000Lossless):
+        plain = grey_of(write_dicom(tmp_path / "b.dcm", image, syntax))
+        np.testing.assert_array_equal(grey_of(write_dicom(tmp_path / "c.dcm", image, syntax, **tags)), 255 - plain)
+    values = image.astype(np.uint16) * 10
+    plain = grey_of(write_dicom(tmp_path / "d.dcm", values))
+    np.testing.assert_array_equal(grey_of(write_dicom(tmp_path / "e.dcm", values, **tags)), 255 - plain)
+
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        # PS3.3 C.11.2.1.2 and C.11.2.1.3, worked by hand for centre 2048, width 1024
+        ("LINEAR", lambda x: np.clip((x - 2047.5) / 1023 + 0.5, 0, 1) * 255),
+        ("LINEAR_EXACT", lambda x: np.clip((x - 2048) / 1024 + 0.5, 0, 1) * 255),
+        ("SIGMOID", lambda x: 255 / (1 + np.exp(-4 * (x - 2048) / 1024))),
+    ],
+)
+def test_window_functions(tmp_path, function, expected):
+    tags = {"WindowCenter": 2048, "WindowWidth": 1024, "VOILUTFunction": function, "BitsStored": 12}
+    found = grey_of(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
+    assert np.abs(found - expected(RAMP.astype(float))).max() <= 0.51
+
+
+def test_window_is_in_rescaled_units_and_the_first_of_many_counts(tmp_path):
+    tags = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": [0, 500], "WindowWidth": [2001, 10]}
+    found = grey_of(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
+    expected = np.clip((RAMP * 2.0 - 1000 + 0.5) / 2000 + 0.5, 0, 1) * 255
+    assert np.abs(found - expected).max() <= 0.51
+
+
+def test_a_window_changes_8_bit_jpeg_too(tmp_path):
+    image = radiograph(64, 64)
+    tags = {"WindowCenter": 128, "WindowWidth": 64}
+    found = grey_of(write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, **tags), smallest=(8, 8))
+    plain = grey_of(write_dicom(tmp_path / "b.dcm", image, uid.JPEGBaseline8Bit))
+    assert found.shape == (64, 64)
+    assert np.abs(found - np.clip((plain - 127.5) / 63 + 0.5, 0, 1) * 255).max() <= 0.51
+
+
+def test_negative_slope_inverts(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=-1, RescaleIntercept=4095)
+    assert np.abs(grey_of(path) - (255 - stretched(RAMP))).max() <= 0.51
+
+
+def test_an_empty_window_is_no_window(tmp_path):
+    image = radiograph(32, 32)
+    found = grey_of(write_dicom(tmp_path / "a.dcm", image, WindowCenter=None, WindowWidth=None))
+    np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_voi_table(tmp_path, bits, rescaled):
+    """Also a table of 8-bit output with more than 256 entries, which pydicom 3.0.2 alone looks up wrongly."""
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4096, 0, bits])
+    table.add_new("LUTData", "US", [int(2**bits - 1 - entry / 4095 * (2**bits - 1)) for entry in range(4096)])
+    tags = {"RescaleSlope": 0.5, "RescaleIntercept": 0} if rescaled else {}
+    found = grey_of(write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=Sequence([table]), **tags))
+    assert np.abs(found - (1 - RAMP * (0.5 if rescaled else 1) / 4095) * 255).max() <= 1.1
+
+
+# geometry
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.integers(1, 6000),
+    cols=st.integers(1, 6000),
+    size=st.sampled_from([64, 224, 512, 1024]),
+    box=st.lists(st.floats(0, 1), min_size=4, max_size=4),
+)
+def test_boxes_come_back(rows, cols, size, box):
+    width, height, geometry = fit(rows, cols, size)
+    original = np.array([box]) * [cols, rows, cols, rows]
+    cached = original_to_cached(original, np.array([geometry]))
+    assert ((cached >= -1e-6) & (cached <= size + 1e-6)).all()
+    np.testing.assert_allclose(cached_to_original(cached, np.array(geometry)), original, atol=1e-6)
+    assert max(width, height) == size
+    # in proportion: the shorter side is rounded to whole pixels and never vanishes
+    assert abs(min(width, height) - min(rows, cols) * size / max(rows, cols)) <= 1
+
+
+def test_each_row_of_boxes_has_its_own_geometry():
+    geometry = np.array([[0.5, 0.5, 0, 0], [0.25, 0.5, 10, 0]])
+    boxes = np.array([[0, 0, 10, 10], [4, 4, 8, 8]])
+    expected = [[0, 0, 5, 5], [11, 2, 12, 4]]
+    np.testing.assert_allclose(original_to_cached(boxes, geometry), expected)
+    np.testing.assert_allclose(cached_to_original(np.array(expected), geometry), boxes)
+    assert original_to_cached(np.zeros((0, 4)), np.zeros((0, 4))).shape == (0, 4)
+
+
+SHAPES = [(1024, 1024), (1000, 700), (333, 500), (2048, 1536), (150, 150)]
+
+
+@pytest.mark.parametrize("size", [64, 96, 256, 512])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("syntax", [uid.JPEGBaseline8Bit, uid.ExplicitVRLittleEndian], ids=["jpeg", "raw"])
+def test_a_bright_box_lies_where_its_mapped_box_says(tmp_path, syntax, shape, size):
+    rows, cols = shape
+    image = np.full(shape, 20, np.uint8)
+    box = np.array([[cols * 0.2, rows * 0.3, cols * 0.7, rows * 0.9]]).round()
+    left, top, right, bottom = box[0].astype(int)
+    image[top:bottom, left:right] = 220
+    path = write_dicom(tmp_path / "a.dcm", image, syntax, jpeg(image, quality=98) if "1.4.50" in syntax else b"")
+    cached, geometry, _ = read_dicom(path, size)
+    assert cached.shape == (size, size)
+    assert cached.dtype == np.uint8
+    mapped = original_to_cached(box, np.array(geometry))[0]
+    # the middle row's and column's light, as fractions of pixels, gives edges finer than a pixel
+    centre_x, centre_y = int(mapped[[0, 2]].mean()), int(mapped[[1, 3]].mean())
+    for profile, low, high in ((cached[centre_y], mapped[0], mapped[2]), (cached[:, centre_x], mapped[1], mapped[3])):
+        light = np.clip((profile.astype(float) - 20) / 200, 0, None)
+        assert abs(light.sum() - (high - low)) < 0.15
+        assert abs((light * (np.arange(size) + 0.5)).sum() / light.sum() - (low + high) / 2) < 0.1
+
+
+def test_not_square_is_padded_black_on_both_sides(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", np.clip(radiograph(100, 50), 50, 255))
+    image, geometry, facts = read_dicom(path, 64)
+    assert geometry == (0.64, 0.64, 16, 0)
+    assert (facts["rows"], facts["cols"], facts["photometric"]) == (100, 50, "MONOCHROME2")
+    assert image[:, :16].max() == 0
+    assert image[:, 48:].max() == 0
+    assert image[:, 16:48].min() > 40
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 384, 512])
+def test_fast_path_equals_full_decoding(tmp_path, size):
+    """Within 2 grey levels but for single pixels: libjpeg drops high frequencies, which an average mixes in."""
+    image = radiograph(1024, 1024)
+    path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit)
+    fast, _, _ = read_dicom(path, size)
+    full = grey_of(path).astype(np.uint8)
+    assert full.shape == (1024, 1024)
+    slow = cv2.resize(full, (size, size), interpolation=cv2.INTER_AREA)
+    difference = np.abs(fast.astype(int) - slow)
+    assert np.percentile(difference, 99.9) <= 2
+    assert difference.max() <= 3
+    assert difference.mean() < 0.4
+
+
+def test_reduction_is_exact_and_never_below_the_size(tmp_path):
+    image = radiograph(1000, 1000)
+    dataset = open_dicom(write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit))
+    sides = {need: read_grey(dataset, (need, need)).shape[0] for need in (1000, 501, 500, 250, 126, 125, 10)}
+    assert sides == {1000: 1000, 501: 1000, 500: 500, 250: 250, 126: 250, 125: 125, 10: 125}
+    odd = open_dicom(write_dicom(tmp_path / "b.dcm", radiograph(1001, 1000), uid.JPEGBaseline8Bit))
+    assert read_grey(odd, (10, 10)).shape == (1001, 1000)
+
+
+# what is refused
+
+
+def refusal(path, size=64):
+    with pytest.raises(Refused) as caught:
+        read_dicom(path, size)
+    reason = str(caught.value)
+    assert "\n" not in reason
+    assert 5 < len(reason) <= 300
+    return reason
+
+
+def test_files_that_are_no_dicom(tmp_path):
+    (tmp_path / "text.dcm").write_text("<html>please log in</html>\n" * 20)
+    (tmp_path / "empty.dcm").touch()
+    (tmp_path / "folder.dcm").mkdir()
+    (tmp_path / "noise.dcm").write_bytes(b"\0" * 128 + b"DICM" + bytes(range(256)) * 8)
+    (tmp_path / "link.dcm").symlink_to(tmp_path / "nothing")
+    assert "DICM" in refusal(tmp_path / "text.dcm")
+    assert refusal(tmp_path / "empty.dcm") == "the file is empty"
+    assert "directory" in refusal(tmp_path / "folder.dcm")
+    assert refusal(tmp_path / "noise.dcm")
+    assert "No such file" in refusal(tmp_path / "link.dcm")
+    assert refusal(local("rtplan.dcm")) == "there is no image in the file"
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
+@pytest.mark.parametrize(
+    "syntax", [*NATIVE, uid.JPEGBaseline8Bit, *GDCM_SYNTAXES], ids=lambda syntax: uid.UID(syntax).name
+)
+def test_a_cut_off_file_is_refused(tmp_path, syntax, kept):
+    path = write_dicom(tmp_path / "a.dcm", radiograph(200, 200), syntax)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    assert refusal(path)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
+def test_a_cut_off_jpeg_in_a_whole_dicom_is_refused(tmp_path, kept):
+    image = radiograph(256, 256)
+    frame = jpeg(image)
+    path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, frame[: int(len(frame) * kept)])
+    assert "truncated" in refusal(path)
+
+
+def test_sizes_that_do_not_agree_are_refused(tmp_path):
+    image = radiograph(64, 64)
+    for syntax in (uid.JPEGBaseline8Bit, uid.JPEG2000Lossless, uid.JPEGLSLossless, uid.JPEGLosslessSV1):
+        dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", image, syntax))
+        dataset.Columns = 65
+        dataset.save_as(tmp_path / "a.dcm")
+        assert refusal(tmp_path / "a.dcm") == "declared size 65 x 64, but the compressed image is 64 x 64"
+
+
+def test_headers_that_ask_for_too_much_are_refused(tmp_path):
+    image = radiograph(64, 64)
+    path = write_dicom(tmp_path / "a.dcm", image, Rows=65535, Columns=65535)
+    assert f"{MAX_PIXELS:,}" in refusal(path)
+    assert "declared size 64 x 0" in refusal(write_dicom(tmp_path / "a.dcm", image, Rows=0))
+    assert "3 frames" in refusal(write_dicom(tmp_path / "a.dcm", image, NumberOfFrames=3))
+    assert "less than expected" in refusal(write_dicom(tmp_path / "a.dcm", image, Rows=65))
+    assert "Window Width" in refusal(write_dicom(tmp_path / "a.dcm", image, WindowCenter=5, WindowWidth=0))
+
+
+def test_an_image_of_one_grey_is_refused(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", np.zeros((64, 64), np.uint8))
+    assert refusal(path) == "every pixel is the same grey (0 of 255)"
+    assert "same grey" in refusal(write_dicom(tmp_path / "a.dcm", np.full((64, 64), 900, np.uint16)))
+
+
+def test_missing_pixels_and_unknown_syntaxes_are_refused(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", radiograph(64, 64))
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.save_as(path)
+    assert refusal(path) == "there is no pixel data"
+    path = write_dicom(tmp_path / "a.dcm", radiograph(64, 64), uid.HTJ2KLossless, b"\xff\x4f\xff\x51" + b"\0" * 40)
+    assert "not supported" in refusal(path)
+
+
+def test_colour_jpeg_declared_as_grey_is_refused(tmp_path):
+    image = radiograph(64, 64)
+    path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, jpeg(np.dstack([image, image // 2, image])))
+    assert "one grey channel" in refusal(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_are_an_image_or_a_reason(tmp_path_factory, data):
+    """Not with GDCM, which a damaged stream can kill together with its process; see test_cache_images."""
+    folder = tmp_path_factory.mktemp("damaged")
+    syntax = data.draw(st.sampled_from([uid.JPEGBaseline8Bit, *NATIVE]))
+    path = write_dicom(folder / "a.dcm", radiograph(40, 40), syntax)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 10))):
+        content[data.draw(st.integers(132, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(Refused):
+        image, _, _ = read_dicom(path, 32)
+        assert image.shape == (32, 32)
+        assert image.dtype == np.uint8
+
+
+def test_coded_size():
+    assert coded_size(jpeg(radiograph(30, 50))) == (50, 30)
+    assert coded_size(jpeg(radiograph(30, 50), progressive=True)) == (50, 30)
+    assert coded_size(b"") is None
+    assert coded_size(b"\xff\xd8\xff\xe0\x00\x10") is None
+
+
+# headers, PNG files, the index
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR AS")
+def test_read_header(tmp_path):
+    """Ages without their unit, as the challenge's files have them."""
+    tags = {"PatientAge": "62", "PatientSex": "F", "ViewPosition": "PA"}
+    path = write_dicom(tmp_path / "0a1b.dcm", radiograph(8, 8), **tags)
+    assert read_header(path) == {"patientId": "0a1b", **tags}
+    path.write_text("no DICOM")
+    assert read_header(path) == {"patientId": "0a1b", "PatientAge": "", "PatientSex": "", "ViewPosition": ""}
+
+
+def test_png_round_trip(tmp_path):
+    image = radiograph(64, 48)
+    assert write_png(image, tmp_path / "a.png") == (tmp_path / "a.png").stat().st_size
+    np.testing.assert_array_equal(read_png(tmp_path / "a.png"), image)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_png_that_is_missing_or_damaged(tmp_path):
+    with pytest.raises(UserError, match=r"a\.png: No such file.*cache_images"):
+        read_png(tmp_path / "a.png")
+    write_png(radiograph(64, 48), tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    header = whole[:8] + b"\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4)
+    for content in (b"", b"text", whole[:-1], whole[: len(whole) // 2], header):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.png: damaged PNG file; delete it"):
+            read_png(tmp_path / "a.png")
+
+
+def test_index_that_is_missing_or_unfinished(tmp_path):
+    with pytest.raises(UserError, match=r"no such file; run: python src/cache_images\.py"):
+        read_index(tmp_path)
+    pd.DataFrame(columns=INDEX_COLUMNS).to_csv(tmp_path / INDEX_CSV, index=False)
+    assert list(read_index(tmp_path)) == INDEX_COLUMNS
+    (tmp_path / JOURNAL_CSV).touch()
+    with pytest.raises(UserError, match="unfinished"):
+        read_index(tmp_path)

@@ -1,0 +1,270 @@
+"""The synthetic competition: Kaggle's layout, the real mix, the same bytes every time, and nothing overwritten."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+
+import competition
+import make_demo
+from cohort import MIX, apportion, draw_cohort
+from config import parse
+from files import UserError
+from phantom import SIDE, Case, lay_out, render
+
+# every tag of the challenge's files, in their order
+REAL_TAGS = [
+    "SpecificCharacterSet",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "Modality",
+    "ConversionType",
+    "ReferringPhysicianName",
+    "SeriesDescription",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "BodyPartExamined",
+    "ViewPosition",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "StudyID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "PatientOrientation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "LossyImageCompression",
+    "LossyImageCompressionMethod",
+    "PixelData",
+]
+
+
+def settings(root, *words):
+    return parse([f"root={root}", "demo_train=10", "demo_test=2", "workers=0", *words])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A small demo that no test may change."""
+    cfg = settings(tmp_path_factory.mktemp("demo"))
+    make_demo.main(cfg)
+    return cfg
+
+
+def contents(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+
+
+def test_layout_is_kaggles(demo):
+    folder = Path(demo.input)
+    labels = pd.read_csv(folder / "stage_2_train_labels.csv")
+    classes = pd.read_csv(folder / "stage_2_detailed_class_info.csv")
+    sample = pd.read_csv(folder / "stage_2_sample_submission.csv")
+    assert [*labels] == ["patientId", "x", "y", "width", "height", "Target"]
+    assert [*classes] == ["patientId", "class"]
+    assert [*sample] == ["patientId", "PredictionString"]
+    assert classes.patientId.tolist() == labels.patientId.tolist()
+    assert {path.stem for path in (folder / "stage_2_train_images").glob("*.dcm")} == set(labels.patientId)
+    assert sorted(path.stem for path in (folder / "stage_2_test_images").glob("*.dcm")) == sample.patientId.tolist()
+    assert set(sample.PredictionString) == {"0.5 0 0 100 100"}
+    assert labels.patientId.nunique() == 10
+    assert len(sample) == 2
+    assert ((classes["class"] == "Lung Opacity") == (labels.Target == 1)).all()
+    assert (labels[competition.BOX_COLUMNS].notna().all(axis=1) == (labels.Target == 1)).all()
+
+
+def test_mapping_covers_the_training_images(demo):
+    rows = json.loads((Path(demo.input) / "pneumonia-challenge-dataset-mappings_2018.json").read_text())
+    labels = pd.read_csv(Path(demo.input) / "stage_2_train_labels.csv")
+    assert {row["subset_img_id"] for row in rows} == set(labels.patientId)
+    names = pd.Series([row["img_id"] for row in rows])
+    assert names.is_unique
+    assert names.str.fullmatch(r"\d{8}_\d{3}\.png").all()
+    assert names.str[:8].duplicated().any()
+
+
+def test_test_truth_lies_outside_input(demo):
+    truth = pd.read_csv(demo.test_labels)
+    sample = pd.read_csv(Path(demo.input) / "stage_2_sample_submission.csv")
+    assert Path(demo.input) not in Path(demo.test_labels).parents
+    assert [*truth] == competition.LABEL_COLUMNS
+    assert set(truth.patientId) == set(sample.patientId)
+
+
+def test_dicoms_have_the_challenges_tags(demo):
+    members = {member.patient_id: member for member in draw_cohort(10, 0, demo.seed)}
+    for path in (Path(demo.input) / "stage_2_train_images").glob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        assert [element.keyword for element in dataset] == REAL_TAGS
+        assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGBaseline8Bit
+        assert dataset.PatientID == dataset.PatientName == path.stem
+        assert dataset.ViewPosition == members[path.stem].case.view
+        assert dataset.SeriesDescription == f"view: {dataset.ViewPosition}"
+        assert int(dataset.PatientAge) == members[path.stem].age
+        assert dataset.pixel_array.shape == (1024, 1024)
+        assert dataset.pixel_array.std() > 30
+
+
+def test_same_seed_same_bytes_with_any_number_of_processes(demo, tmp_path):
+    # from the shell, as it is used: a process that forks must not have used OpenCV's threads before
+    words = [f"root={tmp_path}", "demo_train=10", "demo_test=2", "workers=2"]
+    script = Path(make_demo.__file__)
+    subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True, timeout=60)
+    assert contents(tmp_path) == contents(demo.root)
+
+
+def test_other_seed_other_pictures(demo):
+    ids = [{m.patient_id for m in draw_cohort(10, 0, seed)} for seed in (demo.seed, demo.seed + 1)]
+    assert not ids[0] & ids[1]
+
+
+def test_killed_run_goes_on_and_ends_alike(demo, tmp_path, monkeypatch):
+    cfg = settings(tmp_path)
+    monkeypatch.setattr(make_demo, "write_tables", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        make_demo.main(cfg)
+    monkeypatch.undo()
+    assert not (Path(cfg.input) / competition.LABELS_CSV).exists()
+    next((Path(cfg.input) / competition.TRAIN_IMAGES).iterdir()).unlink()
+    make_demo.main(cfg)
+    assert contents(tmp_path) == contents(demo.root)
+
+
+def test_complete_demo_is_left_alone(demo, monkeypatch, capsys):
+    monkeypatch.setattr(make_demo, "write_tables", lambda *_: pytest.fail("made again"))
+    make_demo.main(demo)
+    assert "make_folds" in capsys.readouterr().out
+
+
+def test_refuses_other_settings_and_names_them(demo):
+    before = contents(demo.root)
+    with pytest.raises(UserError, match=r"seed: 42 -> 7.*root="):
+        make_demo.main(settings(demo.root, "seed=7"))
+    with pytest.raises(UserError, match="demo_train: 10 -> 13"):
+        make_demo.main(settings(demo.root, "demo_train=13"))
+    assert contents(demo.root) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["input/stage_2_train_labels.csv", "input/stage_2_train_images/x.dcm", "test_labels.csv"]
+)
+def test_never_writes_over_foreign_files(tmp_path, name):
+    foreign = tmp_path / name
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("mine")
+    with pytest.raises(UserError, match="not made by make_demo"):
+        make_demo.main(settings(tmp_path))
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_stamp_of_one_folder_does_not_open_another(demo, tmp_path):
+    (tmp_path / "stage_2_train_labels.csv").write_text("mine")
+    with pytest.raises(UserError, match="input"):
+        make_demo.main(settings(demo.root, f"input={tmp_path}"))
+    assert contents(tmp_path) == {"stage_2_train_labels.csv": b"mine"}
+
+
+def test_readme_in_input_is_no_obstacle(tmp_path):
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "README.md").write_text("put Kaggle's files here")
+    make_demo.claim_folder(settings(tmp_path), {})
+    assert (tmp_path / "demo.json").is_file()
+
+
+@pytest.mark.parametrize("count", [10, 80, 300, 1000])
+def test_mix_is_the_real_one(count):
+    members = draw_cohort(count, 0, 42)
+    cells = Counter((m.case.view, m.kind, m.case.n_boxes) for m in members)
+    total = sum(MIX.values())
+    assert len(members) == count
+    for cell, real in MIX.items():
+        assert abs(cells[cell] - count * real / total) < 1
+    assert len({m.patient_id for m in members}) == count
+
+
+def test_numbers_at_300():
+    members = draw_cohort(300, 0, 42)
+    kinds = Counter(m.kind for m in members)
+    assert kinds == {"Lung Opacity": 68, "No Lung Opacity / Not Normal": 133, "Normal": 99}
+    assert 2.0 <= 300 / len({m.person for m in members}) <= 2.4
+    # as in the real data, sick persons come back: their other pictures are sick as well
+    positives = pd.DataFrame({"person": [m.person for m in members], "sick": [m.case.n_boxes > 0 for m in members]})
+    often = positives.groupby("person").sick.agg(["size", "mean"])
+    assert often["mean"][often["size"] >= 3].mean() > 1.5 * often["mean"][often["size"] == 1].mean()
+
+
+def test_apportion_keeps_the_sum_and_the_largest_remainder():
+    assert apportion({"a": 5, "b": 3, "c": 1}, 4) == {"a": 2, "b": 1, "c": 1}
+    assert sum(apportion(MIX, 137).values()) == 137
+
+
+def test_no_person_in_both_splits():
+    train, test = ({m.person for m in draw_cohort(200, split, 42)} for split in (0, 1))
+    assert not train & test
+
+
+def test_a_person_keeps_sex_and_body():
+    by_person: dict[int, set] = {}
+    for member in draw_cohort(200, 0, 42):
+        by_person.setdefault(member.person, set()).add((member.case.sex, member.case.body_seed))
+    assert all(len(traits) == 1 for traits in by_person.values())
+
+
+@pytest.mark.parametrize("n_boxes", [1, 2, 3, 4])
+@pytest.mark.parametrize("view", ["AP", "PA"])
+def test_box_holds_its_opacity(view, n_boxes):
+    """Render with and without the opacity: what differs lies in the boxes, and is brighter."""
+    scene = lay_out(Case("F", view, True, n_boxes, (1, n_boxes)), np.random.default_rng(n_boxes))
+    healthy = replace(scene, opacity=np.zeros_like(scene.opacity))
+    pair = [render(s, np.random.default_rng(5)).astype(float) for s in (scene, healthy)]
+    added = pair[0] - pair[1]
+    inside = np.zeros((SIDE, SIDE), bool)
+    assert scene.boxes.shape == (n_boxes, 4)
+    for x, y, width, height in scene.boxes.astype(int):
+        assert min(x, y) >= 0
+        assert max(x + width, y + height) <= SIDE
+        assert min(width, height) >= 40
+        box = (slice(y, y + height), slice(x, x + width))
+        assert added[box].mean() > 4
+        # tight: the opacity reaches into the strip along every side
+        for strip in (added[box][:, :20], added[box][:, -20:], added[box][:20], added[box][-20:]):
+            assert np.percentile(strip, 99) > 3
+        inside[box] = True
+    assert added[inside].sum() > 0.9 * np.abs(added).sum()
+
+
+def test_boxes_follow_the_measured_statistics():
+    """Medians over 80 pictures with two opacities; measured on the real labels: AP 225 x 352, one in each lung."""
+    case = Case("M", "AP", True, 2, (0, 0))
+    boxes = np.array([lay_out(replace(case, body_seed=(0, i)), np.random.default_rng(i)).boxes for i in range(80)])
+    width, height = np.median(boxes[..., 2]), np.median(boxes[..., 3])
+    assert width == pytest.approx(225, rel=0.1)
+    assert height == pytest.approx(345, rel=0.12)
+    assert (boxes[:, 0, 0] + boxes[:, 0, 2] / 2 < boxes[:, 1, 0] + boxes[:, 1, 2] / 2).all()
+
+
+def test_bedside_pictures_differ():
+    """AP pictures have a larger heart and a higher diaphragm than PA pictures of the same person."""
+    cases = [Case("M", view, False, 0, (0, 3)) for view in ("AP", "PA")]
+    bases = [np.mean([lay_out(case, np.random.default_rng(i)).base for i in range(20)]) for case in cases]
+    assert bases[0] < bases[1] - 0.03

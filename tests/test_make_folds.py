@@ -1,0 +1,85 @@
+"""Folds: complete, balanced, without leaks between people, the same for any order of rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import make_folds
+from competition import FOLD_COLUMNS
+from config import parse
+from files import UserError
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna"
+
+
+def images_of(people, seed=0):
+    """One row per image; people: how many images each person has."""
+    rng = np.random.default_rng(seed)
+    n = sum(people)
+    target = np.resize([1, 0, 0], n)
+    return pd.DataFrame(
+        {
+            "patientId": [f"i{k:05d}" for k in range(n)],
+            "target": target,
+            "n_boxes": target * rng.integers(1, 4, n),
+            "class": np.where(target == 1, "Lung Opacity", "Normal"),
+            "view": rng.choice(["AP", "PA"], n),
+            "sex": rng.choice(["F", "M"], n),
+            "age": pd.array(rng.integers(1, 100, n), dtype="Int64"),
+            "group": np.repeat([f"p{k}" for k in range(len(people))], people),
+        }
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 8), min_size=12, max_size=60), st.integers(2, 4), st.integers(0, 5))
+def test_people_stay_together_and_every_fold_is_used(people, n_folds, seed):
+    images = images_of(people)
+    folds = make_folds.assign_folds(images, n_folds, seed)
+    assert set(folds) == set(range(n_folds))
+    assert images.assign(fold=folds).groupby("group")["fold"].nunique().max() == 1
+
+
+def test_without_people_rates_are_even():
+    images = images_of([1] * 500)
+    images["fold"] = make_folds.assign_folds(images, 5, 42)
+    assert images["fold"].value_counts().tolist() == [100] * 5
+    rates = images.groupby("fold")["target"].mean()
+    assert (rates - images["target"].mean()).abs().max() < 0.011
+
+
+def test_seed_decides():
+    images = images_of([1, 2, 3] * 30)
+    assert (make_folds.assign_folds(images, 5, 1) == make_folds.assign_folds(images, 5, 1)).all()
+    assert (make_folds.assign_folds(images, 5, 1) != make_folds.assign_folds(images, 5, 2)).any()
+
+
+def test_too_few_positives_are_said():
+    with pytest.raises(UserError, match="too many for 3 positive"):
+        make_folds.assign_folds(images_of([1] * 9), 5, 42)
+
+
+@pytest.mark.parametrize(("written", "age"), [("062Y", 62), ("62", 62), (" 62".strip(), 62), ("", None), ("6M", None)])
+def test_age_as_it_is_written(written, age):
+    labels = pd.DataFrame({"patientId": ["a"], "Target": [0]})
+    headers = pd.DataFrame({"patientId": ["a"], "PatientAge": [written], "PatientSex": ["F"], "ViewPosition": ["AP"]})
+    found = make_folds.describe_images(labels, None, headers)["age"].iloc[0]
+    assert (found == age) if age else pd.isna(found)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the challenge's tables are not there")
+def test_all_of_the_challenge(tmp_path, capsys):
+    cfg = parse([f"input={REAL}", f"root={tmp_path}", f"working={tmp_path}"])
+    make_folds.main(cfg)
+    folds = pd.read_csv(cfg.folds_csv)
+    assert list(folds.columns) == FOLD_COLUMNS
+    assert len(folds) == 26684
+    assert folds.groupby("group")["fold"].nunique().max() == 1
+    assert (folds.groupby("fold")["target"].mean() - folds["target"].mean()).abs().max() < 0.001
+    sizes = folds["fold"].value_counts()
+    assert sizes.max() / sizes.min() < 1.01
+    assert "0 people in more than one fold" in capsys.readouterr().out
