@@ -11,10 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
 
-from dicom import describe, open_dicom, read_grey, read_header  # noqa: F401
+from dicom import describe, open_dicom, read_grey
 from files import UserError, read_table, write_then_rename
 from grey import Grey
-from parallel import count_workers, map_files  # noqa: F401 (temporary: others import these from here)
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

@@ -37,7 +37,9 @@ def test_presets_name_real_settings():
         assert set(overrides) <= {f.name for f in fields(Config)}
 
 
-@pytest.mark.parametrize(("text", "folds"), [("3", [3]), ("0,2", [0, 2]), ("0..4", [0, 1, 2, 3, 4]), ("4,0..1", [0, 1, 4])])
+@pytest.mark.parametrize(
+    ("text", "folds"), [("3", [3]), ("0,2", [0, 2]), ("0..4", [0, 1, 2, 3, 4]), ("4,0..1", [0, 1, 4])]
+)
 def test_folds_as_written(text, folds):
     assert parse_folds(text, 5) == folds
 

@@ -3,7 +3,16 @@
 import pandas as pd
 import pytest
 
-from files import UserError, difference, is_complete, mark_complete, read_json, read_table, write_table, write_then_rename
+from files import (
+    UserError,
+    difference,
+    is_complete,
+    mark_complete,
+    read_json,
+    read_table,
+    write_table,
+    write_then_rename,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -29,7 +38,12 @@ def test_tables_return_exactly(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not a CSV"), (b"a,b\n1,2,3\n1\n1,2,3,4\n", "not a CSV|missing"), (b"\xff\xfe\x00", "not a CSV"), (b"x,y\n", "patientId is missing; found x, y")],
+    [
+        (b"", "not a CSV"),
+        (b"a,b\n1,2,3\n1\n1,2,3,4\n", "not a CSV|missing"),
+        (b"\xff\xfe\x00", "not a CSV"),
+        (b"x,y\n", "patientId is missing; found x, y"),
+    ],
 )
 def test_broken_tables_are_named(tmp_path, content, message):
     path = tmp_path / "t.csv"
@@ -53,7 +67,10 @@ def test_broken_json_is_named(tmp_path):
 
 def test_difference_names_what_changed():
     assert difference({"a": 1, "b": 2}, {"a": 1, "b": 2}) == ""
-    assert difference({"size": 512, "gone": 1}, {"size": 256, "new": 0}) == "size: 512 -> 256; new: None -> 0; gone: 1 -> None"
+    assert (
+        difference({"size": 512, "gone": 1}, {"size": 256, "new": 0})
+        == "size: 512 -> 256; new: None -> 0; gone: 1 -> None"
+    )
 
 
 def test_complete_means_same_facts_and_all_outputs(tmp_path):

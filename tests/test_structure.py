@@ -28,7 +28,16 @@ VERBS = {name for name, tree in SOURCES.items() if is_verb(tree)}
 
 
 def test_there_are_both_kinds():
-    assert {"make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "make_demo"} <= VERBS
+    assert {
+        "make_folds",
+        "cache_images",
+        "train",
+        "predict",
+        "ensemble",
+        "evaluate",
+        "make_submission",
+        "make_demo",
+    } <= VERBS
     assert {"config", "boxes", "metric", "images", "files", "model"} <= set(SOURCES) - VERBS
 
 
@@ -46,7 +55,9 @@ def test_no_name_hides_a_package_or_a_folder():
     for name in SOURCES:
         assert name not in folders
         assert name not in sys.stdlib_module_names
-        assert importlib.util.find_spec(name) is None or importlib.machinery.PathFinder.find_spec(name, elsewhere) is None
+        assert (
+            importlib.util.find_spec(name) is None or importlib.machinery.PathFinder.find_spec(name, elsewhere) is None
+        )
 
 
 def test_verbs_end_alike():

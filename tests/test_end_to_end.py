@@ -1,0 +1,214 @@
+"""The real scripts as subprocesses on a small synthetic competition, read as a user would read them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ["make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary"]
+SMALL = "size=64 n_folds=2 epochs=2 batch_size=8 encoder=resnet18 weights=none bootstrap=50 name=tiny".split()
+
+
+def stage(name, root, *words, check=True):
+    command = [sys.executable, str(ROOT / "src" / f"{name}.py"), f"root={root}", *SMALL, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with spaces in its name, in which the whole sequence ran once; and what each stage printed."""
+    root = tmp_path_factory.mktemp("a workspace with spaces")
+    said = {name: stage(name, root, "demo_train=24", "demo_test=8") for name in ["make_demo", *STAGES]}
+    return root, said
+
+
+def copy_of(world, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(world[0], root)
+    return root
+
+
+def test_every_contract_is_kept(world):
+    root, _ = world
+    folds = pd.read_csv(root / "folds" / "folds.csv")
+    assert folds.columns.tolist() == "patientId fold target n_boxes class view sex age group".split()
+    assert folds.groupby("group")["fold"].nunique().max() == 1
+    index = pd.read_csv(root / "working" / "png_64" / "index.csv")
+    assert (index["status"] == "ok").all()
+    assert len(index) == 32
+    run = root / "working" / "tiny"
+    columns = "patientId confidence x y width height".split()
+    for fold in (0, 1):
+        valid = pd.read_csv(run / f"fold{fold}" / "valid.csv")
+        assert valid.columns.tolist() == columns
+        assert set(valid["patientId"]) == set(folds.loc[folds["fold"] == fold, "patientId"])
+        history = pd.read_csv(run / f"fold{fold}" / "history.csv")
+        assert history.columns.tolist() == "epoch train_loss valid_loss AUC IoU mAP".split()
+        checkpoint = torch.load(run / f"fold{fold}" / "best.pt", weights_only=True)
+        assert checkpoint["made_from"]["size"] == 64
+        assert "size: 64" in (run / f"fold{fold}" / "config.yaml").read_text()
+    assert sorted(pd.read_csv(run / "oof.csv")["patientId"].unique()) == sorted(folds["patientId"])
+    sample = pd.read_csv(root / "input" / "stage_2_sample_submission.csv")
+    submission = pd.read_csv(root / "submissions" / "tiny.csv")
+    assert submission["patientId"].tolist() == sample["patientId"].tolist()
+    assert submission.columns.tolist() == ["patientId", "PredictionString"]
+    boxes = " ".join(submission["PredictionString"].dropna()).split()
+    assert len(boxes) % 5 == 0
+    assert json.loads((root / "submissions" / "tiny.json").read_text())["images"] == 8
+
+
+def test_what_the_user_reads(world):
+    root, said = world
+    assert re.search(r"32 images written, 0 skipped, 0 refused", said["cache_images"].stdout)
+    for word in ("train_loss", "valid_loss", "AUC", "IoU", "mAP"):
+        assert word in said["train"].stdout
+    assert "0 people in more than one fold" in said["make_folds"].stdout
+    assert "kaggle competitions submit -c rsna-pneumonia-detection-challenge" in said["make_submission"].stdout
+    table = said["summary"].stdout
+    for line in ("fold 0", "fold 1", "out of fold", "submission, test images", "no boxes", "median box on every image"):
+        assert line in table
+    assert str(root / "submissions" / "tiny.csv") in table
+
+
+def test_numbers_agree_from_stage_to_stage(world):
+    root, said = world
+    scores = json.loads((root / "working" / "tiny" / "scores.json").read_text())
+    again = stage("evaluate", root, f"predictions={root}/working/tiny/oof.csv", f"threshold={scores['threshold']:.10f}")
+    assert f"mAP {scores['mAP']:.4f}" in again.stdout
+    test = stage("evaluate", root, f"predictions={root}/submissions/tiny.csv", f"labels={root}/test_labels.csv")
+    score = re.search(r"mAP (\d\.\d{4}), 95", test.stdout)[1]
+    assert re.search(rf"submission, test images\s+8\s+{score}", said["summary"].stdout)
+
+
+def test_a_second_time_nothing_is_done_again(world):
+    root, _ = world
+    before = {path: path.stat().st_mtime_ns for path in (root / "working" / "tiny").rglob("*.pt")}
+    assert "0 images written, 32 skipped" in stage("cache_images", root).stdout
+    assert "complete" in stage("train", root).stdout
+    assert "complete" in stage("predict", root).stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_one_fold_alone_is_that_fold_among_all(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    stage("train", root, "name=alone", "fold=1")
+    assert equal_weights(root / "working/alone/fold1/last.pt", root / "working/tiny/fold1/last.pt")
+
+
+def equal_weights(first, second):
+    first, second = (torch.load(path, weights_only=True)["model"] for path in (first, second))
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_killed_in_the_middle_it_ends_with_the_same_weights(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    fold = root / "working" / "killed" / "fold0"
+    command = [sys.executable, str(ROOT / "src" / "train.py"), f"root={root}", *SMALL, "name=killed", "fold=0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (fold / "last.pt").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(torch.load(fold / "last.pt", weights_only=True)["history"]) == 1, "killed too late to tell anything"
+    again = stage("train", root, "name=killed", "fold=0")
+    assert "goes on after epoch 1 of 2" in again.stdout
+    assert equal_weights(fold / "last.pt", root / "working/tiny/fold0/last.pt")
+    assert (fold / "history.csv").read_bytes() == (root / "working/tiny/fold0/history.csv").read_bytes()
+
+
+def test_a_missing_fold_is_an_error_that_names_the_command(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    (root / "working/tiny/fold1/test.csv").unlink()
+    failed = stage("ensemble", root, check=False)
+    assert failed.returncode == 1
+    assert "run: ./run.sh fold=1" in failed.stderr
+
+
+def test_other_settings_are_refused_by_name(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    failed = stage("train", root, "lr=0.01", check=False)
+    assert failed.returncode == 1
+    assert "lr: 0.001 -> 0.01" in failed.stderr
+    failed = stage("make_folds", root, "seed=7", check=False)
+    assert failed.returncode == 1
+    assert "seed: 42 -> 7" in failed.stderr
+
+
+def test_two_runs_fuse(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    shutil.copytree(root / "working/tiny", root / "working/twin")
+    stage("ensemble", root, "name=both", "runs=tiny,twin")
+    both, one = (pd.read_csv(root / f"working/{name}/test.csv") for name in ("both", "tiny"))
+    pd.testing.assert_frame_equal(both, one)
+    stage("evaluate", root, "name=both")
+    stage("make_submission", root, "name=both")
+    assert (root / "submissions/both.csv").read_bytes() == (root / "submissions/tiny.csv").read_bytes()
+
+
+def test_a_broken_test_image_gets_no_box_and_is_said(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    broken = sorted((root / "input/stage_2_test_images").glob("*.dcm"))[0]
+    broken.write_bytes(broken.read_bytes()[:3000])
+    cached = stage("cache_images", root, check=False)
+    assert "1 refused" in cached.stdout
+    assert broken.stem in cached.stdout + cached.stderr
+    said = stage("predict", root)
+    assert "1 images could not be decoded and get no box" in said.stdout
+    for name in ("ensemble", "evaluate", "make_submission"):
+        stage(name, root)
+    submission = pd.read_csv(root / "submissions/tiny.csv").set_index("patientId")
+    assert pd.isna(submission.loc[broken.stem, "PredictionString"])
+
+
+def test_views_that_cost_are_said(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    labels = pd.read_csv(root / "input/stage_2_train_labels.csv")
+    perfect = labels.rename(columns={"Target": "confidence"})[["patientId", "confidence", "x", "y", "width", "height"]]
+    perfect["confidence"] = perfect["confidence"].where(perfect["confidence"] == 1).astype(float)
+    perfect.to_csv(root / "working/tiny/oof_plain.csv", index=False)
+    assert "WARNING: test-time views cost: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
+
+
+def test_overlays_are_drawn(world):
+    root, _ = world
+    assert "overlays.png" in stage("overlays", root).stdout
+    assert (root / "working/tiny/overlays.png").stat().st_size > 10_000
+
+
+def test_run_sh_from_elsewhere_through_a_link(world, tmp_path):
+    """From any folder, through a symlink, with the active Python, whole or by stage."""
+    root, _ = world
+    link = tmp_path / "link to run.sh"
+    link.symlink_to(ROOT / "run.sh")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(*words):
+        return subprocess.run(
+            [str(link), *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    whole = run("fold=0..1", f"root={root}", *SMALL)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert [line[3:] for line in whole.stdout.splitlines() if line.startswith("== ")] == STAGES
+    assert run("evaluate", f"root={root}", *SMALL).returncode == 0
+    assert "demo_train=" in run("help").stdout
+    unknown = run("trian", "fold=2")
+    assert unknown.returncode == 2
+    assert "there is no stage 'trian'" in unknown.stderr
+    wrong = run("fold=0", "sizee=3")
+    assert wrong.returncode == 2
+    assert "did you mean size" in wrong.stderr

@@ -1,0 +1,304 @@
+"""The network, its weights and its views: shapes, what the loss pulls at, and boxes that survive a flip."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torchvision
+from torch import nn
+
+from backbone import make_encoder
+from checkpoint import load_checkpoint, save_checkpoint
+from config import parse
+from dataset import ImageDataset, Samples, make_loader, make_samples
+from engine import augmentation_of
+from files import UserError
+from images import write_png
+from inference import View, parse_views, pick_device, predict_views, prediction_table
+from model import SingleBoxModel, place_centres
+from recipe import make_optimizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.2, box_weight=1.0)
+
+
+def pictures(n=4, size=64):
+    return torch.randint(0, 256, (n, 1, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def targets(n=4):
+    return {
+        "box": torch.tensor([[0.3, 0.5, 0.2, 0.3]]).repeat(n, 1),
+        "has_box": torch.arange(n) % 2 == 0,
+        "label": torch.arange(n) % 3,
+    }
+
+
+@pytest.mark.parametrize("size", [64, 96, 160])
+def test_map_follows_from_the_size(model, size):
+    outputs = model.eval()(pictures(2, size))
+    places = (size // 8) ** 2
+    assert outputs["logits"].shape == (2, 3)
+    assert outputs["place"].shape == (2, places)
+    assert outputs["boxes"].shape == (2, places, 4)
+    boxes, confidences = model.decode(outputs)
+    assert boxes.shape == (2, 1, 4)
+    assert confidences.shape == (2, 1)
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+
+
+def test_centres_run_along_rows():
+    centres = place_centres(2, 4, torch.zeros(1)).reshape(-1, 2)
+    assert centres[1].tolist() == [0.375, 0.25]
+    assert centres[-1].tolist() == [0.875, 0.75]
+
+
+def test_negatives_do_not_pull_at_the_box(model):
+    outputs = {key: value.detach().requires_grad_() for key, value in model.train()(pictures()).items()}
+    model.loss(outputs, targets()).backward()
+    per_image = outputs["boxes"].grad.abs().sum((1, 2))
+    assert (per_image[::2] > 0).all()
+    assert (per_image[1::2] == 0).all()
+    assert (outputs["place"].grad[1::2] == 0).all()
+
+
+def test_batch_without_boxes_has_a_finite_loss(model):
+    without = targets() | {"has_box": torch.zeros(4, dtype=torch.bool), "box": torch.zeros(4, 4)}
+    assert torch.isfinite(model.loss(model(pictures()), without))
+
+
+def test_training_starts_at_mean_size_and_rates():
+    torch.manual_seed(0)
+    model = SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.0, box_weight=1.0)
+    model.start_at(torch.tensor([0.2, 0.3]), torch.tensor([0.3, 0.5, 0.2]))
+    outputs = model.train()(pictures())
+    assert outputs["boxes"][..., 2:].mean((0, 1)).tolist() == pytest.approx([0.2, 0.3], rel=0.2)
+    assert outputs["logits"].softmax(1).mean(0).tolist() == pytest.approx([0.3, 0.5, 0.2], abs=0.1)
+
+
+def test_it_learns_two_pictures():
+    """A bright square left or right: after some steps the box of each is found."""
+    torch.manual_seed(0)
+    model = SingleBoxModel("resnet18", "none", n_classes=2, dropout=0.0, box_weight=1.0)
+    images = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    images[0, 0, 20:44, 8:24] = 255
+    images[1, 0, 30:50, 36:56] = 255
+    wanted = torch.tensor([[16 / 64, 32 / 64, 16 / 64, 24 / 64], [46 / 64, 40 / 64, 20 / 64, 20 / 64]])
+    batch = {"box": wanted, "has_box": torch.ones(2, dtype=torch.bool), "label": torch.tensor([0, 1])}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.start_at(torch.tensor([0.3, 0.3]), torch.tensor([0.5, 0.5]))
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.loss(model(images), batch).backward()
+        optimizer.step()
+    boxes, confidence = model.decode(model(images))
+    expected = np.array([[8, 20, 24, 44], [36, 30, 56, 50]]) / 64
+    assert boxes[:, 0].detach().numpy() == pytest.approx(expected, abs=0.05)
+    assert confidence[1] > 0.8 > 0.2 > confidence[0]
+
+
+def test_groups_hold_every_parameter_once(model):
+    optimizer = make_optimizer(model, lr=1.0, encoder_share=0.1, weight_decay=0.5)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
+        (0.1, 0.5),
+        (0.1, 0.0),
+        (1.0, 0.5),
+        (1.0, 0.0),
+    }
+
+
+# weights
+
+
+def rgb_state(tmp_path):
+    """A state dict like torchvision's: three input channels and a classifier."""
+    torch.manual_seed(3)
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(state, tmp_path / "resnet18.pth")
+    return state
+
+
+def test_weights_from_a_file_are_adapted_to_one_channel(tmp_path):
+    state = rgb_state(tmp_path)
+    encoder = make_encoder("resnet18", str(tmp_path / "resnet18.pth"))
+    own = encoder.state_dict()
+    assert torch.equal(own["conv1.weight"], state["conv1.weight"].sum(1, keepdim=True))
+    assert torch.equal(own["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
+    grey = torch.rand(1, 1, 64, 64)
+    tripled = torch.nn.functional.conv2d(grey.repeat(1, 3, 1, 1), state["conv1.weight"], stride=2, padding=3)
+    assert encoder.conv1(grey).detach().numpy() == pytest.approx(tripled.numpy(), abs=1e-5)
+
+
+def test_weights_from_a_checkpoint_of_this_project(tmp_path, model):
+    save_checkpoint({"made_from": {}, "model": model.state_dict()}, tmp_path / "best.pt")
+    encoder = make_encoder("resnet18", str(tmp_path / "best.pt"))
+    assert torch.equal(encoder.conv1.weight, model.encoder.conv1.weight)
+
+
+def test_other_weights_are_refused(tmp_path):
+    rgb_state(tmp_path)
+    with pytest.raises(UserError, match="not weights of this encoder"):
+        make_encoder("resnet34", str(tmp_path / "resnet18.pth"))
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(UserError, match="cannot be read as plain tensors"):
+        make_encoder("resnet18", str(tmp_path / "text.pth"))
+    with pytest.raises(UserError, match=r"no such file.*weights=none"):
+        make_encoder("resnet18", str(tmp_path / "absent.pth"))
+    with pytest.raises(UserError, match="no such encoder"):
+        make_encoder("resnet35", "none")
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_that_runs_code_does_not_run(tmp_path):
+    torch.save({"model": Hostile(str(tmp_path / "owned"))}, tmp_path / "hostile.pt")
+    with pytest.raises(UserError, match="plain tensors"):
+        make_encoder("resnet18", str(tmp_path / "hostile.pt"))
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "hostile.pt", {})
+    assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_cannot_be_fetched_stop_the_run(monkeypatch):
+    real = smp.encoders.get_encoder
+
+    def offline(name, weights=None, **words):
+        if weights:
+            raise ConnectionError("no route to the hub")
+        return real(name, weights=weights, **words)
+
+    monkeypatch.setattr(smp.encoders, "get_encoder", offline)
+    with pytest.raises(UserError, match=r"no route to the hub.*weights=<file>.*weights=none"):
+        make_encoder("resnet34", "imagenet")
+
+
+def test_checkpoint_of_other_settings_names_them(tmp_path):
+    save_checkpoint({"made_from": {"size": 512, "lr": 0.1}}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="size: 512 -> 64"):
+        load_checkpoint(tmp_path / "last.pt", {"size": 64, "lr": 0.1})
+
+
+# views
+
+
+class BrightSquare(nn.Module):
+    """Stands in for a perfect network: returns the bounding box of the bright pixels."""
+
+    def forward(self, images):
+        return {"images": images}
+
+    def decode(self, outputs):
+        boxes = []
+        for image in outputs["images"][:, 0]:
+            rows, cols = torch.where(image > 127)
+            edges = [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]
+            boxes.append(torch.stack(edges) / image.shape[-1])
+        return torch.stack(boxes)[:, None].float(), torch.ones(len(boxes), 1)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize(("rows", "cols"), [(1024, 1024), (2048, 1536), (700, 1400)])
+def test_every_view_finds_the_same_box(tmp_path, size, rows, cols):
+    """From a picture to the table in original pixels: half an original pixel for flips, what zooming costs for zooms."""
+    scale = size / max(rows, cols)
+    pad = [(size - round(cols * scale)) // 2, (size - round(rows * scale)) // 2]
+    image = np.zeros((size, size), np.uint8)
+    left, top, right, bottom = [int(size * share) for share in (0.3125, 0.375, 0.5625, 0.625)]
+    image[top:bottom, left:right] = 255
+    write_png(image, tmp_path / "a.png")
+    geometry = np.array([[scale, scale, *pad]])
+    samples = Samples(
+        ["a"], [tmp_path / "a.png"], np.full((1, 4), np.nan), np.zeros(1, int), geometry, np.array([[rows, cols]])
+    )
+    views = parse_views("plain,hflip", "1.0,0.9,1.2")
+    assert views[0] == View()
+    assert len(views) == 6
+    loader = make_loader(ImageDataset(samples), 1, 0, CPU)
+    expected = np.array(
+        [(left - pad[0]) / scale, (top - pad[1]) / scale, (right - left) / scale, (bottom - top) / scale]
+    )
+    for view, (boxes, confidence) in zip(views, predict_views(BrightSquare(), loader, views, CPU, ""), strict=True):
+        found = prediction_table(samples, boxes, confidence, size)[["x", "y", "width", "height"]].to_numpy()[0]
+        tolerance = 0.5 if view.zoom == 1 else 1.5 / scale
+        assert found == pytest.approx(expected, abs=tolerance), view
+
+
+def test_box_outside_the_image_leaves_an_empty_row():
+    samples = Samples(
+        ["a", "b"],
+        [],
+        np.full((2, 4), np.nan),
+        np.zeros(2, int),
+        np.array([[0.5, 0.5, 0, 16]] * 2),
+        np.array([[64, 128]] * 2),
+    )
+    boxes = np.array([[[0.1, 0.0, 0.5, 0.2]], [[0.1, 0.2, 0.5, 0.5]]])  # the first lies in the black bar above
+    table = prediction_table(samples, boxes, np.array([[0.9], [0.8]]), 64)
+    assert table["patientId"].tolist() == ["a", "b"]
+    assert table["confidence"].isna().tolist() == [True, False]
+    assert table.iloc[1][["x", "y", "width", "height"]].tolist() == pytest.approx([12.8, 0, 51.2, 32])
+
+
+@pytest.mark.parametrize(("names", "zooms"), [("plain,up", "1"), ("plain", "big"), ("plain", "9")])
+def test_unknown_views_are_refused(names, zooms):
+    with pytest.raises(UserError):
+        parse_views(names, zooms)
+
+
+def test_device_that_is_not_there():
+    with pytest.raises(UserError, match="device=cuda:77"):
+        pick_device("cuda:77")
+
+
+def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
+    paths = []
+    for k in range(6):
+        image = np.random.default_rng(k).integers(0, 256, (32, 32)).astype(np.uint8)
+        write_png(image, tmp_path / f"{k}.png")
+        paths.append(tmp_path / f"{k}.png")
+    samples = Samples(
+        list("abcdef"), paths, np.full((6, 4), np.nan), np.zeros(6, int), np.ones((6, 4)), np.ones((6, 2), int)
+    )
+    dataset = ImageDataset(samples, augmentation_of(parse([])), seed=(42, 0))
+
+    def epoch(number, workers):
+        dataset.epoch = number
+        batches = list(make_loader(dataset, 2, workers, CPU))
+        return torch.cat([batch["row"] for batch in batches]), torch.cat([batch["image"] for batch in batches])
+
+    rows, images = epoch(0, 0)
+    again_rows, again = epoch(0, 2)
+    assert torch.equal(rows, again_rows)
+    assert torch.equal(images, again)
+    other_rows, other = epoch(1, 0)
+    assert not torch.equal(images[rows.argsort()], other[other_rows.argsort()])
+    assert not torch.equal(rows, other_rows)
+
+
+def test_tables_of_samples_join_by_id():
+    index = pd.DataFrame(
+        {"patientId": ["b", "a"], "rows": 10, "cols": 20, "scale_x": 2.0, "scale_y": 2.0, "pad_x": 0, "pad_y": 10}
+    )
+    truth = pd.DataFrame([("b", 1, 1, 2, 2), ("b", 0, 0, 4, 4)], columns=["patientId", "x", "y", "width", "height"])
+    samples = make_samples(pd.Series(["a", "b"]), index, Path("c"), truth, [0, 2])
+    assert np.isnan(samples.boxes_xyxy[0]).all()
+    assert samples.boxes_xyxy[1].tolist() == [0, 10, 8, 18]
+    with pytest.raises(UserError, match="1 images are not cached, first z"):
+        make_samples(pd.Series(["a", "z"]), index, Path("c"), truth)
