@@ -12,7 +12,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from metric import IOU_THRESHOLDS, threshold_sweep  # noqa: E402
+from metric import IOU_THRESHOLDS, threshold_sweep
 
 N_IMAGES, N_POSITIVE = 26684, 6012  # the challenge's
 N_THRESHOLDS = 100
@@ -83,10 +83,8 @@ def main(quick: bool) -> None:
         swept = sweep.set_index("n_boxes")["score"][int((predictions["confidence"] >= threshold).sum())]
         if abs(swept - score) > 1e-9:
             sys.exit(f"the sweep says {swept} where the loop says {score}, at threshold {threshold}")
-    print(
-        f"{len(predictions)} images, {len(sweep)} thresholds at once: {ours:.2f} s; the loop agrees at {len(scores)} of them"
-    )
-    print(f"the loop at {N_THRESHOLDS} thresholds: {loop:.1f} s (from {len(scores)} of them)")
+    print(f"{len(predictions)} images, {len(sweep)} thresholds at once: {ours:.2f} s")
+    print(f"the loop at {N_THRESHOLDS} thresholds: {loop:.1f} s (measured at {len(scores)}, where both agree)")
     print(f"ratio sweep_of_all_thresholds_to_loop_over_{N_THRESHOLDS} {loop / ours:.0f}")
 
 

@@ -52,7 +52,9 @@ class Config:
     encoder_lr: float = setting(0.3, "train", "share of lr that a pretrained encoder gets; a random one gets all of it")
     weight_decay: float = setting(1e-2, "train", "AdamW weight decay")
     classes: int = setting(3, "train", "3: normal, not normal, opacity; 2: opacity or not")
-    box_weight: float = setting(1.0, "train", "weight of the losses of box and place (positives only) beside cross-entropy")
+    box_weight: float = setting(
+        1.0, "train", "weight of the box and place losses (positives only) beside cross-entropy"
+    )
     dropout: float = setting(0.2, "train", "dropout before the head's last layer")
     flip: float = setting(0.5, "train", "augmentation: chance of a left-right flip")
     rotate: float = setting(7.0, "train", "augmentation: largest rotation, degrees")

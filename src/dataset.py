@@ -60,11 +60,11 @@ def class_index(folds: pd.DataFrame, n_classes: int) -> NDArray[np.int64]:
     """
     if n_classes == 2:
         return folds["target"].to_numpy(dtype=np.int64)
-    index = folds["class"].map({name: k for k, name in enumerate(CLASSES)})
+    index: pd.Series = folds["class"].map({name: k for k, name in enumerate(CLASSES)})
     if index.isna().any():
         name = folds.loc[index.isna(), "patientId"].iloc[0]
         raise UserError(f"folds.csv: no class for {name}; say classes=2, or add the detailed class info and new folds")
-    return index.to_numpy(dtype=np.int64)
+    return np.asarray(index, dtype=np.int64)
 
 
 class ImageDataset(Dataset[dict[str, Any]]):

@@ -61,7 +61,7 @@ def score_run(
 
 
 def score_fold(
-    fold: int, ids: pd.Index, predictions: pd.DataFrame, truth: pd.DataFrame, scores: pd.Series, fair: pd.Series
+    fold: Any, ids: pd.Index, predictions: pd.DataFrame, truth: pd.DataFrame, scores: pd.Series, fair: pd.Series
 ) -> dict[str, Any]:
     """The line of one fold; `scores` at the common threshold, `fair` at that of the other folds."""
     own, own_truth = scoring.of_images(predictions, ids), scoring.of_images(truth, ids)
@@ -90,8 +90,8 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     print("mAP by IoU threshold: " + "  ".join(f"{key} {value:.3f}" for key, value in scores["per_iou"].items()))
     print("mAP by view position: " + "  ".join(f"{key} {value:.4f}" for key, value in scores["per_view"].items()))
     print(
-        f"threshold {scores['threshold']:.4f}: the best of all on these predictions ({scores['with_box']:.1%} of images "
-        f"get a box); chosen on the other folds instead, the score is {scores['cross_fitted_mAP']:.4f}"
+        f"threshold {scores['threshold']:.4f}: the best of all on these predictions ({scores['with_box']:.1%} of "
+        f"images get a box); chosen on the other folds instead, the score is {scores['cross_fitted_mAP']:.4f}"
     )
     print("on the same images: " + ", ".join(f"{name} {value:.4f}" for name, value in scores["baselines"].items()))
     if scores["plain_mAP"] > scores["mAP"]:

@@ -12,10 +12,11 @@ from canvas import CANVAS, Map, blur, cloud, curve, ellipse, grid, step, stroke
 # how hard the task is: attenuation that an opacity adds at its core (lung against heart differ by about 0.37)
 OPACITY_CONTRAST = 0.25
 OPACITY_CONTRAST_SPREAD = 0.25  # sd of its logarithm
-SUBTLE_SHARE = 0.15  # of the positive images are faint ...
+SUBTLE_SHARE = 0.25  # of the positive images are faint ...
 SUBTLE_CONTRAST = 0.5  # ... by this factor
 OPACITY_TEXTURE = 0.22  # how patchy, as a share of the contrast
 EFFUSION_CONTRAST, NODULE_CONTRAST, PLATE_CONTRAST, METAL, TUBE = 0.24, 0.16, 0.16, 0.5, 0.16
+HAZE_CONTRAST = 0.14
 VISIBLE = 0.4  # an opacity ends, for the box, where it falls below this share of its core
 IN_LUNG = 0.6  # share of an opacity's box that is lung, at least; the corners of the lung's own box are outside it
 REACH = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border
@@ -137,6 +138,14 @@ def draw_nodule(rng: np.random.Generator, body: Body, side: int, base: float) ->
     radius = rng.uniform(0.012, 0.028)
     x = MIDLINE + side * body.lung_width * rng.uniform(0.4, 0.85)
     return NODULE_CONTRAST * ellipse(x, rng.uniform(body.apex + 0.1, base - 0.05), radius, radius, 0, 1.5)
+
+
+def draw_haze(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+    """A faint veil without a border, as congestion or a thick chest wall gives: what an opacity is mistaken for."""
+    x = MIDLINE + side * body.lung_width * rng.uniform(0.3, 0.6)
+    y = rng.uniform(body.apex + 0.3, base - 0.1)
+    veil = ellipse(x, y, rng.uniform(0.08, 0.15), rng.uniform(0.1, 0.22), 0, 14)
+    return np.asarray(HAZE_CONTRAST * rng.uniform(0.6, 1.4) * veil, dtype=np.float32)
 
 
 def draw_plate(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:

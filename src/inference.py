@@ -105,7 +105,7 @@ def predict_views(
 
 
 def to_numpy(values: Tensor) -> Floats:
-    return values.float().cpu().numpy().astype(np.float64)
+    return np.asarray(values.float().cpu().numpy(), dtype=np.float64)
 
 
 def prediction_table(samples: Samples, boxes_xyxy: Floats, confidences: Floats, size: int) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from competition import (
     TEST_IMAGES,
     TRAIN_IMAGES,
 )
-from config import Config, load_config
+from config import PRESETS, Config, load_config
 from files import (
     UserError,
     difference,
@@ -38,7 +38,7 @@ from files import (
 from parallel import map_files
 from phantom import lay_out, render
 
-VERSION = 1  # raise it when the same settings give other files
+VERSION = 2  # raise it when the same settings give other files
 SAMPLE_PREDICTION = "0.5 0 0 100 100"
 FOLDERS = [TRAIN_IMAGES, TEST_IMAGES]
 
@@ -164,7 +164,8 @@ def summary(cfg: Config, cohorts: list[list[Member]]) -> str:
     lines = [f"{len(cohorts[0])} training images of {persons} persons with {boxes[0]} boxes:"]
     lines += [f"  {kind:<30} AP {row.get('AP', 0):>4}   PA {row.get('PA', 0):>4}" for kind, row in counts.iterrows()]
     lines += [f"{len(cohorts[1])} test images with {boxes[1]} boxes; their truth: {cfg.test_labels}"]
-    given = f"preset={cfg.preset}" if cfg.preset else f"root={cfg.root}"
+    usual = PRESETS.get(cfg.preset, {}).get("root")
+    given = " ".join([f"preset={cfg.preset}"] * bool(cfg.preset) + [f"root={cfg.root}"] * (cfg.root != usual))
     return "\n".join([*lines, f"input: {cfg.input}", f"next: python src/make_folds.py {given}"])
 
 

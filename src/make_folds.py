@@ -23,8 +23,8 @@ from competition import (
     read_people,
 )
 from config import Config, load_config
-from files import UserError, difference, fingerprint, mark_complete, read_json, read_table, write_table
 from dicom import read_header
+from files import UserError, difference, fingerprint, mark_complete, read_json, read_table, write_table
 from parallel import map_files
 
 AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a header age beyond these (155 occurs) counts as unknown

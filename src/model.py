@@ -1,5 +1,8 @@
 """The network: one box and a class per image. Offers forward, loss and decode, which is all the engine knows."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -29,7 +32,7 @@ class SingleBoxModel(nn.Module):
         super().__init__()
         self.encoder = make_encoder(encoder, weights)
         self.box_weight = box_weight
-        channels = self.encoder.out_channels
+        channels = cast(Sequence[int], self.encoder.out_channels)
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
         self.mix = nn.Sequential(
             nn.Conv2d(width + 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
@@ -59,7 +62,7 @@ class SingleBoxModel(nn.Module):
         for level in (1, 0):
             below = self.lateral[level](features[level])
             pyramid = interpolate(pyramid, size=below.shape[-2:], mode="nearest") + below
-        grid = place_centres(*pyramid.shape[-2:], pyramid)
+        grid = place_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid)
         # lungs stand where they stand: the convolutions may know where they look
         position = (2 * grid - 1).permute(2, 0, 1).expand(len(pyramid), -1, -1, -1)
         pyramid = self.mix(torch.cat([pyramid, position], dim=1))

@@ -27,7 +27,7 @@ TUBE_CHANCE = {"AP": 0.55, "PA": 0.03}
 TILT, SHIFT, ZOOM = 2.5, 0.018, 0.03  # sd of a picture's rotation (degrees), displacement and scale
 
 # findings without a box: chance in a picture of the class "No Lung Opacity / Not Normal", and beside an opacity
-DISTRACTORS = {"large heart": 0.35, "effusion": 0.35, "nodule": 0.25, "plate": 0.3, "pacemaker": 0.12}
+DISTRACTORS = {"large heart": 0.35, "effusion": 0.35, "nodule": 0.25, "plate": 0.3, "haze": 0.3, "pacemaker": 0.12}
 BESIDE_OPACITY = 0.5  # factor on these chances in a picture with an opacity
 LARGE_HEART = 1.25
 BOX_JITTER = 4.0  # sd of where a radiologist draws a box's border, pixels
@@ -153,7 +153,12 @@ def draw_density(scene: Scene, rng: np.random.Generator) -> Map:
 def draw_findings(scene: Scene, rng: np.random.Generator, both: Map) -> Map:
     """Attenuation of the findings without a box."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
-    makers = {"effusion": findings.draw_effusion, "nodule": findings.draw_nodule, "plate": findings.draw_plate}
+    makers = {
+        "effusion": findings.draw_effusion,
+        "nodule": findings.draw_nodule,
+        "plate": findings.draw_plate,
+        "haze": findings.draw_haze,
+    }
     for name in sorted(scene.distractors & makers.keys()):
         side = int(rng.choice(SIDES))
         layer += scene.lungs[side] * makers[name](rng, scene.body, side, scene.base)

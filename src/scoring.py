@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
@@ -39,16 +38,19 @@ def of_images(table: pd.DataFrame, ids: Any) -> pd.DataFrame:
     return table[table["patientId"].isin(ids)]
 
 
-def cross_fitted_scores(predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series) -> tuple[pd.Series, dict]:
+def cross_fitted_scores(
+    predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series
+) -> tuple[pd.Series, dict[Any, float]]:
     """Image scores with the threshold of each fold chosen on the other folds, and those thresholds by fold.
 
     fold_of: index patientId -> fold. The mean of the scores is what the choice of a threshold is honestly worth.
     """
-    parts, thresholds = [], {}
+    parts: list[pd.Series] = []
+    thresholds: dict[Any, float] = {}
     for fold, ids in fold_of.groupby(fold_of).groups.items():
         others = fold_of.index.difference(ids)
-        thresholds[int(fold)] = best_threshold(sweep(of_images(truth, others), of_images(predictions, others)))
-        kept = keep_confident(of_images(predictions, ids), thresholds[int(fold)])
+        thresholds[fold] = best_threshold(sweep(of_images(truth, others), of_images(predictions, others)))
+        kept = keep_confident(of_images(predictions, ids), thresholds[fold])
         parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
     return pd.concat(parts), thresholds
 

@@ -22,9 +22,9 @@ def format_submission(predictions: pd.DataFrame, ids: list[str], shapes: pd.Data
     if unknown:
         raise UserError(f"{len(unknown)} predicted images are not in the sample submission, such as {min(unknown)}")
     inside = keep_inside(predictions, shapes)
-    confidence = inside["confidence"].clip(SMALLEST_CONFIDENCE, 1).map("{:.4f}".format)
-    numbers = [inside[column].map("{:.1f}".format) for column in BOX_COLUMNS]
-    words = confidence.str.cat(numbers, sep=" ") if len(inside) else confidence
+    words = inside["confidence"].clip(SMALLEST_CONFIDENCE, 1).map("{:.4f}".format).astype(object)
+    for column in BOX_COLUMNS:
+        words = words + " " + inside[column].map("{:.1f}".format).astype(object)
     strings = words.groupby(inside["patientId"], sort=False).agg(" ".join)
     return pd.DataFrame({"patientId": ids, "PredictionString": [strings.get(name, "") for name in ids]})
 

@@ -1,6 +1,6 @@
 """Print what came out of a run: scores by fold, the threshold, baselines, the test score if it can be known.
 
-    python src/summary.py [name=...] [test_labels=<labels csv of the test images>]
+python src/summary.py [name=...] [test_labels=<labels csv of the test images>]
 """
 
 from pathlib import Path
@@ -62,11 +62,12 @@ def test_rows(cfg: Config, threshold: float) -> list[Row]:
     truth = scoring.of_images(truth_boxes(read_labels(Path(cfg.test_labels))), ids)
     median = scoring.median_boxes(truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV)), ids)
     scores = scoring.describe(kept, truth, ids, pd.Series(ids, index=ids), cfg.bootstrap, cfg.seed)
+    plain = scoring.baselines(median, kept, truth)
     low, high = scores["interval"]
     return [
         ("submission, test images", len(ids), None, None, f"{scores['mAP']:.4f}"),
         ("  95 % interval", len(ids), None, None, f"{low:.4f} to {high:.4f}"),
-        *((f"  {name}", len(ids), None, None, f"{v:.4f}") for name, v in scoring.baselines(median, kept, truth).items()),
+        *((f"  {name}", len(ids), None, None, f"{value:.4f}") for name, value in plain.items()),
     ]
 
 

@@ -55,7 +55,7 @@ def test_bad_rows_are_named(labels_csv, body, message):
 def test_missing_column_and_file_are_named(labels_csv, tmp_path):
     with pytest.raises(UserError, match="column Target is missing"):
         read_labels(labels_csv("a,1,2,3,4\n", header="patientId,x,y,width,height\n"))
-    with pytest.raises(UserError, match="no such file.*kaggle competitions download"):
+    with pytest.raises(UserError, match=r"no such file.*kaggle competitions download"):
         read_labels(tmp_path / "absent.csv")
 
 

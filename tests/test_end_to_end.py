@@ -16,7 +16,16 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ["make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary"]
-SMALL = "size=64 n_folds=2 epochs=2 batch_size=8 encoder=resnet18 weights=none bootstrap=50 name=tiny".split()
+SMALL = [
+    "size=64",
+    "n_folds=2",
+    "epochs=2",
+    "batch_size=8",
+    "encoder=resnet18",
+    "weights=none",
+    "bootstrap=50",
+    "name=tiny",
+]
 
 
 def stage(name, root, *words, check=True):
@@ -44,19 +53,19 @@ def copy_of(world, tmp_path):
 def test_every_contract_is_kept(world):
     root, _ = world
     folds = pd.read_csv(root / "folds" / "folds.csv")
-    assert folds.columns.tolist() == "patientId fold target n_boxes class view sex age group".split()
+    assert folds.columns.tolist() == ["patientId", "fold", "target", "n_boxes", "class", "view", "sex", "age", "group"]
     assert folds.groupby("group")["fold"].nunique().max() == 1
     index = pd.read_csv(root / "working" / "png_64" / "index.csv")
     assert (index["status"] == "ok").all()
     assert len(index) == 32
     run = root / "working" / "tiny"
-    columns = "patientId confidence x y width height".split()
+    columns = ["patientId", "confidence", "x", "y", "width", "height"]
     for fold in (0, 1):
         valid = pd.read_csv(run / f"fold{fold}" / "valid.csv")
         assert valid.columns.tolist() == columns
         assert set(valid["patientId"]) == set(folds.loc[folds["fold"] == fold, "patientId"])
         history = pd.read_csv(run / f"fold{fold}" / "history.csv")
-        assert history.columns.tolist() == "epoch train_loss valid_loss AUC IoU mAP".split()
+        assert history.columns.tolist() == ["epoch", "train_loss", "valid_loss", "AUC", "IoU", "mAP"]
         checkpoint = torch.load(run / f"fold{fold}" / "best.pt", weights_only=True)
         assert checkpoint["made_from"]["size"] == 64
         assert "size: 64" in (run / f"fold{fold}" / "config.yaml").read_text()

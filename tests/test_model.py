@@ -216,7 +216,7 @@ class BrightSquare(nn.Module):
 @pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize(("rows", "cols"), [(1024, 1024), (2048, 1536), (700, 1400)])
 def test_every_view_finds_the_same_box(tmp_path, size, rows, cols):
-    """From a picture to the table in original pixels: half an original pixel for flips, what zooming costs for zooms."""
+    """From a picture to the table in original pixels: within half a pixel for flips, a cached one or two for zooms."""
     scale = size / max(rows, cols)
     pad = [(size - round(cols * scale)) // 2, (size - round(rows * scale)) // 2]
     image = np.zeros((size, size), np.uint8)
