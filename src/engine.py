@@ -190,7 +190,7 @@ def start(cfg: Config, data: FoldData, device: torch.device) -> Training:
         raise UserError(f"{cfg.folds_csv}: no positive image to train on")
     rates = np.bincount(data.train.labels, minlength=cfg.classes) / len(data.train.labels)
     model.start_at(torch.from_numpy(boxes[:, 2:].mean(axis=0)).float(), torch.from_numpy(rates).float())
-    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device).to(memory_format=torch.channels_last)
     share = 1.0 if cfg.weights == "none" else cfg.encoder_lr
     optimizer = make_optimizer(model, cfg.lr, share, cfg.weight_decay)
     steps = len(data.train.ids) // min(cfg.batch_size, len(data.train.ids)) * cfg.epochs

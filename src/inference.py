@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
@@ -90,9 +90,12 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 @torch.inference_mode()
 def predict_views(
-    model: nn.Module, loader: DataLoader[Any], views: Sequence[View], device: torch.device, title: str
+    model: Any, loader: DataLoader[Any], views: Sequence[View], device: torch.device, title: str
 ) -> list[tuple[Floats, Floats]]:
-    """For each view boxes (N, n, 4) xyxy in [0, 1] of the image itself, and confidences (N, n)."""
+    """For each view boxes (N, n, 4) xyxy in [0, 1] of the image itself, and confidences (N, n).
+
+    model: a module with forward and decode, see model.SingleBoxModel.
+    """
     model.eval()
     collected: list[list[tuple[Floats, Floats]]] = [[] for _ in views]
     for batch in tqdm(loader, desc=title, unit="batch", leave=False):
