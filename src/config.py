@@ -67,6 +67,9 @@ class Config:
     tta: str = setting("plain,hflip", "predict", "views that are predicted and fused: plain, hflip")
     tta_scales: str = setting("1.0", "predict", "zooms of each view, such as 1.0,0.9")
     fusion_iou: float = setting(0.4, "predict", "boxes that overlap more than this speak of the same place")
+    elsewhere: float = setting(
+        0.75, "predict", "share of its confidence that a member adds to a box that it puts elsewhere"
+    )
     max_boxes: int = setting(1, "predict", "boxes kept of each image after fusion, most confident first")
     runs: str = setting("", "ensemble", "fuse these runs' tables instead of this run's folds: a,b")
 
@@ -122,7 +125,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "root": str(WORKSPACE / "demo"),
         "weights": "none",
         "size": "64",
-        "n_folds": "3",
+        "n_folds": "2",
     },
 }
 
@@ -217,6 +220,8 @@ def check(cfg: Config) -> None:
             raise UserError(f"{key}={getattr(cfg, key)}: must be at least {lowest}")
     if cfg.size % 32:
         raise UserError(f"size={cfg.size}: must be a multiple of 32, the encoder's stride")
+    if not 0 <= cfg.elsewhere <= 1 or not 0 < cfg.fusion_iou < 1:
+        raise UserError(f"elsewhere={cfg.elsewhere}, fusion_iou={cfg.fusion_iou}: both are shares, from 0 to 1")
     if cfg.classes not in (2, 3):
         raise UserError(f"classes={cfg.classes}: 2 or 3")
     for key in ("lr", "encoder_lr", "box_weight"):

@@ -19,7 +19,7 @@ TABLES = ("oof", "oof_plain", "test")
 def main(cfg: Config) -> None:
     members = run_members(cfg) if cfg.runs else fold_members(cfg)
     outputs = [cfg.run_dir / f"{name}.csv" for name in TABLES]
-    facts = {"fusion_iou": cfg.fusion_iou, "max_boxes": cfg.max_boxes, "fold": cfg.fold_list, "runs": cfg.runs}
+    facts = {key: getattr(cfg, key) for key in ("fusion_iou", "elsewhere", "max_boxes", "fold_list", "runs")}
     facts |= {str(path.relative_to(cfg.working)): fingerprint(path) for paths in members.values() for path in paths}
     stamp = cfg.run_dir / "ensemble.json"
     if not is_complete(stamp, facts, outputs):
@@ -59,7 +59,7 @@ def fuse_files(paths: list[Path], table: str, cfg: Config) -> pd.DataFrame:
     members = [read_table(path, PREDICTION_COLUMNS) for path in paths]
     if table != "test" and not cfg.runs:
         return pd.concat(members, ignore_index=True)
-    return fuse_tables(members, cfg.fusion_iou, cfg.max_boxes)
+    return fuse_tables(members, cfg.fusion_iou, cfg.elsewhere, cfg.max_boxes)
 
 
 if __name__ == "__main__":

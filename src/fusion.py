@@ -13,7 +13,7 @@ from files import UserError
 Floats = NDArray[np.float64]
 
 
-def fuse_tables(members: Sequence[pd.DataFrame], iou_above: float, max_boxes: int) -> pd.DataFrame:
+def fuse_tables(members: Sequence[pd.DataFrame], iou_above: float, elsewhere: float, max_boxes: int) -> pd.DataFrame:
     """Fuse the predictions of equal members (views, folds or runs) on the same images.
 
     members: tables patientId, confidence, x, y, width, height in original pixels. Returns such a table with at
@@ -33,6 +33,7 @@ def fuse_tables(members: Sequence[pd.DataFrame], iou_above: float, max_boxes: in
             boxes["member"].to_numpy(),
             len(members),
             iou_above,
+            elsewhere,
         )
         best = np.argsort(-confidence, kind="stable")[:max_boxes]
         rows += [(name, confidence[k], *xyxy_to_xywh(fused[k])) for k in best]
@@ -40,15 +41,22 @@ def fuse_tables(members: Sequence[pd.DataFrame], iou_above: float, max_boxes: in
 
 
 def fuse_boxes(
-    boxes_xyxy: Floats, confidence: Floats, member: NDArray[np.int64], n_members: int, iou_above: float
+    boxes_xyxy: Floats,
+    confidence: Floats,
+    member: NDArray[np.int64],
+    n_members: int,
+    iou_above: float,
+    elsewhere: float,
 ) -> tuple[Floats, Floats]:
     """Boxes (n, 4) of one image -> one box and confidence per place that members point at: (g, 4), (g,).
 
     Weighted boxes fusion (Solovyev et al. 2019, arXiv:1910.13302): by falling confidence, each box joins the
     group whose fused box it overlaps most, if by more than iou_above, else it starts a group; a group's box is
-    the confidence-weighted mean of its boxes. A group's confidence is the sum of what its members give it (each
-    at most once, with its best box) over ALL members: who looks elsewhere, or sees nothing, lowers it. Boxes
-    are never averaged across groups: the mean of a left and a right lung is the spine.
+    the confidence-weighted mean of its boxes. Boxes are never averaged across groups: the mean of a left and a
+    right lung is the spine. A group's confidence is the mean over ALL members of what each gives it: a member of
+    the group its best confidence there; one that points elsewhere only the share `elsewhere` of its best, as it
+    speaks for an opacity but not for this box; one that sees nothing 0. In the paper's way (elsewhere=0) the
+    disagreement of two views about the place made images with opacity rank below those without: see docs/recipe.md.
     """
     groups: list[list[int]] = []
     fused = np.empty((0, 4))
@@ -61,8 +69,17 @@ def fuse_boxes(
         else:
             groups.append([k])
             fused = np.vstack([fused, boxes_xyxy[k]])
-    total = [sum(confidence[group][member[group] == m].max() for m in np.unique(member[group])) for group in groups]
-    return fused, np.array(total, dtype=float) / n_members
+    best = best_by_member(confidence, member, n_members)
+    inside = [best_by_member(confidence[group], member[group], n_members) for group in groups]
+    given = [np.where(own > 0, own, elsewhere * best) for own in inside]
+    return fused, np.array([values.mean() for values in given])
+
+
+def best_by_member(confidence: Floats, member: NDArray[np.int64], n_members: int) -> Floats:
+    """(n,) confidences and their members 0 .. n_members - 1 -> the highest of each member, 0 for one without."""
+    best = np.zeros(n_members)
+    np.maximum.at(best, member, confidence)
+    return best
 
 
 def weighted_mean(boxes_xyxy: Floats, confidence: Floats) -> Floats:

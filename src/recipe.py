@@ -17,7 +17,8 @@ def make_optimizer(model: nn.Module, lr: float, encoder_share: float, weight_dec
         named = [(name, p) for name, p in model.named_parameters() if name.startswith("encoder.") == inside]
         groups.append({"params": list(matrices(named, True)), "lr": rate, "weight_decay": weight_decay})
         groups.append({"params": list(matrices(named, False)), "lr": rate, "weight_decay": 0.0})
-    return AdamW(groups)
+    # fused: one pass over the weights instead of ten, a sixth of a training step's time on the CPU
+    return AdamW(groups, fused=True)
 
 
 def matrices(named: list[tuple[str, nn.Parameter]], wanted: bool) -> Iterable[nn.Parameter]:

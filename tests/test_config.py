@@ -63,6 +63,7 @@ def test_folds_as_written(text, folds):
         ("preset=big", "no such preset"),
         ("checkpoint=first", "best or last"),
         ("workers=-2", "at least -1"),
+        ("elsewhere=1.5", "shares, from 0 to 1"),
     ],
 )
 def test_wrong_words_are_explained(word, message):
