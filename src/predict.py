@@ -56,7 +56,8 @@ def predict_fold(cfg: Config, fold: int) -> None:
         tables = predict_images(cfg, model, ids, split, f"fold {fold} {name}")
         if name == "valid":
             write_table(tables[0], cfg.fold_dir(fold) / "valid_plain.csv")
-        write_table(fuse_tables(tables, cfg.fusion_iou, cfg.elsewhere, cfg.max_boxes), cfg.fold_dir(fold) / f"{name}.csv")
+        fused = fuse_tables(tables, cfg.fusion_iou, cfg.elsewhere, cfg.max_boxes)
+        write_table(fused, cfg.fold_dir(fold) / f"{name}.csv")
 
 
 def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> list[pd.DataFrame]:
