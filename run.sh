@@ -56,28 +56,36 @@ ready_python() {
     return 1
 }
 
+# Makes .venv with a Python and installs a requirements file there.
+install() {
+    echo "run.sh: installing $(basename "$2") into $here/.venv (once; some minutes)"
+    if ! "$here/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        "$1" -m venv --clear "$here/.venv" || { echo "run.sh: cannot make $here/.venv; is the folder writable?"; return 1; }
+    fi
+    "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2" ||
+        { echo "run.sh: the installation failed, see above; run again once it can go on"; return 1; }
+}
+
 # Prints the Python to use; where none is ready, makes .venv on first use.
 find_python() {
     local needs=$1 candidate
     ready_python "$needs" && return
     for candidate in python3.11 python3.12 python3.13 python3; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-            echo "run.sh: installing $(basename "$needs") into $here/.venv (once; some minutes)" >&2
-            [ -x "$here/.venv/bin/python" ] || "$candidate" -m venv "$here/.venv" >&2
-            "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$needs" >&2
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            install "$candidate" "$needs" >&2 || return 1
             echo "$here/.venv/bin/python"
             return
         fi
     done
-    echo "run.sh: needs Python 3.11 or newer with the module venv; install it and run again" >&2
-    exit 1
+    echo "run.sh: needs Python 3.11 or newer with venv and ensurepip (Debian: python3-venv); install it, run again" >&2
+    return 1
 }
 
 run_stages() {
     local stage
     for stage in "$@"; do
         echo "== $stage"
-        "$python" "$here/src/$stage.py" "${words[@]}"
+        "$python" "$here/src/$stage.py" ${words[@]+"${words[@]}"}
     done
 }
 
@@ -99,12 +107,12 @@ case "$command" in
     test)
         python=$(find_python "$here/requirements-dev.txt")
         cd "$here"
-        exec "$python" -m pytest "${words[@]}"
+        exec "$python" -m pytest ${words[@]+"${words[@]}"}
         ;;
     demo)
         python=$(find_python "$here/requirements.txt")
         echo "run.sh: demo with $python: make_demo, then $stages; all of it in $here/demo"
-        words=(preset=demo "${words[@]}")
+        words=(preset=demo ${words[@]+"${words[@]}"})
         run_stages make_demo $stages
         ;;
     *=*)

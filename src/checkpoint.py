@@ -1,5 +1,6 @@
 """Checkpoints: plain types only, and the settings and files that made them."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,26 @@ import torch
 from competition import LABELS_CSV
 from config import Config
 from files import UserError, difference, fingerprint, write_then_rename
+from images import GEOMETRY_COLUMNS, read_index
+
+
+def network_facts(cfg: Config) -> dict[str, Any]:
+    """What must agree between a trained network and whoever uses it; where its encoder started does not matter."""
+    settings = cfg.of_stage("folds", "cache", "train")
+    del settings["weights"]
+    return settings | {"folds.csv": fingerprint(cfg.folds_csv)}
 
 
 def training_facts(cfg: Config) -> dict[str, Any]:
-    """What a trained fold depends on; stands in its checkpoints."""
-    files = {"folds.csv": cfg.folds_csv, LABELS_CSV: Path(cfg.input) / LABELS_CSV}
-    if cfg.weights not in ("none", "imagenet"):
-        files["weights file"] = Path(cfg.weights)
-    return cfg.of_stage("folds", "cache", "train") | {name: fingerprint(path) for name, path in files.items()}
+    """All that a trained fold depends on; stands in its checkpoints."""
+    index = read_index(cfg.cache_dir)
+    images = index.loc[index["split"] == "train", ["patientId", "status", *GEOMETRY_COLUMNS, "png_bytes"]]
+    start = cfg.weights if cfg.weights in ("none", "imagenet") else f"file {fingerprint(Path(cfg.weights))}"
+    return network_facts(cfg) | {
+        "weights": start,
+        LABELS_CSV: fingerprint(Path(cfg.input) / LABELS_CSV),
+        "cached images": hashlib.sha256(images.to_csv(index=False).encode()).hexdigest()[:16],
+    }
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -24,15 +37,15 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint's plain types. Raises UserError if it is broken or was made from other facts."""
+    """Read a checkpoint's plain types. Raises UserError if it is broken or disagrees with one of these facts."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run: python src/train.py fold={path.parent.name.removeprefix('fold')}")
+        raise UserError(f"{path}: no such file; train this fold first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         made_from = content["made_from"]
     except Exception as error:  # a broken file fails in as many ways as there are bytes
         raise UserError(f"{path}: not a checkpoint ({type(error).__name__}); delete it and train again") from None
-    changes = difference(made_from, facts)
+    changes = difference({key: made_from.get(key) for key in facts}, facts)
     if changes:
         raise UserError(
             f"{path} was made with other settings or files ({changes}); say them again, or give this run another "

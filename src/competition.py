@@ -104,6 +104,28 @@ def read_people(folder: Path) -> pd.Series | None:
         raise UserError(f"{path}: expected {expected} ({error!r}); fetch it again or remove it") from None
 
 
+def read_predictions(path: Path, maker: str = "") -> pd.DataFrame:
+    """Read a prediction table: patientId, confidence, x, y, width, height; the five empty for an image without box.
+
+    Raises UserError that names the first bad row; `maker` is the command that makes the file.
+    """
+    table = read_table(path, PREDICTION_COLUMNS, maker)[PREDICTION_COLUMNS]
+    numbers = table[PREDICTION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
+    filled = np.isfinite(numbers.to_numpy())
+    problems = {
+        "patientId is empty": table["patientId"].isna(),
+        "a field is not a number": (~filled & table[PREDICTION_COLUMNS[1:]].notna()).any(axis=1),
+        "a box needs confidence, x, y, width and height": filled.any(axis=1) & ~filled.all(axis=1),
+        "the confidence is not from 0 to 1": ~numbers["confidence"].fillna(0).between(0, 1),
+        "the box has no area": (numbers[["width", "height"]] <= 0).any(axis=1),
+    }
+    for problem, rows in problems.items():
+        if rows.any():
+            line = int(np.flatnonzero(rows)[0])
+            raise UserError(f"{path}, line {line + 2} (patientId {table['patientId'].iloc[line]}): {problem}")
+    return numbers.assign(patientId=table["patientId"])[PREDICTION_COLUMNS]
+
+
 def read_sample(folder: Path) -> list[str]:
     """The patientIds of the sample submission, in its order. Raises UserError."""
     path = folder / SAMPLE_CSV
@@ -118,4 +140,5 @@ def read_sample(folder: Path) -> list[str]:
 def with_empty_rows(table: pd.DataFrame, ids: list[str]) -> pd.DataFrame:
     """Predictions in the order of `ids`, with one row of empty fields for each id that has none."""
     order = pd.DataFrame({"patientId": ids})
-    return order.merge(table, on="patientId", how="left")[PREDICTION_COLUMNS]
+    merged = order.merge(table.astype({"patientId": order["patientId"].dtype}), on="patientId", how="left")
+    return merged.astype(dict.fromkeys(PREDICTION_COLUMNS[1:], float))[PREDICTION_COLUMNS]

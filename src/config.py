@@ -1,7 +1,7 @@
 """The one place for every setting: its default, its meaning, and the stage whose output it changes."""
 
 import difflib
-import re
+import shlex
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from files import UserError, explain_errors
+from limits import check, parse_folds
 
 WORKSPACE = Path(__file__).resolve().parent.parent
 
@@ -168,10 +169,23 @@ def parse(words: list[str]) -> Config:
             OmegaConf.update(schema, key, value)
         except OmegaConfBaseException as error:
             raise UserError(f"{key}={value}: {explain_value(key, str(error))}") from None
-    config = OmegaConf.to_object(schema)
+    try:
+        config = OmegaConf.to_object(schema)
+    except OmegaConfBaseException as error:
+        raise UserError(f"settings: {str(error).splitlines()[0]}") from None
     assert isinstance(config, Config)
-    check(config)
+    check(vars(config))
     return config
+
+
+def command(cfg: Config, stage: str, **changes: str) -> str:
+    """What to type to run a stage with these very settings, but for `changes`."""
+    usual = parse([word for word in (f"preset={cfg.preset}", f"root={cfg.root}") if not word.endswith("=")])
+    here = {} if cfg.root in (str(WORKSPACE), PRESETS.get(cfg.preset, {}).get("root")) else {"root": cfg.root}
+    preset = {"preset": cfg.preset} if cfg.preset else {}
+    differing = {f.name: getattr(cfg, f.name) for f in fields(Config) if getattr(cfg, f.name) != getattr(usual, f.name)}
+    words = {**preset, **here, **differing, **changes}
+    return shlex.join(["./run.sh", stage, *(f"{key}={value}" for key, value in words.items())])
 
 
 def split_word(word: str) -> tuple[str, str]:
@@ -191,47 +205,6 @@ def explain_value(key: str, reason: str) -> str:
     kind = next(f.type for f in fields(Config) if f.name == key)
     names = {int: "a whole number", float: "a number", bool: "true or false"}
     return f"{key} is {names[kind]}" if kind in names else reason.splitlines()[0]
-
-
-def parse_folds(text: str, n_folds: int) -> list[int]:
-    """`3` -> [3], `0,2` -> [0, 2], `0..4` -> [0, 1, 2, 3, 4], `all`. Raises UserError."""
-    if text.strip() == "all":
-        return list(range(n_folds))
-    folds: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
-        if not match:
-            raise UserError(f"fold={text}: write all, 3, 0,2 or 0..4")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last >= n_folds:
-            raise UserError(f"fold={text}: with n_folds={n_folds} the folds are 0..{n_folds - 1}")
-        folds.update(range(first, last + 1))
-    return sorted(folds)
-
-
-def check(cfg: Config) -> None:
-    """Raise UserError for values that no stage can work with."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.name):
-        raise UserError(f"name={cfg.name}: letters, digits, '.', '_' and '-' only: it becomes a folder")
-    at_least = {"size": 32, "n_folds": 2, "epochs": 1, "batch_size": 2, "max_boxes": 1, "workers": -1, "seed": 0}
-    at_least |= {"demo_train": 10, "demo_test": 2, "bootstrap": 10}
-    for key, lowest in at_least.items():
-        if getattr(cfg, key) < lowest:
-            raise UserError(f"{key}={getattr(cfg, key)}: must be at least {lowest}")
-    if cfg.size % 32:
-        raise UserError(f"size={cfg.size}: must be a multiple of 32, the encoder's stride")
-    if not 0 <= cfg.elsewhere <= 1 or not 0 < cfg.fusion_iou < 1:
-        raise UserError(f"elsewhere={cfg.elsewhere}, fusion_iou={cfg.fusion_iou}: both are shares, from 0 to 1")
-    if cfg.classes not in (2, 3):
-        raise UserError(f"classes={cfg.classes}: 2 or 3")
-    for key in ("lr", "encoder_lr", "box_weight"):
-        if not getattr(cfg, key) > 0:
-            raise UserError(f"{key}={getattr(cfg, key)}: must be greater than 0")
-    if cfg.checkpoint not in ("best", "last"):
-        raise UserError(f"checkpoint={cfg.checkpoint}: best or last")
-    if cfg.threshold != "auto" and not re.fullmatch(r"0?\.\d+|[01](\.0*)?", cfg.threshold):
-        raise UserError(f"threshold={cfg.threshold}: auto, or a number from 0 to 1")
-    parse_folds(cfg.fold, cfg.n_folds)
 
 
 def help_text() -> str:

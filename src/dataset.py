@@ -40,7 +40,7 @@ def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.Dat
     table = images.merge(index, on="patientId", how="left", validate="one_to_one")
     absent = table.loc[table["scale_x"].isna(), "patientId"]
     if len(absent):
-        raise UserError(f"{cache}: {len(absent)} images are not cached, first {absent.iloc[0]}; run: cache_images")
+        raise UserError(f"{cache}: {len(absent)} images are not cached, first {absent.iloc[0]}; run cache_images first")
     box = images.merge(largest_box(truth), on="patientId", how="left")[BOX_COLUMNS].to_numpy(dtype=float)
     geometry = table[["scale_x", "scale_y", "pad_x", "pad_y"]].to_numpy(dtype=float)
     return Samples(

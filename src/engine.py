@@ -71,13 +71,14 @@ def train_fold(cfg: Config, fold: int) -> None:
     folder = cfg.fold_dir(fold)
     facts = training_facts(cfg)
     saved = load_checkpoint(folder / "last.pt", facts) if (folder / "last.pt").is_file() else None
-    if saved and len(saved["history"]) == cfg.epochs:
+    if saved and len(saved["history"]) == cfg.epochs and (folder / "best.pt").is_file():
+        write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
         print(f"fold {fold}: complete, {cfg.epochs} epochs -> {folder / 'best.pt'}")
         return
     data = load_fold(cfg, fold)
     torch.manual_seed(cfg.seed * 1000 + fold)
     run = start(cfg, data, pick_device(cfg.device))
-    if saved:
+    if saved and (folder / "best.pt").is_file():
         run.load(saved)
         print(f"fold {fold}: goes on after epoch {len(run.history)} of {cfg.epochs}")
     save_config(cfg, folder / "config.yaml")

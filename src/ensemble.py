@@ -1,64 +1,84 @@
-"""Fuse the fold predictions of a run, or several runs, into working/<name>/{oof,oof_plain,test}.csv.
+"""Fuse the fold predictions of a run, or of several runs, into working/<name>/{oof,oof_plain,test,test_by_fold}.csv.
 
-python src/ensemble.py fold=0..4 [name=...]          the folds of one run
-python src/ensemble.py name=both runs=a,b            the runs a and b, each already fused
+    python src/ensemble.py fold=0..4 [name=...]          the folds of one run
+    python src/ensemble.py name=both runs=a,b            the folds of the runs a and b
+
+First the runs are fused fold by fold, then the folds: out of fold there is one of them for each image, on the test
+images all of them agree or not. test_by_fold.csv keeps the stage between, whose confidences compare with oof.csv's.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from competition import PREDICTION_COLUMNS
-from config import Config, load_config
-from files import UserError, fingerprint, is_complete, mark_complete, read_table, write_table
+from competition import PREDICTION_COLUMNS, read_predictions
+from config import Config, command, load_config
+from files import UserError, begin, fingerprint, is_complete, mark_complete, read_table, write_table
 from fusion import fuse_tables
 
-TABLES = ("oof", "oof_plain", "test")
+SOURCES = ("valid", "valid_plain", "test")
+OUTPUTS = ("oof", "oof_plain", "test", "test_by_fold")
 
 
 def main(cfg: Config) -> None:
-    members = run_members(cfg) if cfg.runs else fold_members(cfg)
-    outputs = [cfg.run_dir / f"{name}.csv" for name in TABLES]
-    facts = {key: getattr(cfg, key) for key in ("fusion_iou", "elsewhere", "max_boxes", "fold_list", "runs")}
-    facts |= {str(path.relative_to(cfg.working)): fingerprint(path) for paths in members.values() for path in paths}
-    stamp = cfg.run_dir / "ensemble.json"
-    if not is_complete(stamp, facts, outputs):
-        for output, paths in zip(outputs, members.values(), strict=True):
-            write_table(fuse_files(paths, output.stem, cfg), output)
+    runs = run_folders(cfg)
+    outputs = {name: cfg.run_dir / f"{name}.csv" for name in OUTPUTS}
+    facts, stamp = ensemble_facts(cfg, runs), cfg.run_dir / "ensemble.json"
+    if not is_complete(stamp, facts, list(outputs.values())):
+        begin(stamp)
+        valid, plain, test = ({fold: fuse_runs(cfg, runs, fold, name) for fold in cfg.fold_list} for name in SOURCES)
+        write_table(pd.concat(valid.values()), outputs["oof"])
+        write_table(pd.concat(plain.values()), outputs["oof_plain"])
+        write_table(pd.concat([table.assign(fold=fold) for fold, table in test.items()]), outputs["test_by_fold"])
+        write_table(fuse(cfg, list(test.values())), outputs["test"])
         mark_complete(stamp, facts)
-    n_images = [read_table(path, PREDICTION_COLUMNS)["patientId"].nunique() for path in outputs]
+    n_images = {name: read_table(path, ["patientId"])["patientId"].nunique() for name, path in outputs.items()}
+    members = f"{len(cfg.fold_list)} folds of {len(runs)} run(s)"
     print(
-        f"ensemble of {len(members['test'])}: {n_images[0]} out-of-fold and {n_images[2]} test images -> {outputs[2]}"
+        f"ensemble of {members}: {n_images['oof']} out-of-fold and {n_images['test']} test images -> {outputs['test']}"
     )
 
 
-def fold_members(cfg: Config) -> dict[str, list[Path]]:
-    """The tables of every fold that was asked for, by the table they go into. Raises UserError if one is missing."""
-    sources = {"oof": "valid.csv", "oof_plain": "valid_plain.csv", "test": "test.csv"}
-    members = {table: [cfg.fold_dir(fold) / name for fold in cfg.fold_list] for table, name in sources.items()}
-    for fold, path in zip(cfg.fold_list, members["test"], strict=True):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; run: ./run.sh fold={fold}, or say which folds to fuse: fold=...")
-    return members
-
-
-def run_members(cfg: Config) -> dict[str, list[Path]]:
-    """The tables of every run in runs=a,b. Raises UserError if one is missing or is the run itself."""
-    names = cfg.runs.split(",")
-    if cfg.name in names:
+def run_folders(cfg: Config) -> list[Path]:
+    """The folders of the runs to fuse: runs=a,b or the run itself. Raises UserError for a fold without predictions."""
+    names = cfg.runs.split(",") if cfg.runs else [cfg.name]
+    if cfg.runs and cfg.name in names:
         raise UserError(f"name={cfg.name} is one of runs={cfg.runs}: give the ensemble a name of its own")
-    members = {table: [Path(cfg.working) / name / f"{table}.csv" for name in names] for table in TABLES}
-    for name, path in zip(names, members["test"], strict=True):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; run: python src/ensemble.py name={name}")
-    return members
+    folders = [Path(cfg.working) / name for name in names]
+    for folder in folders:
+        for fold in cfg.fold_list:
+            if not (folder / f"fold{fold}" / "predict.json").is_file():
+                raise UserError(
+                    f"{folder / f'fold{fold}'}: no finished predictions of fold {fold}; make them with "
+                    f"{own_command(cfg, folder.name, fold)}, or say which folds to fuse: fold=..."
+                )
+    return folders
 
 
-def fuse_files(paths: list[Path], table: str, cfg: Config) -> pd.DataFrame:
-    """Fold tables of different images are stacked (out of fold), tables of the same images are fused."""
-    members = [read_table(path, PREDICTION_COLUMNS) for path in paths]
-    if table != "test" and not cfg.runs:
-        return pd.concat(members, ignore_index=True)
+def own_command(cfg: Config, name: str, fold: int) -> str:
+    """What to type to train and predict a fold of one run; the settings of other runs are not known here."""
+    return (
+        f"./run.sh name={name} fold={fold} ..." if cfg.runs else command(cfg, "train", fold=str(fold)) + " and predict"
+    )
+
+
+def ensemble_facts(cfg: Config, runs: list[Path]) -> dict[str, Any]:
+    """What the fused tables depend on."""
+    facts = {key: getattr(cfg, key) for key in ("fusion_iou", "elsewhere", "max_boxes", "fold_list", "runs")}
+    paths = [run / f"fold{fold}" / f"{name}.csv" for run in runs for fold in cfg.fold_list for name in SOURCES]
+    tables = {str(path.relative_to(cfg.working)): fingerprint(path) for path in paths}
+    return facts | tables | {"folds.csv": fingerprint(cfg.folds_csv)}
+
+
+def fuse_runs(cfg: Config, runs: list[Path], fold: int, name: str) -> pd.DataFrame:
+    """The table `name` of one fold, fused over the runs."""
+    return fuse(cfg, [read_predictions(run / f"fold{fold}" / f"{name}.csv") for run in runs])
+
+
+def fuse(cfg: Config, members: list[pd.DataFrame]) -> pd.DataFrame:
+    if len(members) == 1:
+        return members[0][PREDICTION_COLUMNS]
     return fuse_tables(members, cfg.fusion_iou, cfg.elsewhere, cfg.max_boxes)
 
 

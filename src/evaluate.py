@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 import scoring
-from competition import FOLD_COLUMNS, LABELS_CSV, PREDICTION_COLUMNS, read_labels, read_people, truth_boxes
-from config import Config, load_config
-from files import UserError, fingerprint, read_table, write_json, write_table
+from competition import FOLD_COLUMNS, LABELS_CSV, read_labels, read_people, read_predictions, truth_boxes
+from config import Config, command, load_config
+from files import UserError, fingerprint, read_json, read_table, write_json, write_table
 from metric import best_threshold, image_scores, keep_confident, threshold_sweep
 from submission import SUBMISSION_COLUMNS, parse_submission
 
@@ -22,42 +22,70 @@ def main(cfg: Config) -> None:
     if cfg.predictions:
         score_file(cfg, Path(cfg.predictions), Path(cfg.labels or Path(cfg.input) / LABELS_CSV))
         return
-    predictions = read_table(cfg.run_dir / "oof.csv", PREDICTION_COLUMNS, maker=f"./run.sh name={cfg.name}")
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker="python src/make_folds.py").set_index("patientId")
-    folds = folds.loc[predictions["patientId"].drop_duplicates()]
-    truth = scoring.of_images(truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV)), folds.index)
-    sweep = threshold_sweep(truth, predictions)
-    scores = score_run(cfg, predictions, truth, folds, best_threshold(sweep))
+    predictions, plain, folds = read_run(cfg)
+    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    sweep = threshold_sweep(scoring.of_images(truth, predictions["patientId"]), predictions)
+    scores = score_run(cfg, predictions, plain, truth, folds, best_threshold(sweep))
     write_table(sweep, cfg.run_dir / "threshold.csv")
     write_json(scores, cfg.run_dir / "scores.json")
     print_scores(scores, cfg.run_dir / "scores.json")
 
 
+def read_run(cfg: Config) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """oof.csv, oof_plain.csv, and the rows of folds.csv (by patientId) of their images.
+
+    Raises UserError where a file is missing or the predictions were made with other folds.
+    """
+    maker = command(cfg, "ensemble")
+    predictions, plain = (read_predictions(cfg.run_dir / f"{name}.csv", maker) for name in ("oof", "oof_plain"))
+    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, command(cfg, "make_folds")).set_index("patientId")
+    made_from = read_json(cfg.run_dir / "ensemble.json", maker).get("made_from", {})
+    if made_from.get("folds.csv") != fingerprint(cfg.folds_csv):
+        raise UserError(
+            f"{cfg.run_dir / 'oof.csv'} was made with other folds than {cfg.folds_csv}; say folds= or run: {maker}"
+        )
+    return predictions, plain, folds.loc[predictions["patientId"].drop_duplicates()]
+
+
 def score_run(
-    cfg: Config, predictions: pd.DataFrame, truth: pd.DataFrame, folds: pd.DataFrame, threshold: float
+    cfg: Config,
+    predictions: pd.DataFrame,
+    plain: pd.DataFrame,
+    all_truth: pd.DataFrame,
+    folds: pd.DataFrame,
+    threshold: float,
 ) -> dict[str, Any]:
     """Everything that scores.json holds. folds: rows of folds.csv by patientId, only of predicted images."""
+    truth = scoring.of_images(all_truth, folds.index)
     kept = keep_confident(predictions, threshold)
     fair, thresholds = scoring.cross_fitted_scores(predictions, truth, folds["fold"])
-    plain = read_table(cfg.run_dir / "oof_plain.csv", PREDICTION_COLUMNS)
     image_score = image_scores(truth, kept).mean(axis=1)
-    median = scoring.median_boxes(truth, folds.index.tolist(), folds["fold"].tolist())
+    if image_score.empty:
+        raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
+    median = scoring.median_boxes(all_truth, folds.index.tolist(), folds["fold"].tolist())
     return {
         "name": cfg.name,
         "oof": fingerprint(cfg.run_dir / "oof.csv"),
         "threshold": threshold,
         **scoring.describe(kept, truth, folds.index.tolist(), folds["group"], cfg.bootstrap, cfg.seed),
-        "cross_fitted_mAP": float(fair.mean()),
+        "cross_fitted_mAP": mean_or_none(fair),
         "AUC": scoring.opacity_auc(predictions, truth),
         "IoU": scoring.iou_on_positives(predictions, truth),
-        "plain_mAP": scoring.best_score(plain, truth),
+        "best_mAP": scoring.best_score(predictions, truth),
+        "plain_best_mAP": scoring.best_score(plain, truth),
         "per_view": by_column(image_score, folds["view"].fillna("unknown")),
         "baselines": scoring.baselines(median, kept, truth),
         "per_fold": [
-            score_fold(fold, ids, predictions, truth, image_score, fair) | {"cross_fitted_threshold": thresholds[fold]}
+            score_fold(fold, ids, predictions, truth, image_score, fair)
             for fold, ids in folds.groupby("fold").groups.items()
         ],
+        "cross_fitted_thresholds": {str(fold): value for fold, value in thresholds.items()},
     }
+
+
+def mean_or_none(scores: pd.Series) -> float | None:
+    """The mean image score; None where there is none, as JSON has no NaN."""
+    return float(scores.mean()) if len(scores) else None
 
 
 def score_fold(
@@ -71,8 +99,8 @@ def score_fold(
         "positives": int(own_truth["patientId"].nunique()),
         "AUC": scoring.opacity_auc(own, own_truth),
         "IoU": scoring.iou_on_positives(own, own_truth),
-        "mAP": float(scores[scores.index.isin(ids)].mean()),
-        "cross_fitted_mAP": float(fair[fair.index.isin(ids)].mean()),
+        "mAP": mean_or_none(scores[scores.index.isin(ids)]),
+        "cross_fitted_mAP": mean_or_none(fair[fair.index.isin(ids)]),
     }
 
 
@@ -85,34 +113,43 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     """The scores as lines that a person can read."""
     folds = pd.DataFrame(scores["per_fold"])
     low, high = scores["interval"]
-    print(folds.to_string(index=False, float_format="{:.4f}".format))
-    print(f"mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}, folds ± {folds['mAP'].std():.4f}")
+    spread = f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else ""
+    print(folds.to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
+    print(f"mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}{spread}")
     print("mAP by IoU threshold: " + "  ".join(f"{key} {value:.3f}" for key, value in scores["per_iou"].items()))
     print("mAP by view position: " + "  ".join(f"{key} {value:.4f}" for key, value in scores["per_view"].items()))
-    print(
-        f"threshold {scores['threshold']:.4f}: the best of all on these predictions ({scores['with_box']:.1%} of "
-        f"images get a box); chosen on the other folds instead, the score is {scores['cross_fitted_mAP']:.4f}"
-    )
+    print(f"threshold {scores['threshold']:.4f}: the best on these predictions, {scores['with_box']:.1%} get a box")
+    if scores["cross_fitted_mAP"] is None:
+        print("what the choice of the threshold is honestly worth takes two folds at least")
+    else:
+        print(f"with the threshold chosen on the other folds the score is {scores['cross_fitted_mAP']:.4f}")
     print("on the same images: " + ", ".join(f"{name} {value:.4f}" for name, value in scores["baselines"].items()))
-    if scores["plain_mAP"] > scores["mAP"]:
+    print_views(scores)
+    print(f"scores -> {path}")
+
+
+def print_views(scores: dict[str, Any]) -> None:
+    """Say whether the test-time views pay, each way at the threshold that suits it best."""
+    fused, plain = scores["best_mAP"], scores["plain_best_mAP"]
+    if plain > fused:
         print(
-            f"WARNING: test-time views cost: the plain view alone scores {scores['plain_mAP']:.4f}; "
-            f"say tta=plain for predict and the stages after it"
+            f"WARNING: test-time views cost: the plain view alone scores {plain:.4f}, fused {fused:.4f}; see tta=plain"
         )
     else:
-        print(f"test-time views: {scores['mAP']:.4f}, the plain view alone {scores['plain_mAP']:.4f}")
-    print(f"scores -> {path}")
+        print(f"test-time views: {fused:.4f}, the plain view alone {plain:.4f}")
 
 
 def score_file(cfg: Config, path: Path, labels_csv: Path) -> None:
     """Print the score of a prediction table or a submission, whoever made it."""
     labels = read_labels(labels_csv)
     is_submission = path.is_file() and set(SUBMISSION_COLUMNS) <= set(read_table(path, ["patientId"]).columns)
-    predictions = parse_submission(path) if is_submission else read_table(path, PREDICTION_COLUMNS)
+    predictions = parse_submission(path) if is_submission else read_predictions(path)
     ids = predictions["patientId"].drop_duplicates().tolist()
     unknown = set(ids) - set(labels["patientId"])
     if unknown:
-        raise UserError(f"{path}: {len(unknown)} images have no row in {labels_csv}, such as {min(unknown)}")
+        raise UserError(
+            f"{path}: {len(unknown)} images have no row in {labels_csv}, such as {min(unknown)}; say labels="
+        )
     truth = scoring.of_images(truth_boxes(labels), ids)
     threshold = file_threshold(cfg, predictions, truth, is_submission)
     people = read_people(Path(cfg.input))

@@ -72,7 +72,7 @@ def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFr
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
     try:
-        table = pd.read_csv(path, dtype={"patientId": str}, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype={"patientId": str}, encoding="utf-8-sig", index_col=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
     missing = [column for column in columns if column not in table.columns]
@@ -119,6 +119,11 @@ def is_complete(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path]) -> 
     if not stamp.is_file() or not all(path.is_file() for path in outputs):
         return False
     return read_json(stamp).get("made_from") == json.loads(json.dumps(facts))
+
+
+def begin(stamp: Path) -> None:
+    """Withdraw a stage's stamp before its outputs are replaced: killed in between, they are not taken for whole."""
+    stamp.unlink(missing_ok=True)
 
 
 def mark_complete(stamp: Path, facts: dict[str, Any], **results: Any) -> None:

@@ -25,18 +25,15 @@ def fuse_tables(members: Sequence[pd.DataFrame], iou_above: float, elsewhere: fl
         if unlike:
             raise UserError(f"{len(unlike)} images are in one table and not in another, such as {min(unlike)}")
     stacked = pd.concat([table.assign(member=k) for k, table in enumerate(members)]).dropna(subset=["confidence"])
+    image, names = pd.factorize(stacked["patientId"])
+    order = np.argsort(image, kind="stable")
+    boxes = xywh_to_xyxy(stacked[BOX_COLUMNS].to_numpy(dtype=float))
+    confidences, member = stacked["confidence"].to_numpy(dtype=float), stacked["member"].to_numpy()
     rows = []
-    for name, boxes in stacked.groupby("patientId", sort=False):
-        fused, confidence = fuse_boxes(
-            xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)),
-            boxes["confidence"].to_numpy(dtype=float),
-            boxes["member"].to_numpy(),
-            len(members),
-            iou_above,
-            elsewhere,
-        )
+    for own in np.split(order, np.flatnonzero(np.diff(image[order])) + 1) if len(order) else []:
+        fused, confidence = fuse_boxes(boxes[own], confidences[own], member[own], len(members), iou_above, elsewhere)
         best = np.argsort(-confidence, kind="stable")[:max_boxes]
-        rows += [(name, confidence[k], *xyxy_to_xywh(fused[k])) for k in best]
+        rows += [(names[image[own[0]]], confidence[k], *xyxy_to_xywh(fused[k])) for k in best]
     return with_empty_rows(pd.DataFrame(rows, columns=PREDICTION_COLUMNS), ids)
 
 

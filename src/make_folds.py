@@ -41,14 +41,14 @@ def main(cfg: Config) -> None:
     else:
         images["group"] = group_by_person(images, people)
         images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
+        mark_complete(stamp, facts)  # before the table: a table without a stamp is one that the user brought
         write_table(images[FOLD_COLUMNS], cfg.folds_csv)
-    mark_complete(stamp, facts)
     print_folds(read_table(cfg.folds_csv, FOLD_COLUMNS), cfg.folds_csv)
 
 
 def input_facts(folder: Path) -> dict[str, str]:
     """Fingerprints of the tables in `folder` that decide the folds."""
-    return {name: fingerprint(folder / name) for name in (LABELS_CSV, CLASSES_CSV, MAPPING_JSON)}
+    return {name: fingerprint(folder / name) for name in (LABELS_CSV, CLASSES_CSV, MAPPING_JSON, HEADERS_CSV)}
 
 
 def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd.DataFrame) -> pd.DataFrame:
@@ -96,9 +96,10 @@ def group_by_person(images: pd.DataFrame, people: pd.Series | None) -> pd.Series
 
 def indicator_matrix(images: pd.DataFrame) -> NDArray[np.int64]:
     """(images, labels) 0/1: one column per value of everything that the folds should share evenly."""
-    age = pd.cut(images["age"].astype(float), AGE_BANDS).astype(str)
-    parts = images[["target", "class", "n_boxes", "view", "sex"]].astype(str).assign(age=age)
-    return pd.get_dummies(parts).to_numpy(dtype=np.int64)
+    band = np.digitize(images["age"].astype(float).fillna(np.inf), AGE_BANDS)
+    parts = images[["target", "class", "n_boxes", "view", "sex"]].assign(age=band)
+    # by way of text: pandas 2 and 3 differ in which types they expand, and folds must not
+    return pd.get_dummies(parts.astype(object).map(str)).to_numpy(dtype=np.int64)
 
 
 def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> NDArray[np.int64]:
@@ -158,8 +159,10 @@ def check_existing(path: Path, stamp: Path, facts: dict[str, object], images: pd
         changes = difference(read_json(stamp).get("made_from", {}), facts)
         if changes:
             raise UserError(f"{path} was made from something else ({changes}); {remedy}")
+    else:
+        print(f"{path} was not made here: kept as it is")
     folds = read_table(path, FOLD_COLUMNS)
-    if sorted(folds["patientId"]) != sorted(images["patientId"]):
+    if sorted(folds["patientId"].astype(str)) != sorted(images["patientId"]):
         raise UserError(f"{path}: its images are not those of the labels; {remedy}")
     if not folds["fold"].isin(range(int(str(facts["n_folds"])))).all():
         raise UserError(f"{path}: has folds beyond n_folds={facts['n_folds']}; {remedy}")

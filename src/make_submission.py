@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from competition import LABELS_CSV, PREDICTION_COLUMNS, read_sample
-from config import Config, load_config
-from files import UserError, fingerprint, read_json, read_table, write_json, write_table
+from competition import LABELS_CSV, PREDICTION_COLUMNS, read_predictions, read_sample
+from config import Config, command, load_config
+from files import UserError, fingerprint, read_json, read_table, write_json, write_then_rename
 from images import read_index
 from metric import halfway, keep_confident
 from submission import check_submission, format_submission
 
 
 def main(cfg: Config) -> None:
-    predictions = read_table(cfg.run_dir / "test.csv", PREDICTION_COLUMNS, maker=f"./run.sh name={cfg.name}")
+    predictions = read_predictions(cfg.run_dir / "test.csv", maker=command(cfg, "ensemble"))
     ids = read_sample(Path(cfg.input))
     check_ids(cfg.run_dir / "test.csv", predictions, ids)
     threshold, reason = choose_threshold(cfg, predictions)
     index = read_index(cfg.cache_dir)
     shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
-    kept = keep_confident(predictions, threshold)
-    write_table(format_submission(kept, ids, shapes), cfg.submission_csv)
-    checked = check_submission(cfg.submission_csv, ids, shapes)
+    with write_then_rename(cfg.submission_csv) as temporary:
+        format_submission(keep_confident(predictions, threshold), ids, shapes).to_csv(temporary, index=False)
+        checked = check_submission(temporary, ids, shapes)
     write_json(provenance(cfg, threshold, reason, checked), cfg.submission_csv.with_suffix(".json"))
     print_submission(cfg, checked, threshold, reason)
 
@@ -33,28 +33,33 @@ def main(cfg: Config) -> None:
 def choose_threshold(cfg: Config, predictions: pd.DataFrame) -> tuple[float, str]:
     """The confidence threshold for the test images and where it comes from.
 
-    auto: what gives the same share of test images a box as the best threshold gives out of fold. The number
-    itself does not carry over: a test image is seen by all folds and an out-of-fold image by one, and the more
-    members there are to disagree on the place, the lower the fused confidence. Raises UserError if auto has
+    The best threshold out of fold does not carry over as a number: a test image is seen by all folds and an
+    out-of-fold image by one, and where members disagree on the place the fused confidence is lower. But each
+    fold's own test table is on the scale of its out-of-fold table. So auto counts the share of the test images
+    that get a box from single folds at that threshold, and gives the same share a box in the fused table: if
+    the test images hold more opacities than the training images, more get a box. Raises UserError if auto has
     nothing to go by.
     """
     if cfg.threshold != "auto":
         return float(cfg.threshold), "given as threshold="
-    path = cfg.run_dir / "scores.json"
-    maker = f"python src/evaluate.py name={cfg.name}"
+    path, maker = cfg.run_dir / "scores.json", command(cfg, "evaluate")
     scores = read_json(path, maker)
     if scores["oof"] != fingerprint(cfg.run_dir / "oof.csv"):
         raise UserError(f"{path} is of other predictions; run: {maker}")
-    threshold = threshold_of_share(predictions, scores["with_box"])
-    direct = keep_confident(predictions, scores["threshold"])["patientId"].nunique()
-    share = f"{scores['with_box']:.1%} of the images get a box, as out of fold at its best, {scores['threshold']:.4f}"
-    return threshold, f"{share}, which here would give {direct / predictions['patientId'].nunique():.1%}"
+    by_fold = read_table(cfg.run_dir / "test_by_fold.csv", [*PREDICTION_COLUMNS, "fold"], command(cfg, "ensemble"))
+    shares = by_fold.groupby(["fold", "patientId"])["confidence"].max().ge(scores["threshold"]).groupby("fold").mean()
+    threshold = threshold_of_share(predictions, float(shares.mean()))
+    return threshold, (
+        f"{shares.mean():.1%} of the test images, as many as single folds give a box at {scores['threshold']:.4f}, "
+        f"the best threshold out of fold"
+    )
 
 
 def threshold_of_share(predictions: pd.DataFrame, share: float) -> float:
-    """The confidence threshold that leaves boxes on this share of the images (rounded to a whole image)."""
+    """The confidence threshold that gives a share of the images a box that is as near to `share` as ties allow."""
     top = predictions.groupby("patientId")["confidence"].max().fillna(0.0).sort_values(ascending=False).to_numpy()
-    n_kept = round(share * len(top))
+    ends = np.append(0, np.flatnonzero(np.diff(top, append=-np.inf)) + 1)
+    n_kept = int(ends[np.abs(ends - share * len(top)).argmin()])
     return float(halfway(top[n_kept - 1] if n_kept else np.inf, top[n_kept] if n_kept < len(top) else -np.inf))
 
 
@@ -74,6 +79,7 @@ def provenance(cfg: Config, threshold: float, reason: str, checked: pd.DataFrame
         "scores.json": fingerprint(cfg.run_dir / "scores.json"),
         LABELS_CSV: fingerprint(Path(cfg.input) / LABELS_CSV),
     }
+    made_from["submission"] = fingerprint(cfg.submission_csv)
     images = {"images": int(checked["patientId"].nunique()), "images_with_box": int(with_box)}
     return {"name": cfg.name, "threshold": threshold, "threshold_from": reason, **images, "made_from": made_from}
 

@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from boxes import xywh_to_xyxy
-from competition import BOX_COLUMNS, LABELS_CSV, PREDICTION_COLUMNS, read_labels, truth_boxes
-from config import Config, load_config
-from files import read_json, read_table
+from competition import BOX_COLUMNS, LABELS_CSV, read_labels, read_predictions, truth_boxes
+from config import Config, command, load_config
+from files import read_json
 from images import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
 from metric import image_scores, keep_confident
 
@@ -24,9 +24,9 @@ GREEN, YELLOW, WHITE = (80, 220, 80), (0, 220, 255), (255, 255, 255)  # blue, gr
 
 
 def main(cfg: Config) -> None:
-    predictions = read_table(cfg.run_dir / "oof.csv", PREDICTION_COLUMNS, maker=f"./run.sh name={cfg.name}")
-    threshold = read_json(cfg.run_dir / "scores.json", maker="python src/evaluate.py")["threshold"]
-    kept = keep_confident(predictions, threshold)
+    predictions = read_predictions(cfg.run_dir / "oof.csv", command(cfg, "ensemble"))
+    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"))
+    kept = keep_confident(predictions, scores["threshold"])
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
     truth = truth[truth["patientId"].isin(predictions["patientId"])]
     index = read_index(cfg.cache_dir)

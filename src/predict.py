@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from checkpoint import load_checkpoint, training_facts
-from competition import BOX_COLUMNS, FOLD_COLUMNS, read_sample, with_empty_rows
-from config import Config, load_config
+from checkpoint import load_checkpoint, network_facts
+from competition import BOX_COLUMNS, FOLD_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_sample, with_empty_rows
+from config import Config, command, load_config
 from dataset import ImageDataset, make_loader, make_samples
-from files import fingerprint, is_complete, mark_complete, read_table, write_table
+from files import UserError, begin, fingerprint, is_complete, mark_complete, read_table, write_table
 from fusion import fuse_tables
 from images import read_index
 from inference import parse_views, pick_device, predict_views, prediction_table
@@ -30,6 +30,7 @@ def main(cfg: Config) -> None:
         if is_complete(stamp, facts, outputs):
             print(f"fold {fold}: predictions complete -> {outputs[0]}")
             continue
+        begin(stamp)
         predict_fold(cfg, fold)
         mark_complete(stamp, facts)
         print(f"fold {fold}: predicted -> {', '.join(path.name for path in outputs)} in {cfg.fold_dir(fold)}")
@@ -41,13 +42,15 @@ def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
         "checkpoint": cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt",
         "folds.csv": cfg.folds_csv,
         "index.csv": cfg.cache_dir / "index.csv",
+        SAMPLE_CSV: Path(cfg.input) / SAMPLE_CSV,
     }
     return cfg.of_stage("predict") | {name: fingerprint(path) for name, path in files.items()}
 
 
 def predict_fold(cfg: Config, fold: int) -> None:
     """Write valid.csv, valid_plain.csv and test.csv of one fold."""
-    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", training_facts(cfg))
+    check_finished(cfg, fold)
+    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", network_facts(cfg))
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
     folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker="python src/make_folds.py")
@@ -60,6 +63,14 @@ def predict_fold(cfg: Config, fold: int) -> None:
         write_table(fused, cfg.fold_dir(fold) / f"{name}.csv")
 
 
+def check_finished(cfg: Config, fold: int) -> None:
+    """Raise UserError if the fold's training stopped before its last epoch."""
+    train = command(cfg, "train")
+    history = read_table(cfg.fold_dir(fold) / "history.csv", ["epoch"], maker=train)
+    if len(history) < cfg.epochs:
+        raise UserError(f"{cfg.fold_dir(fold)}: trained {len(history)} of {cfg.epochs} epochs; to go on: {train}")
+
+
 def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> list[pd.DataFrame]:
     """One prediction table per view, the plain view first; refused images keep an empty row and are said."""
     index = read_index(cfg.cache_dir)
@@ -69,6 +80,8 @@ def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: s
     if blind:
         print(f"{title}: {len(blind)} images could not be decoded and get no box, such as {blind[0]}")
     seen = pd.Series([name for name in ids if name not in set(blind)], dtype=str)
+    if seen.empty:
+        return [with_empty_rows(pd.DataFrame(columns=PREDICTION_COLUMNS), ids)]
     no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
     samples = make_samples(seen, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
     device = pick_device(cfg.device)

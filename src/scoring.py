@@ -43,8 +43,11 @@ def cross_fitted_scores(
 ) -> tuple[pd.Series, dict[Any, float]]:
     """Image scores with the threshold of each fold chosen on the other folds, and those thresholds by fold.
 
-    fold_of: index patientId -> fold. The mean of the scores is what the choice of a threshold is honestly worth.
+    fold_of: index patientId -> fold; with a single fold there is no other, and no score. The mean of the scores
+    is what the choice of a threshold is honestly worth.
     """
+    if fold_of.nunique() < 2:
+        return pd.Series(dtype=float), {fold_of.iloc[0]: float("nan")}
     parts: list[pd.Series] = []
     thresholds: dict[Any, float] = {}
     for fold, ids in fold_of.groupby(fold_of).groups.items():

@@ -80,8 +80,10 @@ def check_submission(path: Path, ids: list[str], shapes: pd.DataFrame) -> pd.Dat
     size = shapes.reindex(boxes["patientId"])[["cols", "rows"]].to_numpy(dtype=float)
     xywh = boxes[BOX_COLUMNS].to_numpy(dtype=float)
     outside = (xywh[:, :2] < 0).any(axis=1) | (xywh[:, :2] + xywh[:, 2:] > size + 0.05).any(axis=1)
-    if outside.any() or (xywh[:, 2:] < 1).any():
+    wrong = outside | (xywh[:, 2:] < 1).any(axis=1) | np.isnan(size).any(axis=1)
+    if wrong.any():
+        first = boxes["patientId"].to_numpy()[wrong][0]
         raise UserError(
-            f"{path}: a box leaves its image or is under 1 px, such as that of {boxes['patientId'].iloc[0]}"
+            f"{path}: a box of {first} leaves its image, or is under 1 px, or the image's size is not known"
         )
     return table

@@ -10,20 +10,20 @@ import pandas as pd
 
 import scoring
 from competition import LABELS_CSV, read_labels, truth_boxes
-from config import Config, load_config
-from files import read_json
+from config import Config, command, load_config
+from files import UserError, fingerprint, read_json
 from submission import parse_submission
 
 Row = tuple[str, Any, Any, Any, str]
 
 
 def main(cfg: Config) -> None:
-    scores = read_json(cfg.run_dir / "scores.json", maker=f"python src/evaluate.py name={cfg.name}")
-    maker = f"python src/make_submission.py name={cfg.name}"
-    submission = read_json(cfg.submission_csv.with_suffix(".json"), maker)
+    scores, submission = read_results(cfg)
     rows = [fold_row(fold) for fold in scores["per_fold"]] + out_of_fold_rows(scores)
     if Path(cfg.test_labels).is_file():
-        rows += test_rows(cfg, submission["threshold"])
+        rows += test_rows(cfg)
+    elif Path(cfg.test_labels) != Path(cfg.root) / "test_labels.csv":
+        raise UserError(f"test_labels={cfg.test_labels}: no such file")
     print(f"\nrun {cfg.name}")
     header = ["", "images", "AUC", "IoU", "mAP"]
     table = pd.DataFrame(rows, columns=header).set_index("").rename_axis(None)
@@ -36,33 +36,56 @@ def main(cfg: Config) -> None:
         print(f"wrote {path}")
 
 
+def read_results(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """scores.json and the submission's json. Raises UserError if they are missing or do not belong together."""
+    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"))
+    maker = command(cfg, "make_submission")
+    submission = read_json(cfg.submission_csv.with_suffix(".json"), maker)
+    made_from = submission["made_from"]
+    found = {"submission": fingerprint(cfg.submission_csv), "scores.json": fingerprint(cfg.run_dir / "scores.json")}
+    if any(made_from[name] != value for name, value in found.items()):
+        raise UserError(f"{cfg.submission_csv} does not belong to its json and scores.json; run: {maker}")
+    return scores, submission
+
+
 def fold_row(fold: dict[str, Any]) -> Row:
-    return f"fold {fold['fold']}", fold["images"], fold["AUC"], fold["IoU"], f"{fold['mAP']:.4f}"
+    return f"fold {fold['fold']}", fold["images"], fold["AUC"], fold["IoU"], in_digits(fold["mAP"])
 
 
 def out_of_fold_rows(scores: dict[str, Any]) -> list[Row]:
     """All folds together, the honest estimate, and the baselines on the same images."""
     n = scores["images"]
-    spread = pd.Series([fold["mAP"] for fold in scores["per_fold"]]).std()
+    by_fold = pd.Series([fold["mAP"] for fold in scores["per_fold"]])
+    spread = f" ± {by_fold.std():.4f} over folds" if len(by_fold) > 1 else ""
     low, high = scores["interval"]
     return [
-        ("out of fold", n, scores["AUC"], scores["IoU"], f"{scores['mAP']:.4f} ± {spread:.4f} over folds"),
+        ("out of fold", n, scores["AUC"], scores["IoU"], in_digits(scores["mAP"]) + spread),
         ("  95 % interval", n, None, None, f"{low:.4f} to {high:.4f} (people resampled)"),
-        ("  threshold from the other folds", n, None, None, f"{scores['cross_fitted_mAP']:.4f}"),
-        ("  plain view only, no flip", n, None, None, f"{scores['plain_mAP']:.4f}"),
-        *((f"  {name}", n, None, None, f"{value:.4f}") for name, value in scores["baselines"].items()),
+        ("  threshold from the other folds", n, None, None, in_digits(scores["cross_fitted_mAP"])),
+        ("  plain view only, its best threshold", n, None, None, in_digits(scores["plain_best_mAP"])),
+        *((f"  {name}", n, None, None, in_digits(value)) for name, value in scores["baselines"].items()),
     ]
 
 
-def test_rows(cfg: Config, threshold: float) -> list[Row]:
+def in_digits(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
+
+
+def test_rows(cfg: Config) -> list[Row]:
     """The submission against the truth of the test images, with the same baselines; only ever a last look."""
     kept = parse_submission(cfg.submission_csv)
     ids = kept["patientId"].drop_duplicates().tolist()
     kept = kept.dropna(subset=["confidence"])
-    truth = scoring.of_images(truth_boxes(read_labels(Path(cfg.test_labels))), ids)
+    labels = read_labels(Path(cfg.test_labels))
+    unknown = set(ids) - set(labels["patientId"])
+    if unknown:
+        raise UserError(f"test_labels={cfg.test_labels}: no row for {len(unknown)} test images, such as {min(unknown)}")
+    truth = scoring.of_images(truth_boxes(labels), ids)
     median = scoring.median_boxes(truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV)), ids)
     scores = scoring.describe(kept, truth, ids, pd.Series(ids, index=ids), cfg.bootstrap, cfg.seed)
     plain = scoring.baselines(median, kept, truth)
+    if not scores["per_iou"]:
+        return [("submission, test images", len(ids), None, None, "nothing to score: no truth and no box")]
     low, high = scores["interval"]
     return [
         ("submission, test images", len(ids), None, None, f"{scores['mAP']:.4f}"),
@@ -73,9 +96,9 @@ def test_rows(cfg: Config, threshold: float) -> list[Row]:
 
 def print_threshold(scores: dict[str, Any], submission: dict[str, Any]) -> None:
     print("AUC: opacity or not; IoU: best box with the largest true box, on positives; mAP: the competition's metric")
+    print(f"threshold {submission['threshold']:.4f}: {submission['threshold_from']}")
     print(
-        f"threshold {submission['threshold']:.4f} ({submission['threshold_from']}): boxes with less confidence are not "
-        f"submitted;\n  {scores['with_box']:.1%} of the out-of-fold images and "
+        f"{scores['with_box']:.1%} of the out-of-fold images and "
         f"{submission['images_with_box'] / submission['images']:.1%} of the test images got a box"
     )
 

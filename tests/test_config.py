@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from config import PRESETS, WORKSPACE, Config, parse, parse_folds
+from config import PRESETS, WORKSPACE, Config, command, parse
 from files import UserError
+from limits import parse_folds
 
 
 def test_defaults_are_the_workspace():
@@ -51,8 +52,8 @@ def test_folds_as_written(text, folds):
         ("size", "written key=value"),
         ("size=big", "size is a whole number"),
         ("lr=fast", "lr is a number"),
-        ("lr=0", "greater than 0"),
-        ("lr=nan", "greater than 0"),
+        ("lr=0", "must be from"),
+        ("lr=nan", "must be from"),
         ("size=100", "multiple of 32"),
         ("fold=5", "folds are 0..4"),
         ("fold=3..1", "folds are 0..4"),
@@ -62,8 +63,15 @@ def test_folds_as_written(text, folds):
         ("threshold=2", "from 0 to 1"),
         ("preset=big", "no such preset"),
         ("checkpoint=first", "best or last"),
-        ("workers=-2", "at least -1"),
-        ("elsewhere=1.5", "shares, from 0 to 1"),
+        ("workers=-2", "must be from -1"),
+        ("elsewhere=1.5", "must be from 0 to 1"),
+        ("rotate=-5", "must be from 0 to 90"),
+        ("seed=5000000000", "must be from"),
+        ("tta=typo", "views are plain, hflip"),
+        ("tta=hflip", "plain is always one"),
+        ("tta_scales=x", "separated by commas"),
+        ("tta_scales=0.9", "1.0 among them"),
+        ("name=${x}", "settings: |becomes a folder"),
     ],
 )
 def test_wrong_words_are_explained(word, message):
@@ -94,4 +102,12 @@ def test_from_the_shell():
     absent = run_stage("name=never-trained", "root=/nonexistent-workspace")
     assert absent.returncode == 1
     assert "Traceback" not in absent.stderr
-    assert "python src/evaluate.py name=never-trained" in absent.stderr
+    assert "./run.sh evaluate root=/nonexistent-workspace name=never-trained" in absent.stderr
+
+
+def test_commands_repeat_what_was_said(tmp_path):
+    assert command(parse([]), "train") == "./run.sh train"
+    cfg = parse(["name=small", "size=96", f"root={tmp_path}", "fold=1"])
+    said = command(cfg, "train", fold="0")
+    assert said == f"./run.sh train root={tmp_path} name=small fold=0 size=96"
+    assert command(parse(["preset=demo", "size=96"]), "evaluate") == "./run.sh evaluate preset=demo size=96"

@@ -141,10 +141,52 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(world, tmp_path):
 
 def test_a_missing_fold_is_an_error_that_names_the_command(world, tmp_path):
     root = copy_of(world, tmp_path)
-    (root / "working/tiny/fold1/test.csv").unlink()
+    shutil.rmtree(root / "working/tiny/fold1")
     failed = stage("ensemble", root, check=False)
     assert failed.returncode == 1
-    assert "run: ./run.sh fold=1" in failed.stderr
+    assert "no finished predictions of fold 1" in failed.stderr
+    assert "./run.sh train" in failed.stderr
+    assert "name=tiny" in failed.stderr
+    alone = stage("ensemble", root, "fold=0")
+    assert "12 out-of-fold" in alone.stdout
+    said = stage("evaluate", root, "fold=0").stdout
+    assert "takes two folds at least" in said
+    assert "median box on every image 0.0000" not in said
+    stage("make_submission", root, "fold=0")
+    assert "nan" not in stage("summary", root, "fold=0").stdout
+
+
+def test_stopped_in_the_middle_of_predict_nothing_old_is_taken_for_new(world, tmp_path):
+    """Tables of other views were half written when the process died: the stamp must not vouch for them."""
+    root = copy_of(world, tmp_path)
+    fold = root / "working/tiny/fold0"
+    before = (fold / "valid.csv").read_bytes()
+    stage("predict", root, "fold=0", "tta=plain")
+    assert (fold / "valid.csv").read_bytes() != before
+    (fold / "predict.json").unlink()
+    stage("predict", root, "fold=0")
+    assert (fold / "valid.csv").read_bytes() == before
+
+
+def test_training_that_is_not_finished_is_not_predicted_from(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    history = root / "working/tiny/fold0/history.csv"
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:2]))
+    (root / "working/tiny/fold0/predict.json").unlink()
+    failed = stage("predict", root, "fold=0", check=False)
+    assert failed.returncode == 1
+    assert "trained 1 of 2 epochs" in failed.stderr
+    stage("train", root, "fold=0")
+    stage("predict", root, "fold=0")
+
+
+def test_predictions_of_other_folds_are_refused(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    folds = pd.read_csv(root / "folds/folds.csv")
+    folds.assign(fold=1 - folds["fold"]).to_csv(root / "folds/folds.csv", index=False)
+    failed = stage("evaluate", root, check=False)
+    assert failed.returncode == 1
+    assert "made with other folds" in failed.stderr
 
 
 def test_other_settings_are_refused_by_name(world, tmp_path):
@@ -161,11 +203,13 @@ def test_two_runs_fuse(world, tmp_path):
     root = copy_of(world, tmp_path)
     shutil.copytree(root / "working/tiny", root / "working/twin")
     stage("ensemble", root, "name=both", "runs=tiny,twin")
-    both, one = (pd.read_csv(root / f"working/{name}/test.csv") for name in ("both", "tiny"))
-    pd.testing.assert_frame_equal(both, one)
+    for table in ("oof", "test"):
+        both, one = (pd.read_csv(root / f"working/{name}/{table}.csv") for name in ("both", "tiny"))
+        pd.testing.assert_frame_equal(both, one)
     stage("evaluate", root, "name=both")
     stage("make_submission", root, "name=both")
-    assert (root / "submissions/both.csv").read_bytes() == (root / "submissions/tiny.csv").read_bytes()
+    both, one = (pd.read_csv(root / f"submissions/{name}.csv") for name in ("both", "tiny"))
+    pd.testing.assert_frame_equal(both, one)
 
 
 def test_a_broken_test_image_gets_no_box_and_is_said(world, tmp_path):

@@ -256,12 +256,6 @@ def test_box_outside_the_image_leaves_an_empty_row():
     assert table.iloc[1][["x", "y", "width", "height"]].tolist() == pytest.approx([12.8, 0, 51.2, 32])
 
 
-@pytest.mark.parametrize(("names", "zooms"), [("plain,up", "1"), ("plain", "big"), ("plain", "9")])
-def test_unknown_views_are_refused(names, zooms):
-    with pytest.raises(UserError):
-        parse_views(names, zooms)
-
-
 def test_device_that_is_not_there():
     with pytest.raises(UserError, match="device=cuda:77"):
         pick_device("cuda:77")

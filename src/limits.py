@@ -1,0 +1,76 @@
+"""What the settings may be, checked before any stage begins."""
+
+import math
+import re
+from typing import Any
+
+from files import UserError
+
+# what the numbers may be, both ends included
+RANGES = {
+    "lr": (1e-8, 10.0),
+    "encoder_lr": (1e-8, 1.0),
+    "weight_decay": (0.0, 10.0),
+    "box_weight": (1e-8, 1e4),
+    "dropout": (0.0, 0.95),
+    "flip": (0.0, 1.0),
+    "rotate": (0.0, 90.0),
+    "shift": (0.0, 0.5),
+    "zoom": (0.0, 0.5),
+    "light": (0.0, 0.9),
+    "fusion_iou": (0.01, 0.99),
+    "elsewhere": (0.0, 1.0),
+    "seed": (0, 2**31 - 1),
+    "size": (32, 4096),
+    "n_folds": (2, 100),
+    "workers": (-1, 1024),
+}
+TTA_VIEWS = ("plain", "hflip")
+
+
+def parse_folds(text: str, n_folds: int) -> list[int]:
+    """`3` -> [3], `0,2` -> [0, 2], `0..4` -> [0, 1, 2, 3, 4], `all`. Raises UserError."""
+    if text.strip() == "all":
+        return list(range(n_folds))
+    folds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
+        if not match:
+            raise UserError(f"fold={text}: write all, 3, 0,2 or 0..4")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= n_folds:
+            raise UserError(f"fold={text}: with n_folds={n_folds} the folds are 0..{n_folds - 1}")
+        folds.update(range(first, last + 1))
+    return sorted(folds)
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raise UserError for values that no stage can work with."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", settings["name"]):
+        raise UserError(f"name={settings['name']}: letters, digits, '.', '_' and '-' only: it becomes a folder")
+    at_least = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
+    for key, lowest in at_least.items():
+        if settings[key] < lowest:
+            raise UserError(f"{key}={settings[key]}: must be at least {lowest}")
+    if settings["size"] % 32:
+        raise UserError(f"size={settings['size']}: must be a multiple of 32, the encoder's stride")
+    if settings["classes"] not in (2, 3):
+        raise UserError(f"classes={settings['classes']}: 2 or 3")
+    for key, (low, high) in RANGES.items():
+        if not low <= settings[key] <= high or not math.isfinite(settings[key]):
+            raise UserError(f"{key}={settings[key]}: must be from {low:g} to {high:g}")
+    check_views(settings["tta"], settings["tta_scales"])
+    if settings["checkpoint"] not in ("best", "last"):
+        raise UserError(f"checkpoint={settings['checkpoint']}: best or last")
+    if settings["threshold"] != "auto" and not re.fullmatch(r"0?\.\d+|[01](\.0*)?", settings["threshold"]):
+        raise UserError(f"threshold={settings['threshold']}: auto, or a number from 0 to 1")
+    parse_folds(settings["fold"], settings["n_folds"])
+
+
+def check_views(names: str, zooms: str) -> None:
+    """Raise UserError unless all views are known and the plain one, at scale 1, is among them."""
+    if not set(names.split(",")) <= set(TTA_VIEWS) or "plain" not in names.split(","):
+        raise UserError(f"tta={names}: views are {', '.join(TTA_VIEWS)}, and plain is always one of them")
+    numbers = [float(zoom) if re.fullmatch(r"\d+(\.\d+)?", zoom) else math.nan for zoom in zooms.split(",")]
+    if not all(0.5 <= number <= 2 for number in numbers) or 1.0 not in numbers:
+        raise UserError(f"tta_scales={zooms}: numbers from 0.5 to 2 separated by commas, 1.0 among them")

@@ -1,0 +1,82 @@
+"""Thresholds, baselines and views: the numbers that decide what is submitted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import scoring
+from competition import PREDICTION_COLUMNS, read_predictions
+from files import UserError
+from make_submission import threshold_of_share
+
+
+def predictions(*rows):
+    return pd.DataFrame(rows, columns=PREDICTION_COLUMNS)
+
+
+def truth_of(*rows):
+    return pd.DataFrame(rows, columns=["patientId", "x", "y", "width", "height"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.5001, 0.9, np.nan]), min_size=1, max_size=20), st.floats(0, 1))
+def test_share_is_met_as_nearly_as_ties_allow(confidences, share):
+    table = predictions(*((f"i{k}", value, 0, 0, 1, 1) for k, value in enumerate(confidences)))
+    threshold = threshold_of_share(table, share)
+    filled = table["confidence"].fillna(0.0)
+    reached = abs((filled >= threshold).mean() - share)
+    possible = [abs((filled >= level).mean() - share) for level in (*filled, 2.0)]
+    assert reached == pytest.approx(min(possible))
+
+
+def test_threshold_of_a_fold_is_chosen_on_the_others():
+    """Fold 0 alone would choose .5 and fold 1 would choose .2: each gets the other's."""
+    truth = truth_of(("a", 0, 0, 9, 9), ("c", 0, 0, 9, 9))
+    table = predictions(("a", 0.6, 0, 0, 9, 9), ("b", 0.4, 0, 0, 9, 9), ("c", 0.3, 0, 0, 9, 9), ("d", 0.1, 0, 0, 9, 9))
+    fold_of = pd.Series({"a": 0, "b": 0, "c": 1, "d": 1})
+    scores, thresholds = scoring.cross_fitted_scores(table, truth, fold_of)
+    assert thresholds == pytest.approx({0: 0.2, 1: 0.5})
+    assert scores.to_dict() == {"a": 1.0, "b": 0.0, "c": 0.0}
+
+
+def test_one_fold_has_no_cross_fitted_score():
+    scores, _ = scoring.cross_fitted_scores(predictions(), truth_of(), pd.Series({"a": 0}))
+    assert scores.empty
+
+
+def test_median_box_is_of_the_busier_side_and_of_other_folds():
+    truth = truth_of(
+        ("a", 100, 1, 10, 10), ("b", 110, 3, 12, 10), ("c", 120, 5, 14, 10), ("d", 800, 7, 90, 90), ("e", 500, 0, 9, 9)
+    )
+    assert scoring.median_box(truth.iloc[:4]) == {"x": 110, "y": 3, "width": 12, "height": 10}
+    boxes = scoring.median_boxes(truth.iloc[:4], ["c", "z"], [0, 1]).set_index("patientId")
+    assert boxes.loc["c", "x"] == 105  # not from c itself
+    assert boxes.loc["z", "x"] == 110
+
+
+def test_auc_and_iou_by_hand():
+    truth = truth_of(("a", 0, 0, 10, 10), ("a", 0, 0, 2, 2), ("b", 0, 0, 10, 10))
+    table = predictions(("a", 0.9, 0, 0, 10, 5), ("a", 0.2, 0, 0, 10, 10), ("b", *[np.nan] * 5), ("c", 0.1, 0, 0, 1, 1))
+    assert scoring.iou_on_positives(table, truth) == pytest.approx(0.25)
+    assert scoring.opacity_auc(table, truth) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,0.5,1,2,3,", "line 2 .*a box needs"),
+        ("a,,1,2,3,4", "a box needs"),
+        ("a,high,1,2,3,4", "not a number"),
+        ("a,inf,1,2,3,4", "not a number"),
+        ("a,1.5,1,2,3,4", "from 0 to 1"),
+        ("a,0.5,1,2,-3,4", "no area"),
+        (",0.5,1,2,3,4", "patientId is empty"),
+    ],
+)
+def test_broken_predictions_are_named(tmp_path, row, message):
+    path = tmp_path / "p.csv"
+    path.write_text("patientId,confidence,x,y,width,height\n" + row + "\n")
+    with pytest.raises(UserError, match=message):
+        read_predictions(path)
