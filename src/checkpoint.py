@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from competition import LABELS_CSV
 from config import Config
@@ -53,3 +54,8 @@ def load_checkpoint(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         )
     assert isinstance(content, dict)
     return content
+
+
+def save_config(cfg: Config, path: Path) -> None:
+    with write_then_rename(path) as temporary:
+        OmegaConf.save(OmegaConf.structured(cfg), temporary)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,11 +15,11 @@ from tqdm import tqdm
 
 from augment import Augmentation
 from boxes import xyxy_to_cxcywh
-from checkpoint import load_checkpoint, save_checkpoint, training_facts
+from checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
 from competition import FOLD_COLUMNS, LABELS_CSV, read_labels, truth_boxes
 from config import Config
 from dataset import ImageDataset, Samples, class_index, make_loader, make_samples, to_device
-from files import UserError, read_table, write_table, write_then_rename
+from files import UserError, read_table, write_table
 from images import read_index
 from inference import mixed_precision, pick_device, precision, prediction_table, to_numpy
 from model import SingleBoxModel, build_model
@@ -201,8 +200,3 @@ def start(cfg: Config, data: FoldData, device: torch.device) -> Training:
 
 def augmentation_of(cfg: Config) -> Augmentation:
     return Augmentation(cfg.flip, cfg.rotate, cfg.shift, cfg.zoom, cfg.light)
-
-
-def save_config(cfg: Config, path: Path) -> None:
-    with write_then_rename(path) as temporary:
-        OmegaConf.save(OmegaConf.structured(cfg), temporary)

@@ -58,7 +58,9 @@ def test_seed_decides():
     assert (make_folds.assign_folds(images, 5, 1) != make_folds.assign_folds(images, 5, 2)).any()
 
 
-@pytest.mark.parametrize(("people", "expected"), [([1] * 30, "022122011101011210201202100202"), ([3] * 10, "222111222000000000111111222222")])
+@pytest.mark.parametrize(
+    ("people", "expected"), [([1] * 30, "022122011101011210201202100202"), ([3] * 10, "222111222000000000111111222222")]
+)
 def test_folds_are_these(people, expected):
     """Written down, so that another version of a library that deals otherwise is noticed: runs would mix."""
     images = images_of(people)
