@@ -127,6 +127,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "weights": "none",
         "size": "64",
         "n_folds": "2",
+        "epochs": "10",
     },
 }
 
