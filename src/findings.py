@@ -10,13 +10,13 @@ from anatomy import MIDLINE, SIDES, Body
 from canvas import CANVAS, Map, blur, cloud, curve, ellipse, grid, step, stroke
 
 # how hard the task is: attenuation that an opacity adds at its core (lung against heart differ by about 0.37)
-OPACITY_CONTRAST = 0.25
+OPACITY_CONTRAST = 0.32
 OPACITY_CONTRAST_SPREAD = 0.25  # sd of its logarithm
-SUBTLE_SHARE = 0.25  # of the positive images are faint ...
+SUBTLE_SHARE = 0.15  # of the positive images are faint ...
 SUBTLE_CONTRAST = 0.5  # ... by this factor
 OPACITY_TEXTURE = 0.22  # how patchy, as a share of the contrast
 EFFUSION_CONTRAST, NODULE_CONTRAST, PLATE_CONTRAST, METAL, TUBE = 0.24, 0.16, 0.16, 0.5, 0.16
-HAZE_CONTRAST = 0.14
+HAZE_CONTRAST = 0.12
 VISIBLE = 0.4  # an opacity ends, for the box, where it falls below this share of its core
 IN_LUNG = 0.6  # share of an opacity's box that is lung, at least; the corners of the lung's own box are outside it
 REACH = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border

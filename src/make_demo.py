@@ -38,7 +38,7 @@ from files import (
 from parallel import map_files
 from phantom import lay_out, render
 
-VERSION = 2  # raise it when the same settings give other files
+VERSION = 3  # raise it when the same settings give other files
 SAMPLE_PREDICTION = "0.5 0 0 100 100"
 FOLDERS = [TRAIN_IMAGES, TEST_IMAGES]
 
