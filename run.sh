@@ -62,7 +62,7 @@ install() {
     if ! "$here/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
         "$1" -m venv --clear "$here/.venv" || { echo "run.sh: cannot make $here/.venv; is the folder writable?"; return 1; }
     fi
-    "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2" ||
+    "$here/.venv/bin/python" -m pip install --disable-pip-version-check -r "$2" ||
         { echo "run.sh: the installation failed, see above; run again once it can go on"; return 1; }
 }
 
@@ -93,6 +93,10 @@ command=${1:-help}
 case "$command" in
     *=*) words=("$@") ;;
     *) shift || true; words=("$@") ;;
+esac
+
+case " $* " in
+    *" help "*) command=help ;;
 esac
 
 case "$command" in

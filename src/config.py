@@ -161,8 +161,10 @@ def parse(words: list[str]) -> Config:
     for key in PATHS:
         if given.get(key):
             given[key] = str(Path(given[key]).expanduser().absolute())
-    if "/" in given.get("weights", "") or Path(given.get("weights", "")).is_file():
+    if given.get("weights", "none") not in ("none", "imagenet"):
         given["weights"] = str(Path(given["weights"]).expanduser().absolute())
+        if not Path(given["weights"]).is_file():
+            raise UserError(f"weights={given['weights']}: no such file; or say weights=imagenet or weights=none")
     schema = OmegaConf.structured(Config)
     OmegaConf.set_readonly(schema, False)
     for key, value in {**PRESETS.get(preset, {}), **given}.items():

@@ -17,7 +17,7 @@ from augment import Augmentation
 from boxes import xyxy_to_cxcywh
 from checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
 from competition import FOLD_COLUMNS, LABELS_CSV, read_labels, truth_boxes
-from config import Config
+from config import Config, command
 from dataset import ImageDataset, Samples, class_index, make_loader, make_samples, to_device
 from files import UserError, read_table, write_table
 from images import read_index
@@ -164,7 +164,7 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
 
 def load_fold(cfg: Config, fold: int) -> FoldData:
     """The samples of a fold, from folds.csv, the labels and the cache; images that were refused are left out."""
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker="python src/make_folds.py")
+    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
     index = read_index(cfg.cache_dir)
     usable = index[(index["split"] == "train") & (index["status"] == "ok")]

@@ -114,6 +114,7 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     folds = pd.DataFrame(scores["per_fold"])
     low, high = scores["interval"]
     spread = f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else ""
+    folds = folds.rename(columns={"cross_fitted_mAP": "mAP at the others' threshold"})
     print(folds.to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
     print(f"mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}{spread}")
     print("mAP by IoU threshold: " + "  ".join(f"{key} {value:.3f}" for key, value in scores["per_iou"].items()))
@@ -133,7 +134,7 @@ def print_views(scores: dict[str, Any]) -> None:
     fused, plain = scores["best_mAP"], scores["plain_best_mAP"]
     if plain > fused:
         print(
-            f"WARNING: test-time views cost: the plain view alone scores {plain:.4f}, fused {fused:.4f}; see tta=plain"
+            f"NOTE: test-time views cost here: the plain view alone scores {plain:.4f}, fused {fused:.4f} (tta=plain)"
         )
     else:
         print(f"test-time views: {fused:.4f}, the plain view alone {plain:.4f}")

@@ -18,7 +18,7 @@ from grey import Grey
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 
-MAKER = "python src/cache_images.py"
+MAKER = "./run.sh cache_images, with the same settings"
 PNG_END = b"IEND\xaeB`\x82"
 INDEX_CSV = "index.csv"
 # rows of an unfinished cache; index.csv takes their place when all is done

@@ -166,7 +166,7 @@ def summary(cfg: Config, cohorts: list[list[Member]]) -> str:
     lines += [f"{len(cohorts[1])} test images with {boxes[1]} boxes; their truth: {cfg.test_labels}"]
     usual = PRESETS.get(cfg.preset, {}).get("root")
     given = " ".join([f"preset={cfg.preset}"] * bool(cfg.preset) + [f"root={cfg.root}"] * (cfg.root != usual))
-    return "\n".join([*lines, f"input: {cfg.input}", f"next: python src/make_folds.py {given}"])
+    return "\n".join([*lines, f"input: {cfg.input}", f"next: ./run.sh make_folds {given}"])
 
 
 if __name__ == "__main__":

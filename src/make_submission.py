@@ -92,6 +92,9 @@ def print_submission(cfg: Config, checked: pd.DataFrame, threshold: float, reaso
     if len(boxes):
         print(f"confidences from {boxes['confidence'].min():.4f} to {boxes['confidence'].max():.4f}")
     print(f"checked against the sample submission -> {cfg.submission_csv}")
+    if cfg.preset == "demo":
+        print("synthetic images: nothing to upload; with Kaggle's files in input/ the command would stand here")
+        return
     print(
         f"to upload: kaggle competitions submit -c rsna-pneumonia-detection-challenge "
         f"-f '{cfg.submission_csv}' -m '{cfg.name}'"

@@ -53,7 +53,7 @@ def predict_fold(cfg: Config, fold: int) -> None:
     checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", network_facts(cfg))
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker="python src/make_folds.py")
+    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
     valid_ids = folds.loc[folds["fold"] == fold, "patientId"].tolist()
     for name, ids, split in (("valid", valid_ids, "train"), ("test", read_sample(Path(cfg.input)), "test")):
         tables = predict_images(cfg, model, ids, split, f"fold {fold} {name}")

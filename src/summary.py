@@ -32,8 +32,9 @@ def main(cfg: Config) -> None:
     table["mAP"] = table["mAP"].str.ljust(table["mAP"].str.len().max())
     print(table.to_string(float_format="{:.3f}".format, na_rep=""))
     print_threshold(scores, submission)
+    print(f"to see them: {command(cfg, 'overlays')}")
     for path in (cfg.folds_csv, cfg.cache_dir, cfg.run_dir, cfg.submission_csv):
-        print(f"wrote {path}")
+        print(f"results in {path}")
 
 
 def read_results(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,7 +96,8 @@ def test_rows(cfg: Config) -> list[Row]:
 
 
 def print_threshold(scores: dict[str, Any], submission: dict[str, Any]) -> None:
-    print("AUC: opacity or not; IoU: best box with the largest true box, on positives; mAP: the competition's metric")
+    print("AUC: opacity or not; IoU: best box with the largest true box, on positives; mAP: the competition's metric,")
+    print("here at one threshold for all folds (while training: at the one that suits the fold's epoch best)")
     print(f"threshold {submission['threshold']:.4f}: {submission['threshold_from']}")
     print(
         f"{scores['with_box']:.1%} of the out-of-fold images and "

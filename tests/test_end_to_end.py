@@ -233,7 +233,7 @@ def test_views_that_cost_are_said(world, tmp_path):
     perfect = labels.rename(columns={"Target": "confidence"})[["patientId", "confidence", "x", "y", "width", "height"]]
     perfect["confidence"] = perfect["confidence"].where(perfect["confidence"] == 1).astype(float)
     perfect.to_csv(root / "working/tiny/oof_plain.csv", index=False)
-    assert "WARNING: test-time views cost: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
+    assert "NOTE: test-time views cost here: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
 
 
 def test_overlays_are_drawn(world):
