@@ -32,7 +32,11 @@ def main(cfg: Config) -> None:
     table["mAP"] = table["mAP"].str.ljust(table["mAP"].str.len().max())
     print(table.to_string(float_format="{:.3f}".format, na_rep=""))
     print_threshold(scores, submission)
-    print(f"to see them: {command(cfg, 'overlays')}")
+    print_paths(cfg)
+
+
+def print_paths(cfg: Config) -> None:
+    print(f"to see boxes on images: {command(cfg, 'overlays')}")
     for path in (cfg.folds_csv, cfg.cache_dir, cfg.run_dir, cfg.submission_csv):
         print(f"results in {path}")
 
