@@ -95,9 +95,10 @@ case "$command" in
     *) shift || true; words=("$@") ;;
 esac
 
-case " $* " in
-    *" help "*) command=help ;;
-esac
+# help anywhere among the words, such as './run.sh train help'; pytest's words are its own
+if [ "$command" != test ] && [[ " $* " == *" help "* ]]; then
+    command=help
+fi
 
 case "$command" in
     help | -h | --help)
