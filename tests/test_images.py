@@ -438,7 +438,7 @@ def test_png_that_is_missing_or_damaged(tmp_path):
 
 
 def test_index_that_is_missing_or_unfinished(tmp_path):
-    with pytest.raises(UserError, match=r"no such file; run: python src/cache_images\.py"):
+    with pytest.raises(UserError, match=r"no such file; run: \./run\.sh cache_images"):
         read_index(tmp_path)
     pd.DataFrame(columns=INDEX_COLUMNS).to_csv(tmp_path / INDEX_CSV, index=False)
     assert list(read_index(tmp_path)) == INDEX_COLUMNS
