@@ -15,7 +15,7 @@ usage() {
 ./run.sh <stage> [key=value ...]         one stage; what is complete already is skipped
 ./run.sh help                            this, and every setting
 
-other stages: make_demo (writes the synthetic competition), overlays (draws truth and prediction)
+other stages: make_demo (writes the synthetic competition), show_model, show_batch, show_results, show_history, find_lr (pictures and tables)
 EOF
 }
 
@@ -131,7 +131,9 @@ case "$command" in
             usage >&2
             exit 2
         fi
-        python=$(find_python "$here/requirements.txt")
+        needs=requirements.txt
+        case "$command" in show_* | find_lr) needs=requirements-show.txt ;; esac
+        python=$(find_python "$here/$needs")
         run_stages "$command"
         ;;
 esac

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 
 from files import UserError
 
+# grey level statistics of ImageNet, which pretrained encoders expect; near those of chest radiographs
+MEAN, STD = 0.449, 0.226
 TWO_WAYS_OUT = (
     "either download the weights elsewhere (torchvision's resnet34-b627a593.pth, or model.safetensors of "
     "smp-hub/resnet34.imagenet on the Hugging Face hub) and say weights=<file>, or train from random weights "
     "with weights=none"
 )
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Grey levels (B, 1, S, S) uint8 -> float32 as the encoder expects them; on whatever device they are."""
+    return (images.float() / 255 - MEAN) / STD
 
 
 def make_encoder(name: str, weights: str) -> nn.Module:

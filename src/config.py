@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from files import UserError, explain_errors
 from limits import check, parse_folds
+from phases import Phase, parse_phases
 
 WORKSPACE = Path(__file__).resolve().parent.parent
 
@@ -28,9 +29,12 @@ class Config:
     # which run
     name: str = setting("resnet34", "run", "name of the run: working/<name>/ and submissions/<name>.csv")
     fold: str = setting("all", "run", "folds to work on: all, 3, 0,2 or 0..4 (both ends)")
-    preset: str = setting("", "run", "start from a named set of settings: demo")
+    preset: str = setting("", "run", "start from named settings: demo, fastai, or fastai,demo (the later ones win)")
     device: str = setting("auto", "run", "auto (GPU if there is one), cpu, cuda, cuda:1, mps")
     workers: int = setting(-1, "run", "processes that decode and load; -1: one per core, 0: none beside the main one")
+    jobs: int = setting(1, "run", "folds trained at the same time; they share the cores")
+    memory: float = setting(0.5, "run", "keep the decoded images in memory if they take no more than this share of it")
+    compile: bool = setting(False, "run", "compile the network for training (torch.compile; needs a C++ compiler)")
 
     # where
     root: str = setting(str(WORKSPACE), "where", "folder that the four folders below are in")
@@ -47,16 +51,29 @@ class Config:
     # training
     encoder: str = setting("resnet34", "train", "an encoder of segmentation-models-pytorch")
     weights: str = setting("imagenet", "train", "encoder's start: imagenet (downloaded), none (random), or a file")
+    head: str = setting("places", "train", "places: a box at each place of a map; flat: the fast.ai post's, one box")
     epochs: int = setting(12, "train", "passes over the training images")
     batch_size: int = setting(8, "train", "images per step")
     lr: float = setting(1e-3, "train", "peak learning rate of the head, AdamW with one cycle")
     encoder_lr: float = setting(0.3, "train", "share of lr that a pretrained encoder gets; a random one gets all of it")
-    weight_decay: float = setting(1e-2, "train", "AdamW weight decay")
-    classes: int = setting(3, "train", "3: normal, not normal, opacity; 2: opacity or not")
-    box_weight: float = setting(
-        1.0, "train", "weight of the box and place losses (positives only) beside cross-entropy"
+    phases: str = setting(
+        "",
+        "train",
+        "instead of epochs and lr: part:epochs:rates:schedule,... such as head:3:1e-3,all:9:1e-4/1e-3:cosine",
     )
-    dropout: float = setting(0.2, "train", "dropout before the head's last layer")
+    weight_decay: float = setting(1e-2, "train", "AdamW weight decay")
+    clip: float = setting(5.0, "train", "largest norm of the gradient; longer ones are shortened to it; 0: as they are")
+    start_at_mean: bool = setting(
+        True, "train", "begin with the mean box and the class rates as the answer to every image"
+    )
+    classes: int = setting(3, "train", "3: normal, not normal, opacity; 2: opacity or not")
+    full_image_negatives: bool = setting(
+        False, "train", "regress images without a box to the whole image, as the fast.ai post does (head=flat only)"
+    )
+    box_weight: float = setting(
+        1.0, "train", "weight of the box and place losses (positives only) beside cross-entropy; head=places"
+    )
+    dropout: float = setting(0.2, "train", "dropout before the head's last layer (head=flat: before both its layers)")
     flip: float = setting(0.5, "train", "augmentation: chance of a left-right flip")
     rotate: float = setting(7.0, "train", "augmentation: largest rotation, degrees")
     shift: float = setting(0.06, "train", "augmentation: largest shift, share of the side")
@@ -91,6 +108,15 @@ class Config:
         return parse_folds(self.fold, self.n_folds)
 
     @property
+    def phase_list(self) -> list[Phase]:
+        """The phases of training, in order."""
+        return parse_phases(self.phases or f"all:{self.epochs}:{self.lr!r}:onecycle")
+
+    @property
+    def total_epochs(self) -> int:
+        return sum(phase.epochs for phase in self.phase_list)
+
+    @property
     def folds_csv(self) -> Path:
         return Path(self.folds) / "folds.csv"
 
@@ -119,8 +145,8 @@ class Config:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["stage"] in stages}
 
 
-# small pictures and few folds: the whole sequence in minutes on two cores, in a workspace of its own under demo/
 PRESETS: dict[str, dict[str, str]] = {
+    # small pictures and few folds: the whole sequence in minutes on two cores, in a workspace of its own under demo/
     "demo": {
         "name": "demo",
         "root": str(WORKSPACE / "demo"),
@@ -128,6 +154,27 @@ PRESETS: dict[str, dict[str, str]] = {
         "size": "64",
         "n_folds": "2",
         "epochs": "10",
+        "jobs": "2",
+    },
+    # the recipe of the fast.ai post, to the letter: no test-time views, no clipping, Adam (AdamW without decay)
+    "fastai": {
+        "name": "fastai",
+        "head": "flat",
+        "size": "512",
+        "batch_size": "8",
+        "classes": "2",
+        "full_image_negatives": "true",
+        "start_at_mean": "false",
+        "dropout": "0.5",
+        "phases": "head:3:1e-3:triangle,last2:5:2e-6/2e-5/2e-4:triangle,all:10:1e-6/1e-5/1e-4:triangle",
+        "weight_decay": "0",
+        "clip": "0",
+        "flip": "0.5",
+        "rotate": "30",
+        "shift": "0",
+        "zoom": "0",
+        "light": "0.1",
+        "tta": "plain",
     },
 }
 
@@ -155,9 +202,9 @@ def load_config(arguments: list[str] | None = None) -> Config:
 def parse(words: list[str]) -> Config:
     """Turn `key=value` words into a Config. Raises UserError with the remedy."""
     given = dict(split_word(word) for word in words)
-    preset = given.get("preset", "")
-    if preset and preset not in PRESETS:
-        raise UserError(f"preset={preset}: there is no such preset; there is {', '.join(PRESETS)}")
+    preset = preset_words(given.get("preset", ""))
+    if {**preset, **given}.get("phases") and (idle := {"epochs", "lr"} & set(given)):
+        raise UserError(f"{min(idle)}= has no effect here: phases= names epochs and rates; change or leave out phases=")
     for key in PATHS:
         if given.get(key):
             given[key] = str(Path(given[key]).expanduser().absolute())
@@ -167,7 +214,7 @@ def parse(words: list[str]) -> Config:
             raise UserError(f"weights={given['weights']}: no such file; or say weights=imagenet or weights=none")
     schema = OmegaConf.structured(Config)
     OmegaConf.set_readonly(schema, False)
-    for key, value in {**PRESETS.get(preset, {}), **given}.items():
+    for key, value in {**preset, **given}.items():
         try:
             OmegaConf.update(schema, key, value)
         except OmegaConfBaseException as error:
@@ -181,10 +228,20 @@ def parse(words: list[str]) -> Config:
     return config
 
 
+def preset_words(names: str) -> dict[str, str]:
+    """The settings of presets joined by commas; the later ones win. Raises UserError for one that is not there."""
+    words: dict[str, str] = {}
+    for name in names.split(",") if names else []:
+        if name not in PRESETS:
+            raise UserError(f"preset={name}: there is no such preset; there is {', '.join(PRESETS)}")
+        words |= PRESETS[name]
+    return words
+
+
 def command(cfg: Config, stage: str, **changes: str) -> str:
     """What to type to run a stage with these very settings, but for `changes`."""
     usual = parse([word for word in (f"preset={cfg.preset}", f"root={cfg.root}") if not word.endswith("=")])
-    here = {} if cfg.root in (str(WORKSPACE), PRESETS.get(cfg.preset, {}).get("root")) else {"root": cfg.root}
+    here = {} if cfg.root in (str(WORKSPACE), preset_words(cfg.preset).get("root")) else {"root": cfg.root}
     preset = {"preset": cfg.preset} if cfg.preset else {}
     differing = {f.name: getattr(cfg, f.name) for f in fields(Config) if getattr(cfg, f.name) != getattr(usual, f.name)}
     words = {**preset, **here, **differing, **changes}

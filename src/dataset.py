@@ -1,6 +1,9 @@
-"""One sample: a cached image with its box and class; and the loaders that batch them."""
+"""One sample: a cached image with its box and class; the two sides of a fold; and the loaders that batch them."""
 
-from collections.abc import Iterator
+import mmap
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from augment import Augmentation
 from boxes import xywh_to_xyxy, xyxy_to_cxcywh
-from competition import BOX_COLUMNS, CLASSES, largest_box
-from files import UserError
-from images import original_to_cached, read_png
+from competition import BOX_COLUMNS, CLASSES, FOLD_COLUMNS, LABELS_CSV, largest_box, read_labels, truth_boxes
+from config import Config, command
+from files import UserError, read_table
+from images import original_to_cached, read_index, read_png
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,86 @@ def class_index(folds: pd.DataFrame, n_classes: int) -> NDArray[np.int64]:
     return np.asarray(index, dtype=np.int64)
 
 
+@dataclass
+class FoldData:
+    """The two sides of a fold and the truth boxes of its validation images (original pixels)."""
+
+    train: Samples
+    valid: Samples
+    truth: pd.DataFrame
+
+
+def load_fold(cfg: Config, fold: int) -> FoldData:
+    """The samples of a fold, from folds.csv, the labels and the cache; images that were refused are left out."""
+    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
+    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    index = read_index(cfg.cache_dir)
+    usable = index[(index["split"] == "train") & (index["status"] == "ok")]
+    refused = set(index.loc[(index["split"] == "train") & (index["status"] != "ok"), "patientId"])
+    folds = folds[~folds["patientId"].isin(refused)]
+    parts = []
+    for side in (folds["fold"] != fold, folds["fold"] == fold):
+        images = folds[side].reset_index(drop=True)
+        if images.empty:
+            raise UserError(f"{cfg.folds_csv}: fold {fold} leaves nothing to train or to validate on")
+        labels = class_index(images, cfg.classes)
+        parts.append(make_samples(images["patientId"], usable, cfg.cache_dir / "train", truth, labels))
+    train, valid = parts
+    print(f"fold {fold}: trains on {len(train.ids)} images, validates on {len(valid.ids)}, {len(refused)} refused")
+    return FoldData(train, valid, truth[truth["patientId"].isin(valid.ids)])
+
+
+class ImageMemory:
+    """Cached images, each decoded once and then kept, by whichever process needs it first.
+
+    Anonymous memory that forked loader processes share: unlike /dev/shm it has no small limit in containers. A page
+    takes memory once it is written.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths = paths
+        self.images = np.frombuffer(mmap.mmap(-1, len(paths) * size * size), np.uint8).reshape(-1, size, size)
+        self.decoded = np.frombuffer(mmap.mmap(-1, len(paths)), np.uint8)
+
+    def read(self, k: int) -> NDArray[np.uint8]:
+        """Image k, (S, S) uint8. Raises UserError as images.read_png does."""
+        if not self.decoded[k]:
+            self.images[k] = read_png(self.paths[k])
+            # two processes may both decode an image; they write the same bytes, and the mark comes last
+            self.decoded[k] = 1
+        return self.images[k]
+
+
+def memory_for(data: FoldData, size: int, share: float) -> list[ImageMemory | None]:
+    """Memory for the training and the validation images, if together they take no more than this share of all.
+
+    Not where loader processes do not share it: they do if they are forked, see make_loader.
+    """
+    sides = (data.train.paths, data.valid.paths)
+    if sys.platform != "linux" or sum(map(len, sides)) * size * size > share * machine_memory():
+        return [None, None]
+    return [ImageMemory(paths, size) for paths in sides]
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or less in a container with a limit."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    stated = [path.read_text().strip() for path in limits if path.is_file()]
+    return min([physical, *(int(limit) for limit in stated if limit.isdigit())])
+
+
 class ImageDataset(Dataset[dict[str, Any]]):
     """Samples as tensors. With an augmentation, image k of epoch e always changes in the same way."""
 
-    def __init__(self, samples: Samples, augmentation: Augmentation | None = None, seed: tuple[int, ...] = ()) -> None:
-        self.samples, self.augmentation, self.seed = samples, augmentation, seed
+    def __init__(
+        self,
+        samples: Samples,
+        augmentation: Augmentation | None = None,
+        seed: tuple[int, ...] = (),
+        memory: ImageMemory | None = None,
+    ) -> None:
+        self.samples, self.augmentation, self.seed, self.memory = samples, augmentation, seed, memory
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -79,7 +158,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         """image (1, S, S) uint8; box (4,) float32 cxcywh in [0, 1], zeros without one; has_box; label; row."""
-        image, box = read_png(self.samples.paths[k]), self.samples.boxes_xyxy[k]
+        image = self.memory.read(k) if self.memory else read_png(self.samples.paths[k])
+        box = self.samples.boxes_xyxy[k]
         if self.augmentation:
             # seeded by image and epoch, not by worker: the number of workers changes nothing
             rng = np.random.default_rng([*self.seed, self.epoch, k])
@@ -121,6 +201,8 @@ def make_loader(dataset: ImageDataset, batch_size: int, workers: int, device: to
         sampler=EpochSampler(dataset) if training else None,
         drop_last=training,
         num_workers=workers,
+        # forked processes share ImageMemory; newer Pythons start them otherwise unless told
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
     )
 

@@ -1,7 +1,8 @@
 """Training one fold: depends on the config and files alone, and goes on from the last finished epoch."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,37 +17,28 @@ from tqdm import tqdm
 from augment import Augmentation
 from boxes import xyxy_to_cxcywh
 from checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
-from competition import FOLD_COLUMNS, LABELS_CSV, read_labels, truth_boxes
-from config import Config, command
-from dataset import ImageDataset, Samples, class_index, make_loader, make_samples, to_device
-from files import UserError, read_table, write_table
-from images import read_index
+from config import Config
+from dataset import FoldData, ImageDataset, ImageMemory, Samples, load_fold, make_loader, memory_for, to_device
+from files import UserError, write_table
 from inference import mixed_precision, pick_device, precision, prediction_table, to_numpy
-from model import SingleBoxModel, build_model
+from model import build_model
 from parallel import count_workers
-from recipe import make_optimizer, make_schedule
-from scoring import best_score, iou_on_positives, opacity_auc
-
-
-@dataclass
-class FoldData:
-    """The two sides of a fold and the truth boxes of its validation images (original pixels)."""
-
-    train: Samples
-    valid: Samples
-    truth: pd.DataFrame
+from phases import Phase, phase_at
+from recipe import check_stages, freeze, make_optimizer, make_schedule, train_mode
+from scoring import accuracy, best_score, corner_errors, iou_on_positives, opacity_auc
 
 
 @dataclass
 class Training:
     """Everything that a step changes; what `last.pt` holds."""
 
-    model: SingleBoxModel
+    model: Any  # see model.build_model
     optimizer: Optimizer
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
     device: torch.device
-    history: list[dict[str, float]]
+    phase: Phase
+    history: list[dict[str, Any]]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -70,35 +62,59 @@ def train_fold(cfg: Config, fold: int) -> None:
     folder = cfg.fold_dir(fold)
     facts = training_facts(cfg)
     saved = load_checkpoint(folder / "last.pt", facts) if (folder / "last.pt").is_file() else None
-    if saved and len(saved["history"]) == cfg.epochs and (folder / "best.pt").is_file():
+    if saved and len(saved["history"]) == cfg.total_epochs and (folder / "best.pt").is_file():
         write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
-        print(f"fold {fold}: complete, {cfg.epochs} epochs -> {folder / 'best.pt'}")
+        print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
         return
     data = load_fold(cfg, fold)
     torch.manual_seed(cfg.seed * 1000 + fold)
-    run = start(cfg, data, pick_device(cfg.device))
-    if saved and (folder / "best.pt").is_file():
+    model = start_model(cfg, data, pick_device(cfg.device))
+    done = len(saved["history"]) if saved and (folder / "best.pt").is_file() else 0
+    run = start_phase(cfg, model, len(data.train.ids), phase_at(cfg.phase_list, max(done - 1, 0))[0])
+    if saved and done:
         run.load(saved)
-        print(f"fold {fold}: goes on after epoch {len(run.history)} of {cfg.epochs}")
+        print(f"fold {fold}: goes on after epoch {done} of {cfg.total_epochs}")
     save_config(cfg, folder / "config.yaml")
-    run_epochs(cfg, fold, run, data, facts)
+    with explain_resources(cfg):
+        run_epochs(cfg, fold, run, data, facts)
+
+
+@contextlib.contextmanager
+def explain_resources(cfg: Config) -> Iterator[None]:
+    """Turn what PyTorch says when memory ends into a UserError with the setting to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message:
+            raise UserError(
+                f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs}: lower one of them; "
+                "batch_size and size are part of a run: give it another name="
+            ) from None
+        if "DataLoader worker" in message and "killed" in message:
+            raise UserError(
+                f"a loader process was killed, probably by the kernel for lack of memory ({message.splitlines()[0]}): "
+                f"lower workers= or memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"
+            ) from None
+        raise
 
 
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dict[str, Any]) -> None:
-    """Train, validate, save; epoch by epoch, up to cfg.epochs."""
+    """Train, validate, save; epoch by epoch, phase by phase."""
     folder = cfg.fold_dir(fold)
-    train = ImageDataset(data.train, augmentation_of(cfg), seed=(cfg.seed, fold))
-    workers = count_workers(cfg.workers) if run.device.type != "cpu" else 0
-    train_loader = make_loader(train, cfg.batch_size, workers, run.device)
-    valid_loader = make_loader(ImageDataset(data.valid), 2 * cfg.batch_size, workers, run.device)
-    for epoch in range(len(run.history), cfg.epochs):
+    train, train_loader, valid_loader = make_loaders(cfg, fold, data, run.device)
+    for epoch in range(len(run.history), cfg.total_epochs):
+        phase, within = phase_at(cfg.phase_list, epoch)
+        if within == 0 and epoch > 0:
+            run = start_phase(cfg, run.model, len(train), phase, run.history)
         train.epoch = epoch
         # dropout draws from the global generator: seeded here, a resumed run draws what a straight one does
         torch.manual_seed((cfg.seed * 1000 + fold) * 1000 + epoch + 1)
-        title = f"fold {fold} epoch {epoch + 1}/{cfg.epochs}"
-        loss = train_epoch(run, train_loader, title)
-        scores = {"epoch": epoch + 1, "train_loss": loss, **validate(run, valid_loader, data, cfg.size)}
-        print(f"{title}: " + "  ".join(f"{key} {value:.4f}" for key, value in scores.items() if key != "epoch"))
+        title = f"fold {fold} epoch {epoch + 1}/{cfg.total_epochs}"
+        scores: dict[str, Any] = {"epoch": epoch + 1, "phase": phase.part}
+        scores |= train_epoch(run, train_loader, title, cfg.clip)
+        scores |= validate(run, valid_loader, data, cfg.size)
+        print(f"{title}: " + "  ".join(f"{key} {value:.4f}" for key, value in list(scores.items())[3:]), flush=True)
         run.history.append(scores)
         if rank(scores) == max(map(rank, run.history)):
             save_checkpoint(
@@ -111,38 +127,57 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dic
     print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']:.0f} -> {folder / 'best.pt'}")
 
 
-def rank(scores: dict[str, float]) -> tuple[float, float]:
+def rank(scores: dict[str, Any]) -> tuple[float, float]:
     """What `best` means: the highest validation mAP; of equals (0 in the first epochs) the lowest loss."""
     return scores["mAP"], -scores["valid_loss"]
 
 
-def train_epoch(run: Training, loader: DataLoader[Any], title: str) -> float:
-    """One pass over the training images; returns the mean loss. Raises UserError if the loss is not finite."""
-    run.model.train()
+def train_epoch(run: Training, loader: DataLoader[Any], title: str, clip: float) -> dict[str, float]:
+    """One pass over the training images; returns the head's highest rate and the mean loss.
+
+    Raises UserError if the loss is not finite.
+    """
+    train_mode(run.model, run.phase.first_stage)
     losses: list[Tensor] = []
-    progress = tqdm(loader, desc=title, unit="batch", leave=False)
-    for step, batch in enumerate(progress):
-        targets = to_device(batch, run.device)
-        with mixed_precision(run.device):
-            outputs = run.model(targets["image"])
-        loss = run.model.loss(outputs, targets)
-        if not torch.isfinite(loss):
-            names = [loader.dataset.samples.ids[row] for row in batch["row"][:4].tolist()]  # type: ignore[attr-defined]
-            raise UserError(f"{title}, batch {step}: the loss is not finite (images {names} ...); try a lower lr")
-        run.optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(loss).backward()
+    rates: list[float] = []
+    for step, batch in enumerate(tqdm(loader, desc=title, unit="batch", leave=False)):
+        rates.append(run.optimizer.param_groups[-1]["lr"])
+        try:
+            losses.append(train_step(run, to_device(batch, run.device), clip))
+        except FloatingPointError:
+            names = [loader.dataset.samples.ids[row] for row in batch["row"].tolist()]  # type: ignore[attr-defined]
+            raise UserError(
+                f"{title}, batch {step + 1}: the loss is not finite; images {', '.join(names)}. What was saved is the "
+                "state before this epoch. The same command would meet this batch again: lower the rates, or look at "
+                "these images, and give the run another name="
+            ) from None
+    return {"lr": max(rates), "train_loss": float(torch.stack(losses).mean())}
+
+
+def train_step(run: Training, targets: dict[str, Tensor], clip: float = 0.0) -> Tensor:
+    """Forward, backward, a step of weights and rates; returns the loss, detached.
+
+    Raises FloatingPointError, with the weights as they were, if the loss is not finite.
+    """
+    with mixed_precision(run.device):
+        outputs = run.model(targets["image"])
+    loss: Tensor = run.model.loss(outputs, targets)
+    if not torch.isfinite(loss):
+        raise FloatingPointError
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    if clip:
         run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.model.parameters(), 5.0)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.schedule.step()
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
+        nn.utils.clip_grad_norm_(run.model.parameters(), clip)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.schedule.step()
+    return loss.detach()
 
 
 @torch.inference_mode()
 def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) -> dict[str, float]:
-    """valid_loss, opacity AUC, IoU with the largest box on positives, mAP at its best threshold; plain view."""
+    """Loss, accuracy, errors of the corners, opacity AUC, IoU on positives, mAP at its best threshold; plain view."""
     run.model.eval()
     losses, boxes, confidences = [], [], []
     for batch in loader:
@@ -156,47 +191,60 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
     table = prediction_table(data.valid, np.concatenate(boxes), np.concatenate(confidences), size)
     return {
         "valid_loss": sum(losses) / len(data.valid.ids),
+        "accuracy": accuracy(table, data.truth),
+        **corner_errors(np.concatenate(boxes)[:, 0], data.valid.boxes_xyxy / size),
         "AUC": opacity_auc(table, data.truth),
         "IoU": iou_on_positives(table, data.truth),
         "mAP": best_score(table, data.truth),
     }
 
 
-def load_fold(cfg: Config, fold: int) -> FoldData:
-    """The samples of a fold, from folds.csv, the labels and the cache; images that were refused are left out."""
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
-    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
-    index = read_index(cfg.cache_dir)
-    usable = index[(index["split"] == "train") & (index["status"] == "ok")]
-    refused = set(index.loc[(index["split"] == "train") & (index["status"] != "ok"), "patientId"])
-    folds = folds[~folds["patientId"].isin(refused)]
-    parts = []
-    for side in (folds["fold"] != fold, folds["fold"] == fold):
-        images = folds[side].reset_index(drop=True)
-        if images.empty:
-            raise UserError(f"{cfg.folds_csv}: fold {fold} leaves nothing to train or to validate on")
-        labels = class_index(images, cfg.classes)
-        parts.append(make_samples(images["patientId"], usable, cfg.cache_dir / "train", truth, labels))
-    train, valid = parts
-    print(f"fold {fold}: trains on {len(train.ids)} images, validates on {len(valid.ids)}, {len(refused)} refused")
-    return FoldData(train, valid, truth[truth["patientId"].isin(valid.ids)])
+def make_loaders(
+    cfg: Config, fold: int, data: FoldData, device: torch.device
+) -> tuple[ImageDataset, DataLoader[Any], DataLoader[Any]]:
+    """The augmented training images, and the loaders of the training and of the validation images."""
+    train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory)
+    train = make_train_set(cfg, fold, data.train, train_memory)
+    valid = ImageDataset(data.valid, memory=valid_memory)
+    workers = count_workers(cfg.workers) if device.type != "cpu" else 0
+    return (
+        train,
+        make_loader(train, cfg.batch_size, workers, device),
+        make_loader(valid, 2 * cfg.batch_size, workers, device),
+    )
 
 
-def start(cfg: Config, data: FoldData, device: torch.device) -> Training:
-    """A model that answers with the training set's mean box size and class rates, and its optimiser."""
+def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
+    """The training images of a fold, augmented as the settings say."""
+    augmentation = Augmentation(cfg.flip, cfg.rotate, cfg.shift, cfg.zoom, cfg.light)
+    return ImageDataset(samples, augmentation, (cfg.seed, fold), memory)
+
+
+def start_model(cfg: Config, data: FoldData, device: torch.device) -> Any:
+    """A network on the device; with start_at_mean it answers with the training set's mean box and class rates."""
     model = build_model(cfg)
     boxes = xyxy_to_cxcywh(data.train.boxes_xyxy[~np.isnan(data.train.boxes_xyxy[:, 0])]) / cfg.size
     if not len(boxes):
         raise UserError(f"{cfg.folds_csv}: no positive image to train on")
     rates = np.bincount(data.train.labels, minlength=cfg.classes) / len(data.train.labels)
-    model.start_at(torch.from_numpy(boxes[:, 2:].mean(axis=0)).float(), torch.from_numpy(rates).float())
+    if cfg.start_at_mean:
+        model.start_at(torch.from_numpy(boxes.mean(axis=0)).float(), torch.from_numpy(rates).float())
     model.to(device).to(memory_format=torch.channels_last)
+    if cfg.compile:
+        model.compile()
+    return model
+
+
+def start_phase(
+    cfg: Config, model: Any, n_images: int, phase: Phase, history: list[dict[str, Any]] | None = None
+) -> Training:
+    """Freeze what the phase does not train, and begin with a new optimiser and schedule."""
+    device = next(model.parameters()).device
+    check_stages(model.encoder, phase)
+    freeze(model, phase.first_stage)
     share = 1.0 if cfg.weights == "none" else cfg.encoder_lr
-    optimizer = make_optimizer(model, cfg.lr, share, cfg.weight_decay)
-    steps = len(data.train.ids) // min(cfg.batch_size, len(data.train.ids)) * cfg.epochs
+    optimizer = make_optimizer(model, phase.rates, share, cfg.weight_decay)
+    steps = n_images // min(cfg.batch_size, n_images) * phase.epochs
+    schedule = make_schedule(optimizer, phase.schedule, steps, phase.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=precision(device) == torch.float16)
-    return Training(model, optimizer, make_schedule(optimizer, steps), scaler, device, [])
-
-
-def augmentation_of(cfg: Config) -> Augmentation:
-    return Augmentation(cfg.flip, cfg.rotate, cfg.shift, cfg.zoom, cfg.light)
+    return Training(model, optimizer, schedule, scaler, device, phase, history or [])

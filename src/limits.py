@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from files import UserError
+from phases import parse_phases
 
 # what the numbers may be, both ends included
 RANGES = {
@@ -13,6 +14,8 @@ RANGES = {
     "weight_decay": (0.0, 10.0),
     "box_weight": (1e-8, 1e4),
     "dropout": (0.0, 0.95),
+    "clip": (0.0, 1e6),
+    "memory": (0.0, 1.0),
     "flip": (0.0, 1.0),
     "rotate": (0.0, 90.0),
     "shift": (0.0, 0.5),
@@ -48,7 +51,15 @@ def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no stage can work with."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", settings["name"]):
         raise UserError(f"name={settings['name']}: letters, digits, '.', '_' and '-' only: it becomes a folder")
-    at_least = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
+    at_least = {
+        "epochs": 1,
+        "jobs": 1,
+        "batch_size": 2,
+        "max_boxes": 1,
+        "demo_train": 10,
+        "demo_test": 2,
+        "bootstrap": 10,
+    }
     for key, lowest in at_least.items():
         if settings[key] < lowest:
             raise UserError(f"{key}={settings[key]}: must be at least {lowest}")
@@ -59,6 +70,12 @@ def check(settings: dict[str, Any]) -> None:
     for key, (low, high) in RANGES.items():
         if not low <= settings[key] <= high or not math.isfinite(settings[key]):
             raise UserError(f"{key}={settings[key]}: must be from {low:g} to {high:g}")
+    if settings["head"] not in ("places", "flat"):
+        raise UserError(f"head={settings['head']}: places or flat")
+    if settings["full_image_negatives"] and settings["head"] != "flat":
+        raise UserError("full_image_negatives=true: only head=flat regresses negatives at all; say head=flat")
+    if settings["phases"]:
+        parse_phases(settings["phases"])
     check_views(settings["tta"], settings["tta_scales"])
     if settings["checkpoint"] not in ("best", "last"):
         raise UserError(f"checkpoint={settings['checkpoint']}: best or last")

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from backbone import make_encoder
+from backbone import make_encoder, normalise
 from config import Config
+from flat import FlatModel
 
-# grey level statistics of ImageNet, which pretrained encoders expect; near those of chest radiographs
-MEAN, STD = 0.449, 0.226
 REACH = 0.15  # how far from its cell a box's centre may lie, share of the image
 SPREAD = 0.15  # places this near the true centre, in units of the box, count as right too
 
@@ -42,22 +41,22 @@ class SingleBoxModel(nn.Module):
         self.classes = nn.Linear(channels[-1] + width, n_classes)
         self.dropout = nn.Dropout(dropout)
 
-    def start_at(self, mean_size: Tensor, class_rates: Tensor) -> None:
-        """Begin with the mean box size (2,) in [0, 1] and the class rates as the answer to every image.
+    def start_at(self, mean_box_cxcywh: Tensor, class_rates: Tensor) -> None:
+        """Begin with the size of the mean box (4,) in [0, 1] and the class rates as the answer to every image.
 
         Otherwise the first epochs go into moving the outputs there.
         """
         assert self.box.bias is not None
         with torch.no_grad():
             self.box.weight.mul_(0.1)
-            self.box.bias.copy_(torch.cat([torch.zeros(2), mean_size.log()]))
+            self.box.bias.copy_(torch.cat([torch.zeros(2), mean_box_cxcywh[2:].log()]))
             self.classes.weight.mul_(0.1)
             self.classes.bias.copy_(class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images (B, 1, S, S) uint8 -> logits (B, classes), place (B, P) logits of the places, boxes (B, P, 4)
         cxcywh in [0, 1] at each place, centres (P, 2) of the places in [0, 1]."""
-        features = self.encoder((images.float() / 255 - MEAN) / STD)[-3:]
+        features = self.encoder(normalise(images))[-3:]
         pyramid = self.lateral[2](features[2])
         for level in (1, 0):
             below = self.lateral[level](features[level])
@@ -112,6 +111,9 @@ def to_xyxy(box_cxcywh: Tensor) -> Tensor:
     return box_convert(box_cxcywh, "cxcywh", "xyxy")
 
 
-def build_model(cfg: Config, weights: str | None = None) -> SingleBoxModel:
+def build_model(cfg: Config, weights: str | None = None) -> SingleBoxModel | FlatModel:
     """The network that the config asks for; `weights` overrides where the encoder starts."""
-    return SingleBoxModel(cfg.encoder, weights or cfg.weights, cfg.classes, cfg.dropout, cfg.box_weight)
+    start = weights or cfg.weights
+    if cfg.head == "flat":
+        return FlatModel(cfg.encoder, start, cfg.size, cfg.classes, cfg.dropout, cfg.full_image_negatives)
+    return SingleBoxModel(cfg.encoder, start, cfg.classes, cfg.dropout, cfg.box_weight)

@@ -1,18 +1,24 @@
-"""Many files, one function, several processes."""
+"""Many files, one function, several processes; and long jobs, each in a process of its own."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 from tqdm import tqdm
+
+from files import UserError
 
 Result = TypeVar("Result")
 # files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed
@@ -117,3 +123,54 @@ def die_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+def run_jobs(function: Callable[..., None], jobs: Mapping[str, tuple[object, ...]], at_once: int) -> dict[str, str]:
+    """Call function(*arguments) for each named job in a fresh process; returns the failed ones with the reason.
+
+    A job that fails, even one that the kernel kills, leaves the others alone. `at_once` of them share the cores
+    (unless OMP_NUM_THREADS is set) and show no progress bars, which would write over each other. What a UserError
+    says is printed when it happens. On Ctrl-C the running jobs are stopped.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_workers(-1) // at_once)))
+    if at_once > 1:
+        os.environ["TQDM_DISABLE"] = "1"
+    waiting, running, failed = list(jobs), dict[str, BaseProcess](), dict[str, str]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                context = multiprocessing.get_context("spawn")
+                running[name] = context.Process(target=run_job, args=(function, jobs[name]))
+                running[name].start()
+            connection.wait([process.sentinel for process in running.values()])
+            for name in [name for name, process in running.items() if not process.is_alive()]:
+                status = running.pop(name).exitcode or 0
+                if status:
+                    failed[name] = explain_exit(status)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.join()
+    return failed
+
+
+def run_job(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    """What the process of a job does: the job, with errors meant for people said in one line."""
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            function(*arguments)
+            return
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def explain_exit(status: int) -> str:
+    """`1` -> stopped with an error; `-9` -> killed, and by what."""
+    if status > 0:
+        return "stopped with an error, see above"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")

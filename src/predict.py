@@ -67,8 +67,8 @@ def check_finished(cfg: Config, fold: int) -> None:
     """Raise UserError if the fold's training stopped before its last epoch."""
     train = command(cfg, "train")
     history = read_table(cfg.fold_dir(fold) / "history.csv", ["epoch"], maker=train)
-    if len(history) < cfg.epochs:
-        raise UserError(f"{cfg.fold_dir(fold)}: trained {len(history)} of {cfg.epochs} epochs; to go on: {train}")
+    if len(history) < cfg.total_epochs:
+        raise UserError(f"{cfg.fold_dir(fold)}: trained {len(history)} of {cfg.total_epochs} epochs; to go on: {train}")
 
 
 def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> list[pd.DataFrame]:

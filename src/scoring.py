@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from boxes import box_iou, xywh_to_xyxy
@@ -11,12 +13,31 @@ from competition import BOX_COLUMNS, PREDICTION_COLUMNS, largest_box
 from metric import best_threshold, bootstrap_interval, image_scores, keep_confident, mean_average_precision
 from metric import threshold_sweep as sweep
 
+Floats = NDArray[np.float64]
+
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     """Area under the ROC curve of each image's highest confidence for "has an opacity"; NaN if all are alike."""
     top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
     positive = top.index.isin(truth["patientId"])
     return float(roc_auc_score(positive, top)) if 0 < positive.sum() < len(positive) else float("nan")
+
+
+def accuracy(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
+    """Share of images whose highest confidence is above .5 if and only if they have an opacity."""
+    top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
+    return float(((top > 0.5) == top.index.isin(truth["patientId"])).mean())
+
+
+def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]:
+    """Mean absolute error of a corner's coordinate, in pixels of a picture of 512: (n, 4) in [0, 1] of the input.
+
+    true_xyxy is NaN where an image has no box. `L1` is taken on images with a box; `L1_post` on all, with the whole
+    image as the truth of those without: what the fast.ai post reports, where an answer like that costs nothing.
+    """
+    whole = np.where(np.isnan(true_xyxy), [0.0, 0.0, 1.0, 1.0], true_xyxy)
+    error = 512 * np.abs(predicted_xyxy - whole).mean(axis=1)
+    return {"L1": float(error[~np.isnan(true_xyxy[:, 0])].mean()), "L1_post": float(error.mean())}
 
 
 def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:

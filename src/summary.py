@@ -36,7 +36,7 @@ def main(cfg: Config) -> None:
 
 
 def print_paths(cfg: Config) -> None:
-    print(f"to see boxes on images: {command(cfg, 'overlays')}")
+    print(f"to see boxes on images: {command(cfg, 'show_results')}")
     for path in (cfg.folds_csv, cfg.cache_dir, cfg.run_dir, cfg.submission_csv):
         print(f"results in {path}")
 

@@ -1,15 +1,24 @@
 """Train the folds that are asked for, each into working/<name>/fold<k>/.
 
-python src/train.py fold=0..4 [name=...] [size=...] [epochs=...] [weights=...]
+    python src/train.py fold=0..4 [name=...] [size=...] [epochs=...] [weights=...] [jobs=2]
+
+Each fold trains in a process of its own: one that fails does not stop the others.
 """
 
-from config import Config, load_config
+from config import Config, command, load_config
 from engine import train_fold
+from files import UserError
+from parallel import run_jobs
 
 
 def main(cfg: Config) -> None:
-    for fold in cfg.fold_list:
-        train_fold(cfg, fold)
+    jobs = {str(fold): (cfg, fold) for fold in cfg.fold_list}
+    failed = run_jobs(train_fold, jobs, cfg.jobs)
+    if failed:
+        reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in failed.items())
+        again = command(cfg, "train", fold=",".join(failed))
+        done = ", ".join(fold for fold in jobs if fold not in failed)
+        raise UserError(f"{reasons}. {f'Fold {done}: complete. ' if done else ''}To go on: {again}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def test_every_contract_is_kept(world):
         assert valid.columns.tolist() == columns
         assert set(valid["patientId"]) == set(folds.loc[folds["fold"] == fold, "patientId"])
         history = pd.read_csv(run / f"fold{fold}" / "history.csv")
-        assert history.columns.tolist() == ["epoch", "train_loss", "valid_loss", "AUC", "IoU", "mAP"]
+        assert history.columns.tolist() == [
+            *("epoch", "phase", "lr", "train_loss", "valid_loss", "accuracy", "L1", "L1_post", "AUC", "IoU", "mAP")
+        ]
         checkpoint = torch.load(run / f"fold{fold}" / "best.pt", weights_only=True)
         assert checkpoint["made_from"]["size"] == 64
         assert "size: 64" in (run / f"fold{fold}" / "config.yaml").read_text()
@@ -238,8 +240,8 @@ def test_views_that_cost_are_said(world, tmp_path):
 
 def test_overlays_are_drawn(world):
     root, _ = world
-    assert "overlays.png" in stage("overlays", root).stdout
-    assert (root / "working/tiny/overlays.png").stat().st_size > 10_000
+    assert "results.png" in stage("show_results", root).stdout
+    assert (root / "working/tiny/results.png").stat().st_size > 10_000
 
 
 def test_run_sh_from_elsewhere_through_a_link(world, tmp_path):

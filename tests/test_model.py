@@ -15,7 +15,7 @@ from backbone import make_encoder
 from checkpoint import load_checkpoint, save_checkpoint
 from config import parse
 from dataset import ImageDataset, Samples, make_loader, make_samples
-from engine import augmentation_of
+from engine import make_train_set
 from files import UserError
 from images import write_png
 from inference import View, parse_views, pick_device, predict_views, prediction_table
@@ -79,7 +79,7 @@ def test_batch_without_boxes_has_a_finite_loss(model):
 def test_training_starts_at_mean_size_and_rates():
     torch.manual_seed(0)
     model = SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.0, box_weight=1.0)
-    model.start_at(torch.tensor([0.2, 0.3]), torch.tensor([0.3, 0.5, 0.2]))
+    model.start_at(torch.tensor([0.4, 0.5, 0.2, 0.3]), torch.tensor([0.3, 0.5, 0.2]))
     outputs = model.train()(pictures())
     assert outputs["boxes"][..., 2:].mean((0, 1)).tolist() == pytest.approx([0.2, 0.3], rel=0.2)
     assert outputs["logits"].softmax(1).mean(0).tolist() == pytest.approx([0.3, 0.5, 0.2], abs=0.1)
@@ -95,7 +95,7 @@ def test_it_learns_two_pictures():
     wanted = torch.tensor([[16 / 64, 32 / 64, 16 / 64, 24 / 64], [46 / 64, 40 / 64, 20 / 64, 20 / 64]])
     batch = {"box": wanted, "has_box": torch.ones(2, dtype=torch.bool), "label": torch.tensor([0, 1])}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    model.start_at(torch.tensor([0.3, 0.3]), torch.tensor([0.5, 0.5]))
+    model.start_at(torch.tensor([0.5, 0.5, 0.3, 0.3]), torch.tensor([0.5, 0.5]))
     for _ in range(60):
         optimizer.zero_grad()
         model.loss(model(images), batch).backward()
@@ -107,7 +107,7 @@ def test_it_learns_two_pictures():
 
 
 def test_groups_hold_every_parameter_once(model):
-    optimizer = make_optimizer(model, lr=1.0, encoder_share=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(model, [1.0], encoder_share=0.1, weight_decay=0.5)
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
@@ -270,7 +270,7 @@ def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
     samples = Samples(
         list("abcdef"), paths, np.full((6, 4), np.nan), np.zeros(6, int), np.ones((6, 4)), np.ones((6, 2), int)
     )
-    dataset = ImageDataset(samples, augmentation_of(parse([])), seed=(42, 0))
+    dataset = make_train_set(parse([]), 0, samples)
 
     def epoch(number, workers):
         dataset.epoch = number

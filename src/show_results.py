@@ -1,14 +1,12 @@
-"""Draw validation images with truth (green) and prediction (yellow) on one sheet: best, worst, false alarms.
+"""Draw out-of-fold images with truth (green) and prediction (yellow) on one sheet: best, worst, false alarms, random.
 
-python src/overlays.py [name=...]   -> working/<name>/overlays.png
+python src/show_results.py [name=...]   -> working/<name>/results.png
 """
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from boxes import xywh_to_xyxy
 from competition import BOX_COLUMNS, LABELS_CSV, read_labels, read_predictions, truth_boxes
@@ -16,11 +14,9 @@ from config import Config, command, load_config
 from files import read_json
 from images import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
 from metric import image_scores, keep_confident
+from sheet import GREEN, YELLOW, Picture, draw_tile, stack_rows
 
-Picture = NDArray[np.uint8]
-TILE = 256  # px
 PER_ROW = 6
-GREEN, YELLOW, WHITE = (80, 220, 80), (0, 220, 255), (255, 255, 255)  # blue, green, red
 
 
 def main(cfg: Config) -> None:
@@ -33,8 +29,8 @@ def main(cfg: Config) -> None:
     geometry = index[(index["split"] == "train") & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]
     chosen = choose(truth, kept, predictions, cfg.seed)
     rows = [draw_row(cfg, title, ids, truth, kept, geometry) for title, ids in chosen]
-    write_png(np.vstack(rows), cfg.run_dir / "overlays.png")
-    print(f"truth green, prediction yellow, out of fold -> {cfg.run_dir / 'overlays.png'}")
+    write_png(stack_rows(rows), cfg.run_dir / "results.png")
+    print(f"truth green, prediction yellow, out of fold -> {cfg.run_dir / 'results.png'}")
 
 
 def choose(
@@ -58,28 +54,20 @@ def choose(
 
 def draw_row(
     cfg: Config, title: str, ids: list[str], truth: pd.DataFrame, kept: pd.DataFrame, geometry: pd.DataFrame
-) -> Picture:
-    """One row of tiles (TILE, PER_ROW * TILE, 3), black where there are too few images."""
-    row = np.zeros((TILE, PER_ROW * TILE, 3), np.uint8)
-    for place, name in enumerate(name for name in ids if name in geometry.index):
-        tile = draw(cfg, name, truth[truth["patientId"] == name], kept[kept["patientId"] == name], geometry.loc[[name]])
-        cv2.putText(tile, title, (6, TILE - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, WHITE, 1, cv2.LINE_AA)
-        row[:, place * TILE : (place + 1) * TILE] = tile
+) -> list[Picture]:
+    """The tiles of one row; images that were refused have none."""
+    row = []
+    for name in (name for name in ids if name in geometry.index):
+        image = read_png(cfg.cache_dir / "train" / f"{name}.png")
+        mapping = geometry.loc[name].to_numpy(dtype=float)
+        own_truth, own = truth[truth["patientId"] == name], kept[kept["patientId"] == name]
+        boxes = [
+            (original_to_cached(xywh_to_xyxy(table[BOX_COLUMNS].to_numpy(dtype=float)), mapping), colour)
+            for table, colour in ((own_truth, GREEN), (own, YELLOW))
+        ]
+        above = f"{own['confidence'].iloc[0]:.2f}" if len(own) else ""
+        row.append(draw_tile(image, boxes, above, title))
     return row
-
-
-def draw(cfg: Config, name: str, truth: pd.DataFrame, kept: pd.DataFrame, geometry: pd.DataFrame) -> Picture:
-    """The cached image as a (TILE, TILE, 3) picture with its boxes and the confidence of each prediction."""
-    grey = cv2.resize(read_png(cfg.cache_dir / "train" / f"{name}.png"), (TILE, TILE), interpolation=cv2.INTER_AREA)
-    tile = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    for table, colour in ((truth, GREEN), (kept, YELLOW)):
-        xyxy = xywh_to_xyxy(table[BOX_COLUMNS].to_numpy(dtype=float))
-        boxes = original_to_cached(xyxy, geometry.to_numpy(dtype=float)[0])
-        for left, top, right, bottom in np.rint(boxes * TILE / cfg.size).astype(int).tolist():
-            cv2.rectangle(tile, (left, top), (right, bottom), colour, 1)
-    for confidence in kept["confidence"].head(1):
-        cv2.putText(tile, f"{confidence:.2f}", (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, YELLOW, 1, cv2.LINE_AA)
-    return tile.astype(np.uint8, copy=False)
 
 
 if __name__ == "__main__":

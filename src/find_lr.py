@@ -1,0 +1,124 @@
+"""The learning-rate range test (Smith 2017) of each phase: rates rise step by step until the loss runs away.
+
+    python src/find_lr.py [fold=0] [phases=...]   -> working/<name>/find_lr.{csv,png}
+
+Starts from the fold's last.pt where there is one, else as training would. Changes no weights on disk.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from checkpoint import load_checkpoint, training_facts
+from config import Config, load_config
+from dataset import load_fold, make_loader, to_device
+from engine import make_train_set, start_model, start_phase, train_step
+from files import UserError, write_table
+from inference import pick_device
+from phases import Phase
+from recipe import train_mode
+from sheet import new_figure, save_figure
+
+LOWEST, HIGHEST = 1e-7, 1.0  # of the head's rate; the other groups keep their share of it
+STEPS = 100
+GIVE_UP = 4.0  # times the lowest smoothed loss
+FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "clip", "batch_size")
+SMOOTH = 0.9  # what the running mean of the loss keeps per step
+
+
+def main(cfg: Config) -> None:
+    fold = cfg.fold_list[0]
+    data = load_fold(cfg, fold)
+    torch.manual_seed(cfg.seed * 1000 + fold)
+    model = start_model(cfg, data, pick_device(cfg.device))
+    take_saved(cfg, fold, model)
+    loader = make_loader(make_train_set(cfg, fold, data.train), cfg.batch_size, 0, pick_device(cfg.device))
+    tables = []
+    for number, phase in enumerate(cfg.phase_list, 1):
+        table = range_test(cfg, copy.deepcopy(model), loader, phase)
+        print(f"phase {number}, {phase}: {describe(table)}")
+        tables.append(table.assign(phase=number, part=phase.part))
+    write_results(cfg, pd.concat(tables))
+
+
+def take_saved(cfg: Config, fold: int, model: torch.nn.Module) -> None:
+    """Fill the model from the fold's last.pt, if there is one of these settings, and say where it starts."""
+    path = cfg.fold_dir(fold) / "last.pt"
+    if not path.is_file():
+        print(f"fold {fold}: from the weights that training starts with")
+        return
+    facts = {key: value for key, value in training_facts(cfg).items() if key not in FREE_TO_DIFFER}
+    saved = load_checkpoint(path, facts)
+    model.load_state_dict(saved["model"])
+    print(f"fold {fold}: from {path}, after epoch {saved['epoch']}")
+
+
+def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -> pd.DataFrame:
+    """Train a copy of the model with rising rates; columns lr (the head's), loss, smoothed."""
+    run = start_phase(cfg, model, len(loader.dataset), phase)
+    head = run.optimizer.param_groups[-1]["lr"]
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = group["lr"] / head * LOWEST
+    run.schedule = LambdaLR(run.optimizer, lambda step: (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
+    train_mode(model, phase.first_stage)
+    rows: list[dict[str, float]] = []
+    average = 0.0
+    for step, batch in enumerate(endless(loader, STEPS), 1):
+        rate = run.optimizer.param_groups[-1]["lr"]
+        try:
+            loss = float(train_step(run, to_device(batch, run.device)))
+        except FloatingPointError:
+            break
+        average = SMOOTH * average + (1 - SMOOTH) * loss
+        rows.append({"lr": rate, "loss": loss, "smoothed": average / (1 - SMOOTH**step)})
+        if rows[-1]["smoothed"] > GIVE_UP * min(row["smoothed"] for row in rows):
+            break
+    if len(rows) < 10:
+        raise UserError(f"phase {phase}: the loss is not finite from the start; look at the images and settings")
+    return pd.DataFrame(rows)
+
+
+def endless(loader: Any, steps: int) -> Any:
+    """That many batches, epoch after epoch."""
+    while steps > 0:
+        for batch in loader:
+            yield batch
+            steps -= 1
+            if not steps:
+                return
+        loader.dataset.epoch += 1
+
+
+def suggestion(table: pd.DataFrame) -> float:
+    """The rate at which the smoothed loss falls most steeply over the logarithm of the rate, before its minimum."""
+    lowest = int(table["smoothed"].to_numpy().argmin())
+    slope = np.gradient(table["smoothed"].to_numpy(), np.log(table["lr"].to_numpy()))
+    return float(table["lr"].iloc[int(slope[: lowest + 1].argmin())])
+
+
+def describe(table: pd.DataFrame) -> str:
+    lowest = float(table["lr"].iloc[int(table["smoothed"].to_numpy().argmin())])
+    steepest = suggestion(table)
+    return f"the loss falls most steeply at {steepest:.1e} (a good first peak rate) and is lowest at {lowest:.1e}"
+
+
+def write_results(cfg: Config, table: pd.DataFrame) -> None:
+    """find_lr.csv and find_lr.png."""
+    write_table(table, cfg.run_dir / "find_lr.csv")
+    figure, axes = new_figure(1, len(cfg.phase_list), "loss while the learning rate rises")
+    for axis, (number, rows) in zip(axes, table.groupby("phase"), strict=True):
+        axis.semilogx(rows["lr"], rows["loss"], color="0.8")
+        axis.semilogx(rows["lr"], rows["smoothed"])
+        axis.axvline(suggestion(rows), linestyle="--", color="0.4")
+        axis.set(title=f"phase {number}: {rows['part'].iloc[0]}", xlabel="head's rate", ylabel="loss")
+        axis.set_ylim(0.9 * rows["smoothed"].min(), 1.1 * rows["smoothed"].iloc[0] + 0.5)
+    save_figure(figure, cfg.run_dir / "find_lr.png")
+    print(f"range test -> {cfg.run_dir / 'find_lr.csv'} and {cfg.run_dir / 'find_lr.png'}")
+
+
+if __name__ == "__main__":
+    main(load_config())

@@ -1,0 +1,70 @@
+"""Phases of training, written as text: what trains, for how many epochs, at which rates, on which schedule."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from files import UserError
+
+SCHEDULES = ("onecycle", "cosine", "sgdr", "triangle", "constant")
+STAGES = 4  # of a ResNet encoder; its stem counts as stage 0
+HOW = "write part:epochs:rates:schedule, such as head:3:1e-3:onecycle,last2:5:1e-5/1e-4/1e-3:cosine,all:10:1e-3:sgdr"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with an optimiser and a schedule of its own."""
+
+    part: str  # head; last1 .. last4: the head and that many of the encoder's last stages; all
+    epochs: int
+    rates: tuple[float, ...]  # peak rates from the encoder's input to the head; a single one goes for all
+    schedule: str
+
+    @property
+    def first_stage(self) -> int:
+        """The first stage of the encoder that trains: 0 (the stem: all of it) to 5 (none of it)."""
+        if self.part in ("head", "all"):
+            return STAGES + 1 if self.part == "head" else 0
+        return STAGES + 1 - int(self.part.removeprefix("last"))
+
+    def __str__(self) -> str:
+        return f"{self.part}:{self.epochs}:{'/'.join(f'{rate:g}' for rate in self.rates)}:{self.schedule}"
+
+
+def parse_phases(text: str) -> list[Phase]:
+    """`head:3:1e-3:onecycle,all:10:1e-5/1e-4/1e-3:cosine` -> two phases. Raises UserError that says how to write it."""
+    return [parse_phase(word.strip()) for word in text.split(",")]
+
+
+def parse_phase(word: str) -> Phase:
+    fields = word.split(":")
+    if len(fields) not in (3, 4):
+        raise UserError(f"phases: '{word}' has {len(fields)} of 3 or 4 fields; {HOW}")
+    part, epochs, rates, schedule = (*fields, "onecycle")[:4]
+    if part not in ("head", "all", *(f"last{k}" for k in range(1, STAGES + 1))):
+        raise UserError(f"phases: '{part}' is not head, last1 to last{STAGES}, or all; {HOW}")
+    if not re.fullmatch(r"[1-9]\d{0,3}", epochs):
+        raise UserError(f"phases: '{epochs}' epochs in '{word}': a whole number from 1; {HOW}")
+    if schedule not in SCHEDULES:
+        raise UserError(f"phases: there is no schedule '{schedule}'; there is {', '.join(SCHEDULES)}")
+    return Phase(part, int(epochs), parse_rates(rates, word), schedule)
+
+
+def parse_rates(text: str, word: str) -> tuple[float, ...]:
+    """`1e-5/1e-4/1e-3` -> three rates. Raises UserError."""
+    try:
+        rates = tuple(float(rate) for rate in text.split("/"))
+    except ValueError:
+        rates = (math.nan,)
+    if not all(0 < rate <= 10 for rate in rates) or len(rates) > STAGES + 2:
+        raise UserError(f"phases: rates '{text}' in '{word}': one to {STAGES + 2} numbers up to 10, joined by /; {HOW}")
+    return rates
+
+
+def phase_at(phases: list[Phase], epoch: int) -> tuple[Phase, int]:
+    """The phase that an epoch (counted from 0 over all phases) belongs to, and its number within it."""
+    for phase in phases:
+        if epoch < phase.epochs:
+            return phase, epoch
+        epoch -= phase.epochs
+    raise ValueError("an epoch after the last phase")
