@@ -1,6 +1,8 @@
 """Training one fold: depends on the config and files alone, and goes on from the last finished epoch."""
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +70,10 @@ def train_fold(cfg: Config, fold: int) -> None:
         return
     data = load_fold(cfg, fold)
     torch.manual_seed(cfg.seed * 1000 + fold)
-    model = start_model(cfg, data, pick_device(cfg.device))
+    device = pick_device(cfg.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    model = start_model(cfg, data, device)
     done = len(saved["history"]) if saved and (folder / "best.pt").is_file() else 0
     run = start_phase(cfg, model, len(data.train.ids), phase_at(cfg.phase_list, max(done - 1, 0))[0])
     if saved and done:
@@ -77,6 +82,19 @@ def train_fold(cfg: Config, fold: int) -> None:
     save_config(cfg, folder / "config.yaml")
     with explain_resources(cfg):
         run_epochs(cfg, fold, run, data, facts)
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed, where it is glibc's; for training on the CPU.
+
+    By default it returns large blocks to the kernel, and each step gets them anew, zeroed page by page: a tenth to a
+    fifth of a step's time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """The network: one box and a class per image. Offers forward, loss and decode, which is all the engine knows."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from backbone import make_encoder, normalise
@@ -19,7 +20,8 @@ SPREAD = 0.15  # places this near the true centre, in units of the box, count as
 class SingleBoxModel(nn.Module):
     """Encoder, a feature pyramid down to stride 8, and at each of its places: 4 box numbers and "is it here?".
 
-    The image's box is that of the most likely place. A box regressed from the whole image at once drifts to the
+    The image's box is that of the most likely place; all places together also say whether there is an opacity at all,
+    so that images without one teach them too. A box regressed from the whole image at once drifts to the
     middle between the lungs where the image leaves open which side is meant; a choice between places cannot.
     The size of the map follows from the encoder and the input.
     """
@@ -47,7 +49,9 @@ class SingleBoxModel(nn.Module):
         Otherwise the first epochs go into moving the outputs there.
         """
         assert self.box.bias is not None
+        assert self.place.bias is not None
         with torch.no_grad():
+            self.place.bias.copy_(class_rates[-1:].clamp(0.01, 0.99).logit())
             self.box.weight.mul_(0.1)
             self.box.bias.copy_(torch.cat([torch.zeros(2), mean_box_cxcywh[2:].log()]))
             self.classes.weight.mul_(0.1)
@@ -75,13 +79,14 @@ class SingleBoxModel(nn.Module):
         return {"logits": logits, "place": place, "boxes": boxes, "centres": centres}
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of the class + box_weight * (box loss + half the cross-entropy of the place); a scalar.
+        """Cross-entropy of class and of presence + box_weight * (box loss + half the cross-entropy of the place).
 
-        targets: box (B, 4) cxcywh in [0, 1], has_box (B,) bool, label (B,) int. Box and place count on images
-        with a box only. Box loss: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the places near the true centre.
+        A scalar. targets: box (B, 4) cxcywh in [0, 1], has_box (B,) bool, label (B,) int. Box and place count on
+        images with a box only. Box loss: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the places near the true centre.
         """
-        loss = cross_entropy(outputs["logits"], targets["label"])
         has_box = targets["has_box"]
+        loss = cross_entropy(outputs["logits"], targets["label"])
+        loss = loss + binary_cross_entropy_with_logits(presence(outputs["place"]), has_box.float())
         if not has_box.any():
             return loss
         wanted, boxes = targets["box"][has_box][:, None], outputs["boxes"][has_box]
@@ -94,10 +99,19 @@ class SingleBoxModel(nn.Module):
         return loss + self.box_weight * (((overlap + 4 * distance) * share).sum(1).mean() + place / 2)
 
     def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Boxes (B, n, 4) xyxy in [0, 1] and confidences (B, n), most confident first; here n = 1."""
+        """Boxes (B, n, 4) xyxy in [0, 1] and confidences (B, n), most confident first; here n = 1.
+
+        The confidence is the geometric mean of what the class and what the places say.
+        """
         best = outputs["place"].argmax(1)
         boxes = outputs["boxes"][torch.arange(len(best), device=best.device), best]
-        return to_xyxy(boxes)[:, None], outputs["logits"].softmax(dim=1)[:, -1:]
+        says_class = outputs["logits"].softmax(dim=1)[:, -1:]
+        return to_xyxy(boxes)[:, None], (says_class * presence(outputs["place"])[:, None].sigmoid()).sqrt()
+
+
+def presence(place: Tensor) -> Tensor:
+    """Logits (B, P) of the places -> (B,) logit of "somewhere": their log of the mean of exponentials."""
+    return place.logsumexp(dim=1) - math.log(place.shape[1])
 
 
 def place_centres(rows: int, cols: int, like: Tensor) -> Tensor:
