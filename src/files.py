@@ -23,16 +23,24 @@ def explain_errors() -> None:
     """Let a UserError or Ctrl-C end the process with one line and a non-zero status instead of a traceback."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-        elif isinstance(error, KeyboardInterrupt):
-            print("stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
-        elif isinstance(error, OSError) and error.errno is not None:
-            print(f"error: {error.strerror}: {error.filename or 'no file named'}", file=sys.stderr)
+        line = explanation(error)
+        if line:
+            print(line, file=sys.stderr, flush=True)
         else:
             sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def explanation(error: BaseException) -> str:
+    """One line for what a person can mend; empty for what is a bug."""
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; what was finished is kept, the same command goes on from there"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"error: {error.strerror}: {error.filename or 'no file named'}"
+    return ""
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Many files, one function, several processes; and long jobs, each in a process of its own."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import TypeVar
 import cv2
 from tqdm import tqdm
 
-from files import UserError
+from files import explanation
 
 Result = TypeVar("Result")
 # files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed
@@ -159,13 +158,16 @@ def run_jobs(function: Callable[..., None], jobs: Mapping[str, tuple[object, ...
 def run_job(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
     """What the process of a job does: the job, with errors meant for people said in one line."""
     threading.Thread(target=die_with_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        try:
-            function(*arguments)
-            return
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(1)
+    try:
+        function(*arguments)
+    except KeyboardInterrupt:
+        sys.exit(1)  # the parent got it too, and speaks
+    except Exception as error:
+        line = explanation(error)
+        if not line:
+            raise
+        print(line, file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def explain_exit(status: int) -> str:

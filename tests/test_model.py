@@ -15,7 +15,7 @@ from backbone import make_encoder
 from checkpoint import load_checkpoint, save_checkpoint
 from config import parse
 from dataset import ImageDataset, Samples, make_loader, make_samples
-from engine import make_train_set
+from engine import make_train_set, start_phase, train_epoch
 from files import UserError
 from images import write_png
 from inference import View, parse_views, pick_device, predict_views, prediction_table
@@ -295,3 +295,22 @@ def test_tables_of_samples_join_by_id():
     assert samples.boxes_xyxy[1].tolist() == [0, 10, 8, 18]
     with pytest.raises(UserError, match="1 images are not cached, first z"):
         make_samples(pd.Series(["a", "z"]), index, Path("c"), truth)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch_and_its_images(tmp_path, model, monkeypatch):
+    for name in "abcd":
+        write_png(np.full((64, 64), 90, np.uint8), tmp_path / f"{name}.png")
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    boxes = np.array([[8.0, 8, 40, 40]] * 4)
+    samples = Samples(list("abcd"), paths, boxes, np.zeros(4, int), np.ones((4, 4)), np.full((4, 2), 64))
+    cfg = parse(["size=64", "batch_size=2", "weights=none", "encoder=resnet18"])
+    loader = make_loader(make_train_set(cfg, 0, samples), 2, 0, CPU)
+    order = [name for batch in loader for name in np.array(samples.ids)[batch["row"]]]
+    run = start_phase(cfg, model, 4, cfg.phase_list[0])
+    bad = order.index("c") // 2
+    pair = order[2 * bad : 2 * bad + 2]
+    loss = model.loss
+    monkeypatch.setattr(model, "loss", lambda out, to: loss(out, to) * (np.nan if 2 in to["row"].tolist() else 1))
+    with pytest.raises(UserError, match=f"batch {bad + 1}: the loss is not finite; images {pair[0]}, {pair[1]}"):
+        train_epoch(run, loader, "fold 0 epoch 1/1", clip=5.0)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())

@@ -1,0 +1,95 @@
+"""Jobs in processes of their own: one that fails or is killed leaves the others alone."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from config import parse
+from dataset import FoldData, ImageDataset, ImageMemory, Samples, make_loader, memory_for
+from engine import explain_resources
+from files import UserError
+from images import write_png
+from parallel import run_jobs
+
+
+def job(folder, what):
+    if what == "mistake":
+        raise UserError("this is wrong; do that")
+    if what == "bug":
+        raise ZeroDivisionError
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.1)
+    Path(folder, what).write_text(os.environ["OMP_NUM_THREADS"])
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_failures_stay_alone(tmp_path, monkeypatch, capfd, at_once):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    names = ["first", "mistake", "bug", "killed", "last"]
+    failed = run_jobs(job, {name: (tmp_path, name) for name in names}, at_once)
+    assert failed == {
+        "mistake": "stopped with an error, see above",
+        "bug": "stopped with an error, see above",
+        "killed": "was killed by SIGKILL, perhaps for lack of memory",
+    }
+    said = capfd.readouterr().err
+    assert "error: this is wrong; do that\n" in said
+    assert "ZeroDivisionError" in said, "a bug shows where it is"
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    assert (tmp_path / "first").read_text() == (tmp_path / "last").read_text() == str(threads)
+
+
+def samples(folder, n=6, size=64):
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{k}.png" for k in range(n)]
+    for path in paths:
+        write_png(rng.integers(0, 255, (size, size), dtype=np.uint8), path)
+    nothing = np.full((n, 4), np.nan)
+    return Samples([str(k) for k in range(n)], paths, nothing, np.zeros(n, int), np.ones((n, 4)), np.full((n, 2), size))
+
+
+def test_memory_holds_the_images_for_all_processes(tmp_path):
+    held = samples(tmp_path)
+    memory = ImageMemory(held.paths, 64)
+    plain = [batch["image"] for batch in make_loader(ImageDataset(held), 2, 0, torch.device("cpu"))]
+    dataset = ImageDataset(held, memory=memory)
+    first = [batch["image"] for batch in make_loader(dataset, 2, 2, torch.device("cpu"))]
+    assert memory.decoded.all(), "what the loader processes decoded is seen by this one"
+    for path in held.paths:
+        path.unlink()
+    again = [batch["image"] for batch in make_loader(dataset, 2, 0, torch.device("cpu"))]
+    for one, two, three in zip(plain, first, again, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+def test_memory_is_taken_where_it_fits(tmp_path):
+    held = samples(tmp_path)
+    data = FoldData(held, held, None)
+    assert all(memory_for(data, 64, 0.5))
+    assert memory_for(data, 64, 0.0) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "lower one of them"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"), "batch_size="),
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), "workers="),
+    ],
+)
+def test_lack_of_memory_names_the_setting(error, said):
+    with pytest.raises(UserError, match=said), explain_resources(parse([])):
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), explain_resources(parse([])):
+        raise RuntimeError("shapes differ")
