@@ -28,6 +28,12 @@ def cxcywh_to_xyxy(boxes: Array) -> Array:
     return np.concatenate([centre - half, centre + half], axis=-1)
 
 
+def scale_boxes(boxes_xywh: Array, factor: float) -> Array:
+    """(..., 4) x, y, width, height -> sides times factor, about the same centre."""
+    size = boxes_xywh[..., 2:]
+    return np.concatenate([boxes_xywh[..., :2] + size * (1 - factor) / 2, size * factor], axis=-1)
+
+
 def hflip_boxes(boxes_xyxy: Array, width: float) -> Array:
     """(..., 4) xyxy in an image `width` wide -> the boxes in its left-right mirror image."""
     left, top, right, bottom = np.moveaxis(boxes_xyxy, -1, 0)

@@ -89,6 +89,7 @@ class Config:
         0.75, "predict", "share of its confidence that a member adds to a box that it puts elsewhere"
     )
     max_boxes: int = setting(1, "predict", "boxes kept of each image after fusion, most confident first")
+    box_scale: float = setting(1.0, "ensemble", "sides of the fused boxes times this; evaluate says what would pay")
     runs: str = setting("", "ensemble", "fuse these runs' tables instead of this run's folds: a,b")
 
     # scores and submission

@@ -16,6 +16,7 @@ from competition import PREDICTION_COLUMNS, read_predictions
 from config import Config, command, load_config
 from files import UserError, begin, fingerprint, is_complete, mark_complete, read_table, write_table
 from fusion import fuse_tables
+from scoring import with_scaled_boxes
 
 SOURCES = ("valid", "valid_plain", "test")
 OUTPUTS = ("oof", "oof_plain", "test", "test_by_fold")
@@ -28,16 +29,26 @@ def main(cfg: Config) -> None:
     if not is_complete(stamp, facts, list(outputs.values())):
         begin(stamp)
         valid, plain, test = ({fold: fuse_runs(cfg, runs, fold, name) for fold in cfg.fold_list} for name in SOURCES)
-        write_table(pd.concat(valid.values()), outputs["oof"])
-        write_table(pd.concat(plain.values()), outputs["oof_plain"])
-        write_table(pd.concat([table.assign(fold=fold) for fold, table in test.items()]), outputs["test_by_fold"])
-        write_table(fuse(cfg, list(test.values())), outputs["test"])
+        write_scaled(pd.concat(valid.values()), outputs["oof"], cfg.box_scale)
+        write_scaled(pd.concat(plain.values()), outputs["oof_plain"], cfg.box_scale)
+        by_fold = pd.concat([table.assign(fold=fold) for fold, table in test.items()])
+        write_scaled(by_fold, outputs["test_by_fold"], cfg.box_scale)
+        write_scaled(fuse(cfg, list(test.values())), outputs["test"], cfg.box_scale)
         mark_complete(stamp, facts)
+    print_counts(cfg, len(runs), outputs)
+
+
+def print_counts(cfg: Config, n_runs: int, outputs: dict[str, Path]) -> None:
     n_images = {name: read_table(path, ["patientId"])["patientId"].nunique() for name, path in outputs.items()}
-    members = f"{len(cfg.fold_list)} folds of {len(runs)} run(s)"
+    members = f"{len(cfg.fold_list)} folds of {n_runs} run(s)"
     print(
         f"ensemble of {members}: {n_images['oof']} out-of-fold and {n_images['test']} test images -> {outputs['test']}"
     )
+
+
+def write_scaled(table: pd.DataFrame, path: Path, box_scale: float) -> None:
+    """Write predictions with their boxes scaled; at 1 every digit stays as it is."""
+    write_table(table if box_scale == 1 else with_scaled_boxes(table, box_scale), path)
 
 
 def run_folders(cfg: Config) -> list[Path]:
@@ -65,7 +76,9 @@ def own_command(cfg: Config, name: str, fold: int) -> str:
 
 def ensemble_facts(cfg: Config, runs: list[Path]) -> dict[str, Any]:
     """What the fused tables depend on."""
-    facts = {key: getattr(cfg, key) for key in ("fusion_iou", "elsewhere", "max_boxes", "fold_list", "runs")}
+    facts = {
+        key: getattr(cfg, key) for key in ("fusion_iou", "elsewhere", "max_boxes", "box_scale", "fold_list", "runs")
+    }
     paths = [run / f"fold{fold}" / f"{name}.csv" for run in runs for fold in cfg.fold_list for name in SOURCES]
     tables = {str(path.relative_to(cfg.working)): fingerprint(path) for path in paths}
     return facts | tables | {"folds.csv": fingerprint(cfg.folds_csv)}

@@ -23,6 +23,7 @@ RANGES = {
     "light": (0.0, 0.9),
     "fusion_iou": (0.01, 0.99),
     "elsewhere": (0.0, 1.0),
+    "box_scale": (0.1, 2.0),
     "seed": (0, 2**31 - 1),
     "size": (32, 4096),
     "n_folds": (2, 100),

@@ -6,19 +6,25 @@ Each fold trains in a process of its own: one that fails does not stop the other
 """
 
 from config import Config, command, load_config
-from engine import train_fold
 from files import UserError
 from parallel import run_jobs
 
 
 def main(cfg: Config) -> None:
     jobs = {str(fold): (cfg, fold) for fold in cfg.fold_list}
-    failed = run_jobs(train_fold, jobs, cfg.jobs)
+    failed = run_jobs(train_one, jobs, cfg.jobs)
     if failed:
         reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in failed.items())
         again = command(cfg, "train", fold=",".join(failed))
         done = ", ".join(fold for fold in jobs if fold not in failed)
         raise UserError(f"{reasons}. {f'Fold {done}: complete. ' if done else ''}To go on: {again}")
+
+
+def train_one(cfg: Config, fold: int) -> None:
+    # imported in the fold's own process only: PyTorch takes seconds to start
+    from engine import train_fold
+
+    train_fold(cfg, fold)
 
 
 if __name__ == "__main__":

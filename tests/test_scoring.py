@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scoring
-from competition import PREDICTION_COLUMNS, read_predictions
+from competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
 from files import UserError
 from make_submission import threshold_of_share
+from scoring import accuracy, corner_errors, scale_scores, with_scaled_boxes
 
 
 def predictions(*rows):
@@ -80,3 +81,40 @@ def test_broken_predictions_are_named(tmp_path, row, message):
     path.write_text("patientId,confidence,x,y,width,height\n" + row + "\n")
     with pytest.raises(UserError, match=message):
         read_predictions(path)
+
+
+def test_scaled_boxes_keep_their_centres():
+    table = pd.DataFrame(
+        {"patientId": ["a"], "confidence": [0.5], "x": [10.0], "y": [20.0], "width": [8.0], "height": [4.0]}
+    )
+    row = with_scaled_boxes(table, 0.5).iloc[0]
+    assert row[["x", "y", "width", "height"]].tolist() == [12.0, 21.0, 4.0, 2.0]
+    assert row["confidence"] == 0.5
+
+
+def test_a_scale_that_helps_is_found_without_looking_at_the_fold_itself():
+    """Predictions 1/0.8 too large: scaled by 0.8 they are perfect, on every fold."""
+    ids = [f"{k:02}" for k in range(8)]
+    truth = pd.DataFrame({"patientId": ids, "x": 100.0, "y": 100.0, "width": 200.0, "height": 200.0})
+    large = with_scaled_boxes(truth.assign(confidence=0.9), 1 / 0.8)[["patientId", "confidence", *BOX_COLUMNS]]
+    folds = pd.Series([0, 0, 0, 0, 1, 1, 1, 1], index=ids)
+    found = scale_scores(large, truth, folds)
+    assert found["cross_fitted_mAP"] == 1.0
+    assert found["best"]["0.8"] == 1.0
+    assert found["best"]["1"] < 1.0
+    assert scale_scores(large, truth, folds * 0)["cross_fitted_mAP"] is None
+
+
+def test_accuracy_counts_images_not_boxes():
+    truth = pd.DataFrame({"patientId": ["a", "a", "b"]})
+    rows = [("a", 0.6), ("a", 0.2), ("b", 0.5), ("c", np.nan), ("d", 0.7)]
+    assert accuracy(pd.DataFrame(rows, columns=["patientId", "confidence"]), truth) == 0.5
+
+
+def test_corner_errors_by_hand():
+    """A box off by 0.1 at each corner, and a negative answered with the left half of the image."""
+    predicted = np.array([[0.2, 0.2, 0.6, 0.6], [0.0, 0.0, 0.5, 1.0]])
+    true = np.array([[0.1, 0.1, 0.5, 0.5], [np.nan] * 4])
+    errors = corner_errors(predicted, true)
+    assert errors["L1"] == pytest.approx(51.2)
+    assert errors["L1_post"] == pytest.approx((51.2 + 512 * 0.125) / 2)
