@@ -221,7 +221,7 @@ def make_loaders(
     cfg: Config, fold: int, data: FoldData, device: torch.device
 ) -> tuple[ImageDataset, DataLoader[Any], DataLoader[Any]]:
     """The augmented training images, and the loaders of the training and of the validation images."""
-    train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory)
+    train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
     train = make_train_set(cfg, fold, data.train, train_memory)
     valid = ImageDataset(data.valid, memory=valid_memory)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
