@@ -77,8 +77,8 @@ def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -
         rows.append({"lr": rate, "loss": loss, "smoothed": average / (1 - SMOOTH**step)})
         if rows[-1]["smoothed"] > GIVE_UP * min(row["smoothed"] for row in rows):
             break
-    if len(rows) < 10:
-        raise UserError(f"phase {phase}: the loss is not finite from the start; look at the images and settings")
+    if len(rows) < STEPS // 10 + 2:
+        raise UserError(f"phase {phase}: the loss runs away from the start; look at the images and settings")
     return pd.DataFrame(rows)
 
 
@@ -94,14 +94,18 @@ def endless(loader: Any, steps: int) -> Any:
 
 
 def suggestion(table: pd.DataFrame) -> float:
-    """The rate at which the smoothed loss falls most steeply over the logarithm of the rate, before its minimum."""
-    lowest = int(table["smoothed"].to_numpy().argmin())
-    slope = np.gradient(table["smoothed"].to_numpy(), np.log(table["lr"].to_numpy()))
-    return float(table["lr"].iloc[int(slope[: lowest + 1].argmin())])
+    """The rate at which the smoothed loss falls most steeply over the logarithm of the rate, before its minimum.
+
+    The first tenth is left out: there the running mean is of a few batches only.
+    """
+    rates, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
+    slope = np.gradient(smoothed, np.log(rates))
+    return float(rates[int(slope[: int(smoothed.argmin()) + 1].argmin())])
 
 
 def describe(table: pd.DataFrame) -> str:
-    lowest = float(table["lr"].iloc[int(table["smoothed"].to_numpy().argmin())])
+    later = table.iloc[STEPS // 10 :]
+    lowest = float(later["lr"].iloc[int(later["smoothed"].to_numpy().argmin())])
     steepest = suggestion(table)
     return f"the loss falls most steeply at {steepest:.1e} (a good first peak rate) and is lowest at {lowest:.1e}"
 

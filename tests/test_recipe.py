@@ -1,6 +1,7 @@
 """Phases as text, what they freeze, which rates they give to whom, and the course of the rates."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from config import parse
 from files import UserError
+from find_lr import suggestion
 from model import SingleBoxModel
 from phases import SCHEDULES, Phase, parse_phases, phase_at
 from recipe import check_stages, freeze, make_optimizer, make_schedule, rates_by_stage, train_mode, triangle
@@ -164,3 +166,12 @@ def test_the_triangle_of_2018():
     assert triangle(0.475) == pytest.approx(1)
     assert triangle(0.95) == pytest.approx(1 / 32)
     assert triangle(1) == pytest.approx(1 / 3200)
+
+
+def test_the_range_tests_suggestion_lies_on_the_slope():
+    """Flat (but for a noisy start) up to 1e-4, falling to 1e-2, then rising."""
+    rates = 10.0 ** np.linspace(-7, 0, 100)
+    log = np.log10(rates)
+    loss = np.interp(log, [-7, -4, -2, 0], [2.0, 2.0, 1.0, 5.0])
+    loss[:3] = [2.6, 2.2, 2.0]
+    assert 1e-4 < suggestion(pd.DataFrame({"lr": rates, "smoothed": loss})) < 1e-2
