@@ -148,9 +148,10 @@ def run_jobs(function: Callable[..., None], jobs: Mapping[str, tuple[object, ...
                 if status:
                     failed[name] = explain_exit(status)
     finally:
+        # Ctrl-C reached them too: let them end by themselves, so that nothing of theirs is left behind
         for process in running.values():
+            process.join(timeout=2)
             process.terminate()
-        for process in running.values():
             process.join()
     return failed
 
