@@ -2,7 +2,8 @@
 
     python src/find_lr.py [fold=0] [phases=...]   -> working/<name>/find_lr.{csv,png}
 
-Starts from the fold's last.pt where there is one, else as training would. Changes no weights on disk.
+Starts from the fold's last.pt where training stopped before its last epoch, else as training would. Changes no
+weights on disk.
 """
 
 import copy
@@ -25,6 +26,7 @@ from sheet import new_figure, save_figure
 
 LOWEST, HIGHEST = 1e-7, 1.0  # of the head's rate; the other groups keep their share of it
 STEPS = 100
+WINDOW = 15  # steps: a decade of the rate
 GIVE_UP = 4.0  # times the lowest smoothed loss
 FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "clip", "batch_size")
 SMOOTH = 0.9  # what the running mean of the loss keeps per step
@@ -53,6 +55,9 @@ def take_saved(cfg: Config, fold: int, model: torch.nn.Module) -> None:
         return
     facts = {key: value for key, value in training_facts(cfg).items() if key not in FREE_TO_DIFFER}
     saved = load_checkpoint(path, facts)
+    if saved["epoch"] >= cfg.total_epochs:
+        print(f"fold {fold}: {path} has all its epochs behind it; from the weights that training starts with")
+        return
     model.load_state_dict(saved["model"])
     print(f"fold {fold}: from {path}, after epoch {saved['epoch']}")
 
@@ -93,21 +98,28 @@ def endless(loader: Any, steps: int) -> Any:
         loader.dataset.epoch += 1
 
 
-def suggestion(table: pd.DataFrame) -> float:
+def steepest(table: pd.DataFrame) -> float:
     """The rate at which the smoothed loss falls most steeply over the logarithm of the rate, before its minimum.
 
-    The first tenth is left out: there the running mean is of a few batches only.
+    The first tenth is left out: there the running mean is of a few batches only. The slope is a mean over WINDOW
+    steps, as single batches differ more than neighbouring rates.
     """
     rates, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
-    slope = np.gradient(smoothed, np.log(rates))
+    slope = np.convolve(np.gradient(smoothed, np.log(rates)), np.ones(WINDOW) / WINDOW, mode="same")
     return float(rates[int(slope[: int(smoothed.argmin()) + 1].argmin())])
 
 
-def describe(table: pd.DataFrame) -> str:
+def limit(table: pd.DataFrame) -> float:
+    """The highest rate at which the smoothed loss is still within a tenth of its minimum: above, it runs away."""
     later = table.iloc[STEPS // 10 :]
-    lowest = float(later["lr"].iloc[int(later["smoothed"].to_numpy().argmin())])
-    steepest = suggestion(table)
-    return f"the loss falls most steeply at {steepest:.1e} (a good first peak rate) and is lowest at {lowest:.1e}"
+    return float(later.loc[later["smoothed"] <= 1.1 * later["smoothed"].min(), "lr"].max())
+
+
+def describe(table: pd.DataFrame) -> str:
+    return (
+        f"the loss falls most steeply at {steepest(table):.1e} and runs away above {limit(table):.1e}; "
+        f"a peak rate of about {limit(table) / 3:.0e} is worth a try"
+    )
 
 
 def write_results(cfg: Config, table: pd.DataFrame) -> None:
@@ -117,7 +129,7 @@ def write_results(cfg: Config, table: pd.DataFrame) -> None:
     for axis, (number, rows) in zip(axes, table.groupby("phase"), strict=True):
         axis.semilogx(rows["lr"], rows["loss"], color="0.8")
         axis.semilogx(rows["lr"], rows["smoothed"])
-        axis.axvline(suggestion(rows), linestyle="--", color="0.4")
+        axis.axvline(limit(rows) / 3, linestyle="--", color="0.4")
         axis.set(title=f"phase {number}: {rows['part'].iloc[0]}", xlabel="head's rate", ylabel="loss")
         axis.set_ylim(0.9 * rows["smoothed"].min(), 1.1 * rows["smoothed"].iloc[0] + 0.5)
     save_figure(figure, cfg.run_dir / "find_lr.png")

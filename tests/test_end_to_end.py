@@ -301,7 +301,8 @@ def test_pictures_and_tables_for_a_look(world, tmp_path):
         said = stage(f"show_{name}", root).stdout
         assert str(run / picture) in said
         assert (run / picture).stat().st_size > 10_000
-    tested = stage("find_lr", root).stdout
+    assert "has all its epochs behind it" in stage("find_lr", root).stdout
+    tested = stage("find_lr", root, "epochs=3").stdout
     assert "from " + str(run / "fold0/last.pt") in tested
     assert re.search(r"falls most steeply at \d\.\de-0\d", tested)
     table = pd.read_csv(run / "find_lr.csv")

@@ -11,7 +11,7 @@ from torch import nn
 
 from config import parse
 from files import UserError
-from find_lr import suggestion
+from find_lr import limit, steepest
 from model import SingleBoxModel
 from phases import SCHEDULES, Phase, parse_phases, phase_at
 from recipe import check_stages, freeze, make_optimizer, make_schedule, rates_by_stage, train_mode, triangle
@@ -174,4 +174,6 @@ def test_the_range_tests_suggestion_lies_on_the_slope():
     log = np.log10(rates)
     loss = np.interp(log, [-7, -4, -2, 0], [2.0, 2.0, 1.0, 5.0])
     loss[:3] = [2.6, 2.2, 2.0]
-    assert 1e-4 < suggestion(pd.DataFrame({"lr": rates, "smoothed": loss})) < 1e-2
+    table = pd.DataFrame({"lr": rates, "smoothed": loss})
+    assert 1e-4 < steepest(table) < 1e-2
+    assert 1e-2 < limit(table) < 2e-2
