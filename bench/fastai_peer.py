@@ -17,8 +17,17 @@ try:
 except ModuleNotFoundError:
     sys.exit("this benchmark needs its peer: pip install -r requirements-bench.txt")
 
+CPU = torch.device("cpu")
 
-def make_dataloaders(train: Samples, valid: Samples, batch_size: int, augmentation: dict[str, Any]) -> Any:
+
+def make_dataloaders(
+    train: Samples,
+    valid: Samples,
+    batch_size: int,
+    augmentation: dict[str, Any],
+    device: torch.device = CPU,
+    workers: int = 0,
+) -> Any:
     """fastai DataLoaders of grey images, one box each (the whole image for those without) and a class.
 
     augmentation: keywords of fastai's aug_transforms, which it applies to batches.
@@ -40,7 +49,7 @@ def make_dataloaders(train: Samples, valid: Samples, batch_size: int, augmentati
         batch_tfms=fastai.aug_transforms(**augmentation) if augmentation else None,
         n_inp=1,
     )
-    return block.dataloaders(list(range(len(paths))), bs=batch_size, num_workers=0, device=torch.device("cpu"))
+    return block.dataloaders(list(range(len(paths))), bs=batch_size, num_workers=workers, device=device)
 
 
 class Wrapped(nn.Module):

@@ -1,10 +1,11 @@
 """Speed and memory of training against fastai's learner: same network, images, batches, augmentations and threads.
 
     python bench/train.py [quick=true] [threads=2]
+    python bench/train.py device=cuda [batches=32,128] [images=4096] [compile=true]
 
 Random weights and made-up pictures: what they show does not matter for speed. fastai's learner gets the network and
 the loss of this project, so that what is compared is everything around them. Each side has a process of its own;
-epochs alternate; ratios are medians.
+epochs alternate; ratios are medians. On a GPU both sides take bfloat16 and one loader process per core, at 512 px.
 """
 
 import os
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from config import Config, parse
 from dataset import FoldData, Samples, to_device
 from engine import keep_freed_memory, make_loaders, start_model, start_phase, train_epoch, train_step
 from images import write_png
+from inference import pick_device
+from parallel import count_workers
 
-BATCH = 8
-CPU = torch.device("cpu")
+CPU_BATCH = 8
 AUGMENTATION = {"max_rotate": 7.0, "min_zoom": 0.9, "max_zoom": 1.1, "max_lighting": 0.15, "max_warp": 0.0}
-WORDS = ["weights=none", f"batch_size={BATCH}", "shift=0", "device=cpu"]
+WORDS = ["weights=none", "shift=0"]
 
 
 def make_images(folder: Path, n: int, size: int) -> Samples:
@@ -53,11 +55,13 @@ class Ours:
     """Epochs of this project's engine, and steps on one batch that never changes."""
 
     def __init__(self, cfg: Config, data: FoldData) -> None:
-        keep_freed_memory()
-        model = start_model(cfg, data, CPU)
+        self.device = pick_device(cfg.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        model = start_model(cfg, data, self.device)
         self.run = start_phase(cfg, model, len(data.train.ids) * 1000, cfg.phase_list[0])
-        self.dataset, self.loader, _ = make_loaders(cfg, 0, data, CPU)
-        self.batch = to_device(next(iter(self.loader)), CPU)
+        self.dataset, self.loader, _ = make_loaders(cfg, 0, data, self.device)
+        self.batch = to_device(next(iter(self.loader)), self.device)
         self.cfg = cfg
 
     def epoch(self) -> float:
@@ -71,6 +75,7 @@ class Ours:
         start = time.perf_counter()
         for _ in range(len(self.loader)):
             train_step(self.run, self.batch, self.cfg.clip)
+        wait_for(self.device)
         return time.perf_counter() - start
 
 
@@ -81,12 +86,15 @@ class Theirs:
         import fastai_peer
 
         fastai = fastai_peer.fastai
-        peer = fastai_peer.make_dataloaders(
-            data.train, data.valid, BATCH, {**AUGMENTATION, "p_affine": 1.0, "p_lighting": 1.0, "pad_mode": "zeros"}
-        )
-        model = start_model(cfg, data, CPU).to(memory_format=torch.contiguous_format)
+        augmentation = {**AUGMENTATION, "p_affine": 1.0, "p_lighting": 1.0, "pad_mode": "zeros"}
+        self.device = pick_device(cfg.device)
+        workers = count_workers(cfg.workers) if self.device.type != "cpu" else 0
+        peer = fastai_peer.make_dataloaders(data.train, data.valid, cfg.batch_size, augmentation, self.device, workers)
+        model = start_model(cfg, data, self.device).to(memory_format=torch.contiguous_format)
         clip = fastai.GradientClip(cfg.clip)
         self.learner = fastai_peer.make_learner(peer, model, lr=cfg.lr, wd=cfg.weight_decay, cbs=[clip])
+        if self.device.type == "cuda":
+            self.learner.to_bf16()
         self.learner.create_opt()
         self.seconds = 0.0
         clock = fastai.Callback(before_train=self.start, after_train=self.stop)
@@ -96,6 +104,7 @@ class Theirs:
         self.seconds = -time.perf_counter()
 
     def stop(self, _: Any) -> None:
+        wait_for(self.device)
         self.seconds += time.perf_counter()
 
     def epoch(self) -> float:
@@ -105,28 +114,38 @@ class Theirs:
         return self.seconds
 
 
-def prepare(folder: Path, n: int, size: int) -> tuple[Config, FoldData]:
-    samples = make_images(folder, n, size)
-    few = Samples(*(getattr(samples, name)[:BATCH] for name in Samples.__dataclass_fields__))
-    return parse([*WORDS, f"size={size}"]), FoldData(samples, few, None)  # type: ignore[arg-type]
+def wait_for(device: torch.device) -> None:
+    """A GPU works on after it was told what to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def serve(side: str, folder: str, n: int, size: int, threads: int, pipe: Any) -> None:
+def serve(side: str, folder: str, n: int, cfg: Config, threads: int, pipe: Any) -> None:
     """A process of one side: answers `epoch` and `steps` with seconds, `memory` with its highest memory in MB."""
     torch.set_num_threads(threads)
-    cfg, data = prepare(Path(folder), n, size)
+    set_start_method("fork", force=True)  # of fastai's loader processes; a spawned process would spawn, too
+    samples = make_images(Path(folder), n, cfg.size)
+    few = Samples(*(getattr(samples, name)[: cfg.batch_size] for name in Samples.__dataclass_fields__))
+    data = FoldData(samples, few, None)  # type: ignore[arg-type]
     runner: Any = Ours(cfg, data) if side == "ours" else Theirs(cfg, data)
     while (question := pipe.recv()) != "end":
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        pipe.send(peak if question == "memory" else getattr(runner, question)())
+        pipe.send(highest_memory(runner.device) if question == "memory" else getattr(runner, question)())
 
 
-def compare(folder: str, n: int, size: int, rounds: int, threads: int) -> None:
+def highest_memory(device: torch.device) -> float:
+    """Highest memory of this process in MB: of the GPU, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def compare(folder: str, n: int, cfg: Config, rounds: int, threads: int) -> None:
     """Both sides in processes of their own, one working at a time."""
+    title, key = f"{cfg.size} px, batches of {cfg.batch_size}", f"{cfg.size}px_batch{cfg.batch_size}"
     context, pipes, processes = get_context("spawn"), {}, []
     for side in ("ours", "fastai"):
         pipes[side], other = context.Pipe()
-        processes.append(context.Process(target=serve, args=(side, folder, n, size, threads, other)))
+        processes.append(context.Process(target=serve, args=(side, folder, n, cfg, threads, other)))
         processes[-1].start()
     ask = partial(answer, pipes)
     for side in pipes:
@@ -135,15 +154,15 @@ def compare(folder: str, n: int, size: int, rounds: int, threads: int) -> None:
     for number in range(rounds):
         times.append((ask("ours", "epoch"), ask("fastai", "epoch"), ask("ours", "steps")))
         a, b, c = (n / seconds for seconds in times[-1])
-        print(f"{size} px, round {number + 1}: ours {a:.1f}, fastai {b:.1f}, our network alone {c:.1f} images/s")
+        print(f"{title}, round {number + 1}: ours {a:.1f}, fastai {b:.1f}, our network alone {c:.1f} images/s")
     peaks = [ask(side, "memory") for side in pipes]
     for side, process in zip(pipes, processes, strict=True):
         pipes[side].send("end")
         process.join()
-    print(f"{size} px, highest memory: ours {peaks[0]:.0f} MB, fastai {peaks[1]:.0f} MB")
-    print(f"ratio images_per_second_to_fastai_{size}px {statistics.median(b / a for a, b, _ in times):.2f}")
-    print(f"ratio share_of_the_networks_own_rate_{size}px {statistics.median(c / a for a, _, c in times):.3f}")
-    print(f"ratio memory_of_fastai_to_ours_{size}px {peaks[1] / peaks[0]:.2f}")
+    print(f"{title}, highest memory: ours {peaks[0]:.0f} MB, fastai {peaks[1]:.0f} MB")
+    print(f"ratio images_per_second_to_fastai_{key} {statistics.median(b / a for a, b, _ in times):.2f}")
+    print(f"ratio share_of_the_networks_own_rate_{key} {statistics.median(c / a for a, _, c in times):.3f}")
+    print(f"ratio memory_of_fastai_to_ours_{key} {peaks[1] / peaks[0]:.2f}")
 
 
 def answer(pipes: dict[str, Any], side: str, question: str) -> float:
@@ -153,12 +172,18 @@ def answer(pipes: dict[str, Any], side: str, question: str) -> float:
 
 def main(words: dict[str, str]) -> None:
     threads = int(words.get("threads", torch.get_num_threads()))
-    quick = words.get("quick") == "true"
-    sizes = {128: 2 * BATCH} if quick else {128: 8 * BATCH, 256: 3 * BATCH}
-    print(f"ResNet34, batches of {BATCH}, {threads} threads, CPU")
+    quick, device = words.get("quick") == "true", words.get("device", "cpu")
+    if device == "cpu":
+        plan = [(128, CPU_BATCH, 2)] if quick else [(128, CPU_BATCH, 8), (256, CPU_BATCH, 3)]
+    else:
+        batches = [int(batch) for batch in words.get("batches", "32,128").split(",")]
+        plan = [(512, batch, int(words.get("images", 512 if quick else 4096)) // batch) for batch in batches]
+    print(f"ResNet34, {threads} threads, {device if device == 'cpu' else torch.cuda.get_device_name(device)}")
+    own = [f"{key}={words[key]}" for key in ("device", "compile", "workers") if key in words]
     with tempfile.TemporaryDirectory() as folder:
-        for size, n in sizes.items():
-            compare(folder, n, size, 3 if quick else 7, threads)
+        for size, batch, steps in plan:
+            cfg = parse([*WORDS, "device=cpu", *own, f"size={size}", f"batch_size={batch}"])
+            compare(folder, steps * batch, cfg, 3 if quick or device != "cpu" else 7, threads)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
         memory: ImageMemory | None = None,
     ) -> None:
         self.samples, self.augmentation, self.seed, self.memory = samples, augmentation, seed, memory
-        self.epoch = 0
+        # shared with loader processes, which live through all epochs
+        self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        return int(self.shared_epoch)
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self.shared_epoch.fill_(number)
 
     def __len__(self) -> int:
         return len(self.samples.ids)
@@ -201,6 +210,8 @@ def make_loader(dataset: ImageDataset, batch_size: int, workers: int, device: to
         sampler=EpochSampler(dataset) if training else None,
         drop_last=training,
         num_workers=workers,
+        # starting a process per core costs a second or two, which small epochs would pay again and again
+        persistent_workers=workers > 0,
         # forked processes share ImageMemory; newer Pythons start them otherwise unless told
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",

@@ -158,30 +158,33 @@ def train_epoch(run: Training, loader: DataLoader[Any], title: str, clip: float)
     train_mode(run.model, run.phase.first_stage)
     losses: list[Tensor] = []
     rates: list[float] = []
-    for step, batch in enumerate(tqdm(loader, desc=title, unit="batch", leave=False)):
+    rows: list[Tensor] = []
+    for batch in tqdm(loader, desc=title, unit="batch", leave=False):
         rates.append(run.optimizer.param_groups[-1]["lr"])
-        try:
-            losses.append(train_step(run, to_device(batch, run.device), clip))
-        except FloatingPointError:
-            names = [loader.dataset.samples.ids[row] for row in batch["row"].tolist()]  # type: ignore[attr-defined]
-            raise UserError(
-                f"{title}, batch {step + 1}: the loss is not finite; images {', '.join(names)}. What was saved is the "
-                "state before this epoch. The same command would meet this batch again: lower the rates, or look at "
-                "these images, and give the run another name="
-            ) from None
+        losses.append(train_step(run, to_device(batch, run.device), clip))
+        rows.append(batch["row"])
+        # a step late: to ask for this step's loss now would leave a GPU without work until the next is told
+        check_finite(losses[:-1], rows[:-1], loader, title)
+    check_finite(losses, rows, loader, title)
     return {"lr": max(rates), "train_loss": float(torch.stack(losses).mean())}
 
 
-def train_step(run: Training, targets: dict[str, Tensor], clip: float = 0.0) -> Tensor:
-    """Forward, backward, a step of weights and rates; returns the loss, detached.
+def check_finite(losses: list[Tensor], rows: list[Tensor], loader: DataLoader[Any], title: str) -> None:
+    """Raise UserError, with the batch's images, if the last of these losses is not finite."""
+    if losses and not torch.isfinite(losses[-1]):
+        names = [loader.dataset.samples.ids[row] for row in rows[-1].tolist()]  # type: ignore[attr-defined]
+        raise UserError(
+            f"{title}, batch {len(losses)}: the loss is not finite; images {', '.join(names)}. What was saved is the "
+            "state before this epoch. The same command would meet this batch again: lower the rates, or look at "
+            "these images, and give the run another name="
+        )
 
-    Raises FloatingPointError, with the weights as they were, if the loss is not finite.
-    """
+
+def train_step(run: Training, targets: dict[str, Tensor], clip: float = 0.0) -> Tensor:
+    """Forward, backward, a step of weights and rates; returns the loss, detached, without waiting for a GPU."""
     with mixed_precision(run.device):
         outputs = run.model(targets["image"])
     loss: Tensor = run.model.loss(outputs, targets)
-    if not torch.isfinite(loss):
-        raise FloatingPointError
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()
     if clip:

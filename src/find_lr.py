@@ -74,9 +74,8 @@ def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -
     average = 0.0
     for step, batch in enumerate(endless(loader, STEPS), 1):
         rate = run.optimizer.param_groups[-1]["lr"]
-        try:
-            loss = float(train_step(run, to_device(batch, run.device)))
-        except FloatingPointError:
+        loss = float(train_step(run, to_device(batch, run.device)))
+        if not np.isfinite(loss):
             break
         average = SMOOTH * average + (1 - SMOOTH) * loss
         rows.append({"lr": rate, "loss": loss, "smoothed": average / (1 - SMOOTH**step)})

@@ -271,9 +271,11 @@ def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
     )
     dataset = make_train_set(parse([]), 0, samples)
 
+    loaders = {workers: make_loader(dataset, 2, workers, CPU) for workers in (0, 2)}
+
     def epoch(number, workers):
         dataset.epoch = number
-        batches = list(make_loader(dataset, 2, workers, CPU))
+        batches = list(loaders[workers])
         return torch.cat([batch["row"] for batch in batches]), torch.cat([batch["image"] for batch in batches])
 
     rows, images = epoch(0, 0)
@@ -283,6 +285,8 @@ def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
     other_rows, other = epoch(1, 0)
     assert not torch.equal(images[rows.argsort()], other[other_rows.argsort()])
     assert not torch.equal(rows, other_rows)
+    # the loader processes of epoch 0 are still there, and know that it is another epoch
+    assert torch.equal(epoch(1, 2)[1], other)
 
 
 def test_tables_of_samples_join_by_id():
@@ -313,4 +317,3 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_its_images(tmp_path,
     monkeypatch.setattr(model, "loss", lambda out, to: loss(out, to) * (np.nan if 2 in to["row"].tolist() else 1))
     with pytest.raises(UserError, match=f"batch {bad + 1}: the loss is not finite; images {pair[0]}, {pair[1]}"):
         train_epoch(run, loader, "fold 0 epoch 1/1", clip=5.0)
-    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
