@@ -87,16 +87,18 @@ class SingleBoxModel(nn.Module):
         has_box = targets["has_box"]
         loss = cross_entropy(outputs["logits"], targets["label"])
         loss = loss + binary_cross_entropy_with_logits(presence(outputs["place"]), has_box.float())
-        if not has_box.any():
-            return loss
-        wanted, boxes = targets["box"][has_box][:, None], outputs["boxes"][has_box]
+        # images without a box take part with weight 0: to pick out the others would make a GPU wait
+        weight = has_box / has_box.sum().clamp(min=1)
+        wanted = torch.where(has_box[:, None], targets["box"], 0.5)[:, None]
         nearness = (outputs["centres"] - wanted[..., :2]) / wanted[..., 2:]
         share = (nearness.square().sum(2) / (-2 * SPREAD**2)).softmax(dim=1)
-        place = -(share * outputs["place"][has_box].log_softmax(1)).sum(1).mean()
+        place = -(share * outputs["place"].log_softmax(1)).sum(1)
+        boxes = outputs["boxes"]
         wanted = wanted.expand_as(boxes)
         overlap = generalized_box_iou_loss(to_xyxy(boxes), to_xyxy(wanted))
         distance = (boxes - wanted).abs().mean(2)
-        return loss + self.box_weight * (((overlap + 4 * distance) * share).sum(1).mean() + place / 2)
+        box = ((overlap + 4 * distance) * share).sum(1)
+        return loss + self.box_weight * (weight * (box + place / 2)).sum()
 
     def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes (B, n, 4) xyxy in [0, 1] and confidences (B, n), most confident first; here n = 1.
