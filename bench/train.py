@@ -120,11 +120,10 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def serve(side: str, folder: str, n: int, cfg: Config, threads: int, pipe: Any) -> None:
+def serve(side: str, samples: Samples, cfg: Config, threads: int, pipe: Any) -> None:
     """A process of one side: answers `epoch` and `steps` with seconds, `memory` with its highest memory in MB."""
     torch.set_num_threads(threads)
     set_start_method("fork", force=True)  # of fastai's loader processes; a spawned process would spawn, too
-    samples = make_images(Path(folder), n, cfg.size)
     few = Samples(*(getattr(samples, name)[: cfg.batch_size] for name in Samples.__dataclass_fields__))
     data = FoldData(samples, few, None)  # type: ignore[arg-type]
     runner: Any = Ours(cfg, data) if side == "ours" else Theirs(cfg, data)
@@ -143,9 +142,10 @@ def compare(folder: str, n: int, cfg: Config, rounds: int, threads: int) -> None
     """Both sides in processes of their own, one working at a time."""
     title, key = f"{cfg.size} px, batches of {cfg.batch_size}", f"{cfg.size}px_batch{cfg.batch_size}"
     context, pipes, processes = get_context("spawn"), {}, []
+    samples = make_images(Path(folder), n, cfg.size)
     for side in ("ours", "fastai"):
         pipes[side], other = context.Pipe()
-        processes.append(context.Process(target=serve, args=(side, folder, n, cfg, threads, other)))
+        processes.append(context.Process(target=serve, args=(side, samples, cfg, threads, other)))
         processes[-1].start()
     ask = partial(answer, pipes)
     for side in pipes:

@@ -8,19 +8,17 @@ cheap and right after a decoder was installed.
 """
 
 import csv
-import fcntl
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
 from config import Config, load_config
-from dicom import Refused, describe, open_dicom, printable, refusing
-from files import UserError
+from dicom import Refused, describe, open_dicom, printable, refusing, time_limit
+from files import UserError, only_one
 from images import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, Row, read_rows, square, write_png, write_rows
 from parallel import map_files
 
@@ -30,13 +28,15 @@ VERSION = 1
 # a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
 MAX_REFUSED = 0.05
 NAMED_REFUSALS = 5
+# the largest image that is not refused takes a tenth of this
+SECONDS_PER_FILE = 60.0
 
 Key = tuple[str, str]
 
 
 def main(cfg: Config) -> None:
     sources = list_sources(Path(cfg.input))
-    with only_one(cfg.cache_dir):
+    with only_one(cfg.cache_dir, wait=True):
         recipe = name_recipe(Path(cfg.input))
         known = read_rows(cfg.cache_dir / INDEX_CSV) + read_rows(cfg.cache_dir / JOURNAL_CSV)
         kept = keep_valid(known, sources, cfg.cache_dir, recipe)
@@ -46,7 +46,7 @@ def main(cfg: Config) -> None:
         rows = [every[key_of(path)] for path in sources]
         write_rows(rows, cfg.cache_dir / INDEX_CSV)
         (cfg.cache_dir / JOURNAL_CSV).unlink(missing_ok=True)
-    report(rows, skipped=len(kept), index=cfg.cache_dir / INDEX_CSV)
+    report(rows, len(kept), cfg.cache_dir / INDEX_CSV, 0.0 if cfg.strict else MAX_REFUSED)
 
 
 def list_sources(folder: Path) -> list[Path]:
@@ -74,23 +74,6 @@ def name_recipe(folder: Path) -> str:
     With the input's path in it: another data set can have the same names, sizes and (from an archive) times.
     """
     return hashlib.sha256(f"{VERSION} {folder.resolve()}".encode()).hexdigest()[:8]
-
-
-@contextmanager
-def only_one(cache_dir: Path) -> Iterator[None]:
-    """Let one process at a time fill a cache; a second one waits, and then finds the work done.
-
-    The kernel drops the lock of a process that ends in whatever way, and worker processes do not inherit it.
-    """
-    for split in SPLITS.values():
-        (cache_dir / split).mkdir(parents=True, exist_ok=True)
-    with (cache_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another cache_images that fills {cache_dir}", flush=True)
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
 
 
 def keep_valid(rows: Iterable[Row], sources: Sequence[Path], cache_dir: Path, recipe: str) -> dict[Key, Row]:
@@ -125,6 +108,8 @@ def make_images(
     """
     if not todo:
         return {}
+    for split in SPLITS.values():
+        (cache_dir / split).mkdir(exist_ok=True)
     work = partial(cache_image, cache_dir=cache_dir, size=size, recipe=recipe)
     crashed = partial(refuse, cache_dir=cache_dir, recipe=recipe, reason="the process that decoded it died")
     write_rows(kept.values(), cache_dir / JOURNAL_CSV)
@@ -138,7 +123,7 @@ def make_images(
     return made
 
 
-def cache_image(path: Path, cache_dir: Path, size: int, recipe: str) -> Row:
+def cache_image(path: Path, cache_dir: Path, size: int, recipe: str, seconds: float = SECONDS_PER_FILE) -> Row:
     """Write the PNG of one DICOM and return its row of the index; never raises for a bad DICOM."""
     facts: Row = {}
     try:
@@ -148,9 +133,10 @@ def cache_image(path: Path, cache_dir: Path, size: int, recipe: str) -> Row:
         with refusing():
             before = path.stat()
         facts = {"source_bytes": before.st_size, "source_mtime_ns": before.st_mtime_ns}
-        dataset = open_dicom(path)
-        facts |= describe(dataset)
-        image, geometry = square(dataset, size)
+        with refusing(), time_limit(seconds):
+            dataset = open_dicom(path)
+            facts |= describe(dataset)
+            image, geometry = square(dataset, size)
     except Refused as refusal:
         return refuse(path, cache_dir, recipe, str(refusal), facts)
     facts |= geometry._asdict() | {"png_bytes": write_png(image, png_path(cache_dir, path))}
@@ -168,8 +154,8 @@ def new_row(path: Path, recipe: str, **facts: Any) -> Row:
     return dict.fromkeys(INDEX_COLUMNS, "") | {"patientId": patient, "split": split, "recipe": recipe} | facts
 
 
-def report(rows: Sequence[Row], skipped: int, index: Path) -> None:
-    """Print what was done. Raises UserError if too many images were refused for the result to be of use."""
+def report(rows: Sequence[Row], skipped: int, index: Path, allowed: float) -> None:
+    """Print what was done. Raises UserError if more than this share of the images was refused."""
     refused = [row for row in rows if row["status"] != "ok"]
     for row in refused[:NAMED_REFUSALS]:
         print(f"refused {row['split']}/{row['patientId']}.dcm: {row['reason']}")
@@ -177,7 +163,7 @@ def report(rows: Sequence[Row], skipped: int, index: Path) -> None:
         print(f"refused ... and {len(refused) - NAMED_REFUSALS} more")
     written = len(rows) - skipped - len(refused)
     print(f"{written} images written, {skipped} skipped, {len(refused)} refused -> {index}")
-    if len(refused) > MAX_REFUSED * len(rows):
+    if len(refused) > allowed * len(rows):
         share = f"{len(refused)} of {len(rows)} images ({len(refused) / len(rows):.0%})"
         raise UserError(f"{share} were refused; {index} has the reasons; is the download whole?")
 

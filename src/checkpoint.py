@@ -1,6 +1,7 @@
 """Checkpoints: plain types only, and the settings and files that made them."""
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ def training_facts(cfg: Config) -> dict[str, Any]:
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
+    # by way of memory: given a name torch writes that (temporary) name into the archive, and on a full disk its
+    # writer fails in words of its own
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with write_then_rename(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, facts: dict[str, Any]) -> dict[str, Any]:

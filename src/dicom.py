@@ -1,5 +1,8 @@
 """DICOM files: their header, and their pixels as 8-bit grey. Whatever is wrong with one ends as Refused."""
 
+import faulthandler
+import signal
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +45,27 @@ def refusing() -> Iterator[None]:
         raise Refused(printable(name + str(error))[:300]) from error
 
 
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after so long; a decoder that does not even notice ends the process, later.
+
+    For the main thread of a process. Damaged JPEG 2000 files can keep pydicom 3.0.2 in a loop for ever.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not decoded within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(2 * seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def printable(text: str) -> str:
     """The text on one line, each character that cannot be printed replaced: headers can hold any bytes."""
     return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
@@ -50,8 +74,11 @@ def printable(text: str) -> str:
 def open_dicom(path: Path) -> FileDataset:
     """Read a DICOM file. Raises Refused."""
     with refusing():
+        # a pipe would keep its reader waiting for ever
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Refused("it is not a file but a folder, pipe or device")
         # pydicom says of an empty file what it says of a text file
-        if path.is_file() and path.stat().st_size == 0:
+        if path.stat().st_size == 0:
             raise Refused("the file is empty")
         return pydicom.dcmread(path)
 
@@ -78,6 +105,8 @@ def read_header(path: Path) -> dict[str, str]:
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
     try:
         with refusing():
+            if not path.is_file():
+                return header
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
             return header | {name: printable(str(dataset.get(name) or "")) for name in HEADER_FIELDS}
     except Refused:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from competition import PREDICTION_COLUMNS, read_predictions
 from config import Config, command, load_config
-from files import UserError, begin, fingerprint, is_complete, mark_complete, read_table, write_table
+from files import UserError, begin, fingerprint, is_complete, mark_complete, only_one, read_table, write_table
 from fusion import fuse_tables
 from scoring import with_scaled_boxes
 
@@ -26,16 +26,22 @@ def main(cfg: Config) -> None:
     runs = run_folders(cfg)
     outputs = {name: cfg.run_dir / f"{name}.csv" for name in OUTPUTS}
     facts, stamp = ensemble_facts(cfg, runs), cfg.run_dir / "ensemble.json"
-    if not is_complete(stamp, facts, list(outputs.values())):
-        begin(stamp)
-        valid, plain, test = ({fold: fuse_runs(cfg, runs, fold, name) for fold in cfg.fold_list} for name in SOURCES)
-        write_scaled(pd.concat(valid.values()), outputs["oof"], cfg.box_scale)
-        write_scaled(pd.concat(plain.values()), outputs["oof_plain"], cfg.box_scale)
-        by_fold = pd.concat([table.assign(fold=fold) for fold, table in test.items()])
-        write_scaled(by_fold, outputs["test_by_fold"], cfg.box_scale)
-        write_scaled(fuse(cfg, list(test.values())), outputs["test"], cfg.box_scale)
-        mark_complete(stamp, facts)
+    with only_one(cfg.run_dir):
+        if not is_complete(stamp, facts, list(outputs.values())):
+            begin(stamp)
+            write_tables(cfg, runs, outputs)
+            mark_complete(stamp, facts)
     print_counts(cfg, len(runs), outputs)
+
+
+def write_tables(cfg: Config, runs: list[Path], outputs: dict[str, Path]) -> None:
+    """Fuse the runs fold by fold, then the folds."""
+    valid, plain, test = ({fold: fuse_runs(cfg, runs, fold, name) for fold in cfg.fold_list} for name in SOURCES)
+    write_scaled(pd.concat(valid.values()), outputs["oof"], cfg.box_scale)
+    write_scaled(pd.concat(plain.values()), outputs["oof_plain"], cfg.box_scale)
+    by_fold = pd.concat([table.assign(fold=fold) for fold, table in test.items()])
+    write_scaled(by_fold, outputs["test_by_fold"], cfg.box_scale)
+    write_scaled(fuse(cfg, list(test.values())), outputs["test"], cfg.box_scale)
 
 
 def print_counts(cfg: Config, n_runs: int, outputs: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import scoring
 from competition import FOLD_COLUMNS, LABELS_CSV, read_labels, read_people, read_predictions, truth_boxes
 from config import Config, command, load_config
-from files import UserError, fingerprint, read_json, read_table, write_json, write_table
+from files import UserError, fingerprint, only_one, read_json, read_table, write_json, write_table
 from metric import best_threshold, image_scores, keep_confident, threshold_sweep
 from submission import SUBMISSION_COLUMNS, parse_submission
 
@@ -26,8 +26,9 @@ def main(cfg: Config) -> None:
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
     sweep = threshold_sweep(scoring.of_images(truth, predictions["patientId"]), predictions)
     scores = score_run(cfg, predictions, plain, truth, folds, best_threshold(sweep))
-    write_table(sweep, cfg.run_dir / "threshold.csv")
-    write_json(scores, cfg.run_dir / "scores.json")
+    with only_one(cfg.run_dir):
+        write_table(sweep, cfg.run_dir / "threshold.csv")
+        write_json(scores, cfg.run_dir / "scores.json")
     print_scores(scores, cfg.run_dir / "scores.json")
 
 

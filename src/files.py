@@ -2,11 +2,12 @@
 
 import contextlib
 import csv
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,10 @@ def explanation(error: BaseException) -> str:
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what was finished is kept, the same command goes on from there"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"error: {error.strerror}: {error.filename}; make room: what was finished is kept, the same command goes on"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return f"error: {error.strerror}: {error.filename or 'no file named'}"
     return ""
@@ -47,23 +52,49 @@ def explanation(error: BaseException) -> str:
 def write_then_rename(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block ends well.
 
-    A process killed inside the block leaves `path` as it was.
+    A process killed inside the block leaves `path` as it was. The temporary name is always the same, so that what it
+    left behind is gone once the stage is repeated; only_one keeps a second process away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner reads; take the mode that an ordinary open would give
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not know its file's name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Let one process at a time write into a folder; a second one waits for it, or stops with a UserError.
+
+    The kernel drops the lock of a process that ends in whatever way, and child processes do not inherit it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            holder = f"another {lock.read().strip() or 'process'}"
+            if not wait:
+                raise UserError(
+                    f"{folder}: {holder} is at work there; wait for it, or give this run another name="
+                ) from None
+            print(f"waiting for {holder} that works in {folder}", flush=True)
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -121,7 +121,8 @@ def write_png(image: Grey, path: Path) -> int:
         temporary.write_bytes(encoded)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a write does not know its file's name
     return len(encoded)
 
 

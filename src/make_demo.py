@@ -30,6 +30,7 @@ from files import (
     difference,
     is_complete,
     mark_complete,
+    only_one,
     read_json,
     write_json,
     write_table,
@@ -49,11 +50,12 @@ def main(cfg: Config) -> None:
     """Make pictures and tables, unless they are there; then say what there is."""
     cohorts = [draw_cohort(count, split, cfg.seed) for split, count in enumerate((cfg.demo_train, cfg.demo_test))]
     facts = demo_facts(cfg)
-    if not is_complete(stamp_path(cfg), facts, output_paths(cfg, cohorts)):
-        claim_folder(cfg, facts)
-        train, test = (make_pictures(members, split, cfg) for split, members in enumerate(cohorts))
-        write_tables(cfg, cohorts, train, test)
-        mark_complete(stamp_path(cfg), facts)
+    with only_one(Path(cfg.root)):
+        if not is_complete(stamp_path(cfg), facts, output_paths(cfg, cohorts)):
+            claim_folder(cfg, facts)
+            train, test = (make_pictures(members, split, cfg) for split, members in enumerate(cohorts))
+            write_tables(cfg, cohorts, train, test)
+            mark_complete(stamp_path(cfg), facts)
     print(summary(cfg, cohorts))
 
 

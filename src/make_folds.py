@@ -24,25 +24,26 @@ from competition import (
 )
 from config import Config, load_config
 from dicom import read_header
-from files import UserError, difference, fingerprint, mark_complete, read_json, read_table, write_table
+from files import UserError, difference, fingerprint, mark_complete, only_one, read_json, read_table, write_table
 from parallel import map_files
 
 AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a header age beyond these (155 occurs) counts as unknown
 
 
 def main(cfg: Config) -> None:
-    labels = read_labels(Path(cfg.input) / LABELS_CSV)
-    images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
-    people = read_people(Path(cfg.input))
-    facts = {"n_folds": cfg.n_folds, "seed": cfg.seed, **input_facts(Path(cfg.input))}
-    stamp = cfg.folds_csv.with_suffix(".json")
-    if cfg.folds_csv.exists():
-        check_existing(cfg.folds_csv, stamp, facts, images)
-    else:
-        images["group"] = group_by_person(images, people)
-        images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
-        mark_complete(stamp, facts)  # before the table: a table without a stamp is one that the user brought
-        write_table(images[FOLD_COLUMNS], cfg.folds_csv)
+    with only_one(cfg.folds_csv.parent):
+        labels = read_labels(Path(cfg.input) / LABELS_CSV)
+        images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
+        people = read_people(Path(cfg.input))
+        facts = {"n_folds": cfg.n_folds, "seed": cfg.seed, **input_facts(Path(cfg.input))}
+        stamp = cfg.folds_csv.with_suffix(".json")
+        if cfg.folds_csv.exists():
+            check_existing(cfg.folds_csv, stamp, facts, images)
+        else:
+            images["group"] = group_by_person(images, people)
+            images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
+            mark_complete(stamp, facts)  # before the table: a table without a stamp is one that the user brought
+            write_table(images[FOLD_COLUMNS], cfg.folds_csv)
     print_folds(read_table(cfg.folds_csv, FOLD_COLUMNS), cfg.folds_csv)
 
 

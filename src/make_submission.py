@@ -10,7 +10,7 @@ import pandas as pd
 
 from competition import LABELS_CSV, PREDICTION_COLUMNS, read_predictions, read_sample
 from config import Config, command, load_config
-from files import UserError, fingerprint, read_json, read_table, write_json, write_then_rename
+from files import UserError, fingerprint, only_one, read_json, read_table, write_json, write_then_rename
 from images import read_index
 from metric import halfway, keep_confident
 from submission import check_submission, format_submission
@@ -23,10 +23,12 @@ def main(cfg: Config) -> None:
     threshold, reason = choose_threshold(cfg, predictions)
     index = read_index(cfg.cache_dir)
     shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
-    with write_then_rename(cfg.submission_csv) as temporary:
-        format_submission(keep_confident(predictions, threshold), ids, shapes).to_csv(temporary, index=False)
-        checked = check_submission(temporary, ids, shapes)
-    write_json(provenance(cfg, threshold, reason, checked), cfg.submission_csv.with_suffix(".json"))
+    submission = format_submission(keep_confident(predictions, threshold), ids, shapes)
+    with only_one(cfg.run_dir):
+        with write_then_rename(cfg.submission_csv) as temporary:
+            submission.to_csv(temporary, index=False)
+            checked = check_submission(temporary, ids, shapes)
+        write_json(provenance(cfg, threshold, reason, checked), cfg.submission_csv.with_suffix(".json"))
     print_submission(cfg, checked, threshold, reason)
 
 

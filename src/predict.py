@@ -14,7 +14,7 @@ from checkpoint import load_checkpoint, network_facts
 from competition import BOX_COLUMNS, FOLD_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_sample, with_empty_rows
 from config import Config, command, load_config
 from dataset import ImageDataset, make_loader, make_samples
-from files import UserError, begin, fingerprint, is_complete, mark_complete, read_table, write_table
+from files import UserError, begin, fingerprint, is_complete, mark_complete, only_one, read_table, write_table
 from fusion import fuse_tables
 from images import read_index
 from inference import parse_views, pick_device, predict_views, prediction_table
@@ -24,16 +24,22 @@ from parallel import count_workers
 
 def main(cfg: Config) -> None:
     for fold in cfg.fold_list:
-        outputs = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
-        facts = prediction_facts(cfg, fold)
-        stamp = cfg.fold_dir(fold) / "predict.json"
-        if is_complete(stamp, facts, outputs):
-            print(f"fold {fold}: predictions complete -> {outputs[0]}")
-            continue
-        begin(stamp)
-        predict_fold(cfg, fold)
-        mark_complete(stamp, facts)
-        print(f"fold {fold}: predicted -> {', '.join(path.name for path in outputs)} in {cfg.fold_dir(fold)}")
+        with only_one(cfg.fold_dir(fold)):
+            make_predictions(cfg, fold)
+
+
+def make_predictions(cfg: Config, fold: int) -> None:
+    """Predict one fold, unless that is done."""
+    outputs = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
+    facts = prediction_facts(cfg, fold)
+    stamp = cfg.fold_dir(fold) / "predict.json"
+    if is_complete(stamp, facts, outputs):
+        print(f"fold {fold}: predictions complete -> {outputs[0]}")
+        return
+    begin(stamp)
+    predict_fold(cfg, fold)
+    mark_complete(stamp, facts)
+    print(f"fold {fold}: predicted -> {', '.join(path.name for path in outputs)} in {cfg.fold_dir(fold)}")
 
 
 def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:

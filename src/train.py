@@ -6,7 +6,7 @@ Each fold trains in a process of its own: one that fails does not stop the other
 """
 
 from config import Config, command, load_config
-from files import UserError
+from files import UserError, only_one
 from parallel import run_jobs
 
 
@@ -21,10 +21,11 @@ def main(cfg: Config) -> None:
 
 
 def train_one(cfg: Config, fold: int) -> None:
-    # imported in the fold's own process only: PyTorch takes seconds to start
-    from engine import train_fold
+    with only_one(cfg.fold_dir(fold)):
+        # imported in the fold's own process only: PyTorch takes seconds to start
+        from engine import train_fold
 
-    train_fold(cfg, fold)
+        train_fold(cfg, fold)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,11 @@ def demo(tmp_path_factory):
 
 
 def contents(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in Path(root).rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_layout_is_kaggles(demo):

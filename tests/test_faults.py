@@ -1,0 +1,192 @@
+"""Kills, full disks, read-only input and second processes: nothing is lost, nothing half is taken for whole."""
+
+import hashlib
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from files import only_one
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ["make_demo", "make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission"]
+WORDS = [
+    *("size=64", "n_folds=2", "epochs=3", "batch_size=8", "encoder=resnet18", "weights=none", "bootstrap=50"),
+    *("demo_train=24", "demo_test=8", "name=run"),
+]
+
+
+def command(stage, root, *words):
+    return [sys.executable, str(ROOT / "src" / f"{stage}.py"), f"root={root}", *WORDS, *words]
+
+
+def run(stage, root, *words):
+    return subprocess.run(command(stage, root, *words), capture_output=True, text=True, check=False)
+
+
+def contents(root):
+    """Every file below `root` with the hash of its bytes; locks hold a process's number."""
+    paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def replace(target, source):
+    """Make `target` a copy of the tree `source`, times included: the index of the cache holds the sources' times."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+
+
+class Reference:
+    """A sequence that nothing disturbed: its folder before each stage and at the end, and the stages' seconds."""
+
+    def __init__(self, folder):
+        self.root, self.states, self.seconds = folder / "workspace", folder / "states", {}
+        self.root.mkdir()
+        for stage in STAGES:
+            shutil.copytree(self.root, self.states / stage)
+            start = time.monotonic()
+            done = run(stage, self.root)
+            assert done.returncode == 0, done.stdout + done.stderr
+            self.seconds[stage] = time.monotonic() - start
+        shutil.copytree(self.root, self.states / "end")
+        self.end = contents(self.root)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return Reference(tmp_path_factory.mktemp("faults"))
+
+
+def wait_for_group(group, seconds=30):
+    """Return once no process of the group is left; fail if one outlives the killed one by this long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"processes of the killed stage still run after {seconds} s")
+
+
+def kill_after(stage, root, seconds):
+    """Start a stage and kill its main process then; True if it was still at work."""
+    process = subprocess.Popen(
+        command(stage, root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    time.sleep(seconds)
+    process.kill()
+    status = process.wait()
+    wait_for_group(process.pid)
+    return status == -signal.SIGKILL
+
+
+def test_killed_anywhere_and_run_again_the_end_is_the_same(reference, request):
+    """--kills=50 for more of them; the longer a stage takes, the more often it is hit."""
+    rng = random.Random(1)
+    wanted = max(request.config.getoption("--kills"), len(STAGES))
+    extra = rng.choices(STAGES, [reference.seconds[stage] for stage in STAGES], k=wanted - len(STAGES))
+    replace(reference.root, reference.states / "make_demo")
+    hits = 0
+    for stage in STAGES:
+        for _ in range(1 + extra.count(stage)):
+            # the first third of a run imports libraries, and writes nothing that could be half
+            hits += kill_after(stage, reference.root, reference.seconds[stage] * rng.uniform(0.33, 1.0))
+        done = run(stage, reference.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if stage == "make_demo":
+            before = reference.states / "make_folds"
+            assert contents(reference.root) == contents(before)
+            replace(reference.root, before)
+    print(f"{hits} of {wanted} kills hit a stage at work")
+    assert hits >= wanted / 2
+    assert contents(reference.root) == reference.end
+
+
+# Runs inside a user and mount namespace of its own: $1 the workspace, $2 its state before the stage, $3 the KiB that
+# are left free, the rest the stage's command. At last the workspace is copied to $4, as the mount ends with the shell.
+ON_A_FULL_DISK = """
+set -u
+root=$1 state=$2 free=$3 end=$4; shift 4
+mount -t tmpfs -o size=2g none "$root" && cp -a "$state/." "$root" || exit 99
+dd if=/dev/zero of="$root/filler" bs=1M status=none 2>/dev/null
+[ "$free" = 0 ] || truncate -s -"${free}K" "$root/filler"
+"$@"; echo "FULL $?"
+rm "$root/filler"
+"$@"; echo "ROOM $?"
+cp -a "$root/." "$end"
+"""
+
+
+def in_namespace(script, *words):
+    """Run a bash script as the root of new user and mount namespaces; skip where the machine forbids that."""
+    probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("this machine does not let a test mount a small disk (unshare -rm)")
+    shell = ["unshare", "-rm", "bash", "-c", script, "bash", *map(str, words)]
+    return subprocess.run(shell, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "free_kib"),
+    [*((stage, 0) for stage in STAGES), ("cache_images", 100), ("train", 60_000), ("predict", 8)],
+)
+def test_on_a_full_disk_it_stops_and_goes_on_once_there_is_room(reference, tmp_path, stage, free_kib):
+    """Some stages run into it at their first file, some after they wrote others."""
+    reference.root.mkdir(exist_ok=True)
+    words = (reference.root, reference.states / stage, free_kib, tmp_path, *command(stage, reference.root))
+    done = in_namespace(ON_A_FULL_DISK, *words)
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said, said
+    assert "FULL 1" in said, said
+    assert "ROOM 0" in said, said
+    assert re.search(r"error: .*No space left on device", said), said
+    assert "make room" in said
+    after = STAGES[STAGES.index(stage) + 1] if stage != STAGES[-1] else "end"
+    assert contents(tmp_path) == contents(reference.states / after)
+
+
+def test_input_is_only_read(reference):
+    """On a file system that is mounted read-only, as Kaggle's; whoever is root could write elsewhere."""
+    replace(reference.root, reference.states / "make_folds")
+    stages = "; ".join(shlex.join(command(stage, reference.root)) + " || exit" for stage in STAGES[1:])
+    script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && ! touch "$1/x" 2>/dev/null || exit 99; '
+    done = in_namespace(script + stages, reference.root / "input")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(reference.root) == reference.end
+
+
+@pytest.mark.parametrize("stage", ["train", "predict", "ensemble", "evaluate", "make_submission"])
+def test_a_second_process_on_the_same_run_stops_and_says_so(reference, stage):
+    """The first is held for as long as the second takes."""
+    replace(reference.root, reference.states / "end")
+    run_dir = reference.root / "working" / "run"
+    before = contents(reference.root)
+    folder = run_dir / "fold1" if stage in ("train", "predict") else run_dir
+    with only_one(folder):
+        second = run(stage, reference.root)
+    assert second.returncode == 1
+    assert f"{folder}: another process {os.getpid()} is at work there" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert contents(reference.root) == before
+    assert run(stage, reference.root).returncode == 0
+
+
+def test_two_trainings_at_the_same_moment_end_as_one(reference):
+    replace(reference.root, reference.states / "train")
+    both = [
+        subprocess.Popen(command("train", reference.root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate() for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], said
+    assert sum("is at work there" in err for _, err in said) == 1
+    assert contents(reference.root) == contents(reference.states / "predict")
