@@ -3,6 +3,7 @@
 import faulthandler
 import signal
 import stat
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,9 +57,10 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"not decoded within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(2 * seconds, exit=True)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        # the process's own stderr: what notebooks and test tools put in its place has no file behind it
+        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__ or 2)
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()

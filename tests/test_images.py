@@ -315,7 +315,7 @@ def test_files_that_are_no_dicom(tmp_path):
     (tmp_path / "link.dcm").symlink_to(tmp_path / "nothing")
     assert "DICM" in refusal(tmp_path / "text.dcm")
     assert refusal(tmp_path / "empty.dcm") == "the file is empty"
-    assert "directory" in refusal(tmp_path / "folder.dcm")
+    assert "folder" in refusal(tmp_path / "folder.dcm")
     assert refusal(tmp_path / "noise.dcm")
     assert "No such file" in refusal(tmp_path / "link.dcm")
     assert refusal(local("rtplan.dcm")) == "there is no image in the file"
