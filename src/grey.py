@@ -31,13 +31,16 @@ def rgb_to_grey(colour: NDArray, white: int) -> Grey:
 
 
 def monochrome_to_grey(values: NDArray, dataset: Dataset) -> Grey:
-    """Modality transform, then VOI transform, then 0..255.
-
-    Without a VOI transform the standard leaves the display open. The image's own minimum and maximum become
-    0 and 255 then, as viewers do: 12 bits in 16, or signed values around an offset, would be nearly black
-    or one flat grey if the whole range that the type can hold were shown.
-    """
+    """Modality transform, then VOI transform, then 0..255. What the header calls padding comes out black."""
+    padding = find_padding(values, dataset)
     values = apply_modality_lut(values, dataset) if has_modality(dataset) else values
+    grey = apply_voi(values, dataset) if has_voi(dataset) else show_range(values, padding)
+    grey[padding] = 255 if dataset.PhotometricInterpretation == "MONOCHROME1" else 0
+    return grey
+
+
+def apply_voi(values: NDArray, dataset: Dataset) -> Grey:
+    """The VOI table, or else the first window, then 0..255."""
     if dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
         entries, first, bits = item.LUTDescriptor
@@ -45,13 +48,31 @@ def monochrome_to_grey(values: NDArray, dataset: Dataset) -> Grey:
         # output with more than 256 entries; said to have 16 bits, the same table is looked up rightly
         item.LUTDescriptor = [entries, first, 16]
         return stretch(apply_voi_lut(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1)
-    if has_voi(dataset):
-        # what lies far below and far above the window gives the values of black and white, whichever
-        # function (linear, linear exact, sigmoid) and rescaling pydicom applies
-        with np.errstate(over="ignore"):
-            low, high = apply_voi_lut(np.array([-1e30, 1e30]), dataset)
-            return stretch(apply_voi_lut(values, dataset), low, high)
-    return stretch(values, values.min(), values.max())
+    # what lies far below and far above the window gives the values of black and white, whichever
+    # function (linear, linear exact, sigmoid) and rescaling pydicom applies
+    with np.errstate(over="ignore"):
+        low, high = apply_voi_lut(np.array([-1e30, 1e30]), dataset)
+        return stretch(apply_voi_lut(values, dataset), low, high)
+
+
+def show_range(values: NDArray, padding: NDArray[np.bool_]) -> Grey:
+    """The minimum and maximum of what is no padding become 0 and 255, as in viewers.
+
+    Without a VOI transform the standard leaves the display open. 12 bits in 16, or signed values around an
+    offset, would be nearly black or one flat grey if the whole range that the type can hold were shown.
+    """
+    image = values if padding.all() else values[~padding]
+    return stretch(values, image.min(), image.max())
+
+
+def find_padding(values: NDArray, dataset: Dataset) -> NDArray[np.bool_]:
+    """Which stored values are padding: PixelPaddingValue, PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2)."""
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(values.shape, np.bool_)
+    last = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(first), int(first if last is None else last)))
+    return (values >= low) & (values <= high)
 
 
 def stretch(values: NDArray, low: float, high: float) -> Grey:

@@ -194,6 +194,26 @@ def test_an_empty_window_is_no_window(tmp_path):
     np.testing.assert_array_equal(found, image)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("value", "tags"),
+    [
+        (-2000, {"PixelPaddingValue": -2000}),
+        (-1999, {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990}),
+        (3000, {"PixelPaddingValue": 3000, "RescaleSlope": 2, "RescaleIntercept": 7}),
+        (3000, {"PixelPaddingValue": 3000, "WindowCenter": 120, "WindowWidth": 200}),
+    ],
+)
+def test_padding_is_black_and_does_not_count(tmp_path, value, tags, photometric):
+    """A scanner's border outside of what it measured would leave the lungs one flat grey."""
+    values = radiograph(64, 64).astype(np.int16)
+    shown = {name: value for name, value in tags.items() if name.startswith("Window")}
+    plain = grey_of(write_dicom(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, **shown))
+    padded = np.pad(values, 8, constant_values=value)
+    found = grey_of(write_dicom(tmp_path / "b.dcm", padded, PhotometricInterpretation=photometric, **tags))
+    np.testing.assert_array_equal(found, np.pad(plain, 8))
+
+
 @pytest.mark.parametrize("rescaled", [False, True])
 @pytest.mark.parametrize("bits", [8, 12])
 def test_voi_table(tmp_path, bits, rescaled):
