@@ -39,19 +39,19 @@ def read_labels(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     labels = read_table(path, LABEL_COLUMNS)[LABEL_COLUMNS]
     numbers = labels.columns.drop("patientId")
-    parsed = labels[numbers].apply(pd.to_numeric, errors="coerce")
+    parsed = labels[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
     filled = parsed[BOX_COLUMNS].notna()
     outside = (parsed[["x", "y"]] < 0).any(axis=1) | (parsed[["width", "height"]] <= 0).any(axis=1)
     kinds = parsed.assign(patientId=labels["patientId"]).groupby("patientId")["Target"].transform("nunique")
     problems = {
         "patientId is empty": labels["patientId"].isna(),
-        "a field is not a number": (parsed.isna() & labels[numbers].notna()).any(axis=1),
+        "a field is not a number": (~np.isfinite(parsed) & labels[numbers].notna()).any(axis=1),
         "Target is neither 0 nor 1": ~parsed["Target"].isin([0, 1]),
         "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
         "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
         "the box is empty or starts outside the image": outside,
         "the image is both positive and negative": kinds > 1,
-        "the row is there twice": labels.duplicated(),
+        "the row is there twice": parsed.assign(patientId=labels["patientId"]).duplicated(),
     }
     for problem, rows in problems.items():
         if rows.any():

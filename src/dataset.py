@@ -38,13 +38,18 @@ class Samples:
 def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame, labels: Any = 0) -> Samples:
     """Join patientIds, the cache's index (rows of one split, status ok), truth boxes and class indices.
 
-    cache: the folder with the PNGs. Raises UserError for an image that is not in the cache.
+    cache: the folder with the PNGs. Raises UserError for an image that is not in the cache, and for a truth box
+    that leaves its image.
     """
     images = ids.to_frame("patientId")
     table = images.merge(index, on="patientId", how="left", validate="one_to_one")
     absent = table.loc[table["scale_x"].isna(), "patientId"]
     if len(absent):
-        raise UserError(f"{cache}: {len(absent)} images are not cached, first {absent.iloc[0]}; run cache_images first")
+        raise UserError(
+            f"{cache}: {len(absent)} images are not in it, first {absent.iloc[0]}: is their DICOM in input/? "
+            "With it there run cache_images again; without it take their rows out of the labels and make new folds"
+        )
+    check_inside(truth, table)
     box = images.merge(largest_box(truth), on="patientId", how="left")[BOX_COLUMNS].to_numpy(dtype=float)
     geometry = table[["scale_x", "scale_y", "pad_x", "pad_y"]].to_numpy(dtype=float)
     return Samples(
@@ -55,6 +60,19 @@ def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.Dat
         geometry=geometry,
         shapes=table[["rows", "cols"]].to_numpy(dtype=np.int64),
     )
+
+
+def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:
+    """Raise UserError for a truth box that leaves its image by a pixel; images: patientId, rows, cols."""
+    boxes = truth.merge(images[["patientId", "rows", "cols"]], on="patientId")
+    outside = (boxes["x"] + boxes["width"] > boxes["cols"] + 1) | (boxes["y"] + boxes["height"] > boxes["rows"] + 1)
+    if outside.any():
+        box = boxes[outside].iloc[0]
+        corner = f"({box['x'] + box['width']:g}, {box['y'] + box['height']:g})"
+        raise UserError(
+            f"{LABELS_CSV}, patientId {box['patientId']}: the box ends at {corner}, beyond its image of "
+            f"{box['cols']} x {box['rows']} pixels; {int(outside.sum())} such box(es); mend or remove them"
+        )
 
 
 def class_index(folds: pd.DataFrame, n_classes: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -104,20 +105,50 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFrame:
-    """Read a CSV that must have `columns`; patientId stays text.
+    """Read a CSV that must have `columns`; patientId stays text. Spaces around names and ids are cut off.
 
     `maker` is the command that makes the file, named when it is missing. Raises UserError.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
     try:
-        table = pd.read_csv(path, dtype={"patientId": str}, encoding="utf-8-sig", index_col=False)
+        # whatever spaces are around the name, so that ids of digits keep their zeros
+        header = pd.read_csv(path, encoding="utf-8-sig", index_col=False, nrows=0).columns
+        ids = {column: str for column in header if column.strip() == "patientId"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, dtype=ids, encoding="utf-8-sig", index_col=False)
+    except pd.errors.ParserWarning:
+        raise UserError(f"{path}: rows have more fields than the header; mend or fetch the file again") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
+    table = cut_spaces(table, path)
     missing = [column for column in columns if column not in table.columns]
     if missing:
         found = ", ".join(map(str, table.columns[:8]))
         raise UserError(f"{path}: column {', '.join(missing)} is missing; found {found}")
+    doubled = table.columns[table.columns.duplicated()]
+    if len(doubled):
+        raise UserError(f"{path}: column {doubled[0]} is there twice; remove one")
+    return table
+
+
+def cut_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table without spaces around names of columns and patientIds; a field of spaces is empty. Says how many."""
+    names = [str(column).strip() for column in table.columns]
+    changed = sum(name != column for name, column in zip(names, table.columns, strict=True))
+    table = table.set_axis(names, axis=1)
+    for position, name in enumerate(names):
+        column = table.iloc[:, position]
+        if not pd.api.types.is_numeric_dtype(column):
+            stripped = column.str.strip()
+            mended = column.mask(stripped == "")
+            if name == "patientId":
+                mended = mended.mask(stripped != "", stripped)
+            changed += int((mended.fillna("") != column.fillna("")).sum())
+            table.isetitem(position, mended.array)
+    if changed:
+        print(f"{path}: spaces cut off around {changed} names of columns and fields")
     return table
 
 

@@ -33,6 +33,7 @@ AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a header age beyond these (155 oc
 def main(cfg: Config) -> None:
     with only_one(cfg.folds_csv.parent):
         labels = read_labels(Path(cfg.input) / LABELS_CSV)
+        compare_files(labels["patientId"].unique(), Path(cfg.input) / TRAIN_IMAGES)
         images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
         people = read_people(Path(cfg.input))
         facts = {"n_folds": cfg.n_folds, "seed": cfg.seed, **input_facts(Path(cfg.input))}
@@ -45,6 +46,19 @@ def main(cfg: Config) -> None:
             mark_complete(stamp, facts)  # before the table: a table without a stamp is one that the user brought
             write_table(images[FOLD_COLUMNS], cfg.folds_csv)
     print_folds(read_table(cfg.folds_csv, FOLD_COLUMNS), cfg.folds_csv)
+
+
+def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
+    """Print which labelled images have no file, and how many files no label; nothing where there is no file at all."""
+    files = {path.stem for path in folder.glob("*.dcm") if not path.name.startswith("._")}
+    missing, more = sorted(set(ids) - files), len(files - set(ids))
+    if files and missing:
+        print(
+            f"WARNING: {len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}: "
+            "train will stop there; is the download whole?"
+        )
+    if more:
+        print(f"{more} images in {folder} have no label: they are not trained on")
 
 
 def input_facts(folder: Path) -> dict[str, str]:

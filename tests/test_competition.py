@@ -41,6 +41,13 @@ def test_byte_order_mark_and_windows_lines_are_read(labels_csv):
         ("b,1,2,0,4,1\n", "the box is empty"),
         ("b,-1,2,3,4,1\n", "starts outside"),
         ("b,x,2,3,4,1\n", "not a number"),
+        ("b,1,2,inf,4,1\n", "not a number"),
+        ("b,1,2,3,4,1,5\n", "more fields than the header"),
+        ("b,1,2,3,4,1\nc,1,2,3,4,1,5\n", "line 3, saw 7"),
+        ("b,1,2,3\n", "Target is neither"),
+        (" ,,,,,0\n", "patientId is empty"),
+        ("b,1,2,3,4,1\nb,1.0,2,3,4,1\n", "line 3 .*twice"),
+        ("b,1,2,3,4,1\nb ,1,2,3,4,1\n", "line 3 .*twice"),
         ("b,1,2,3,4,1\nb,,,,,0\n", "both positive and negative"),
         ("b,1,2,3,4,1\nb,1,2,3,4,1\n", "line 3 .*twice"),
         (",,,,,0\n", "patientId is empty"),
@@ -50,6 +57,24 @@ def test_byte_order_mark_and_windows_lines_are_read(labels_csv):
 def test_bad_rows_are_named(labels_csv, body, message):
     with pytest.raises(UserError, match=message):
         read_labels(labels_csv(body))
+
+
+def test_spaces_are_cut_off_counted_and_said(labels_csv, capsys):
+    """Around 3 names of columns and 1 id; 4 fields of spaces are empty ones."""
+    labels = read_labels(
+        labels_csv(" 007 , 1,2 ,3,4,1\n02, , , , ,0\n", header=" patientId , x,y,width,height,Target \n")
+    )
+    assert labels["patientId"].tolist() == ["007", "02"]
+    assert truth_boxes(labels).to_numpy().tolist() == [["007", 1, 2, 3, 4]]
+    assert "spaces cut off around 8 names" in capsys.readouterr().out
+    read_labels(labels_csv("a,1,2,3,4,1\n"))
+    assert capsys.readouterr().out == ""
+
+
+def test_an_empty_file_is_said_to_be_no_table(tmp_path):
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(UserError, match=r"labels\.csv: not a CSV table with a header"):
+        read_labels(tmp_path / "labels.csv")
 
 
 def test_missing_column_and_file_are_named(labels_csv, tmp_path):

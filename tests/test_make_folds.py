@@ -44,6 +44,51 @@ def test_people_stay_together_and_every_fold_is_used(people, n_folds, seed):
     assert images.assign(fold=folds).groupby("group")["fold"].nunique().max() == 1
 
 
+@st.composite
+def labelled_people(draw):
+    """Images with anything in any column, of any number of people."""
+    n = draw(st.integers(6, 60))
+
+    def column(*values):
+        return draw(st.lists(st.sampled_from(values), min_size=n, max_size=n))
+
+    target = np.array(column(0, 1))
+    names = column("Lung Opacity", "No Lung Opacity / Not Normal", "Normal", "")
+    ages = pd.array(column(pd.NA, 0, 1, 62, 155), dtype="Int64")
+    table = {"patientId": [f"i{k}" for k in range(n)], "target": target, "n_boxes": target * column(1, 2, 3, 4)}
+    table |= {"class": names, "view": column("AP", "PA", "", "LL"), "sex": column("F", "M", ""), "age": ages}
+    return pd.DataFrame(table | {"group": column(*(f"p{k}" for k in range(draw(st.integers(1, n)))))})
+
+
+@settings(max_examples=150, deadline=None)
+@given(labelled_people(), st.integers(2, 5), st.integers(0, 3))
+def test_folds_are_disjoint_and_complete_for_any_labels(images, n_folds, seed):
+    positives = images["target"].sum()
+    if min(positives, len(images) - positives, images["group"].nunique()) < n_folds:
+        with pytest.raises(UserError, match="too many for"):
+            make_folds.assign_folds(images, n_folds, seed)
+        return
+    images["fold"] = make_folds.assign_folds(images, n_folds, seed)
+    assert set(images["fold"]) == set(range(n_folds))
+    assert images.groupby("group")["fold"].nunique().max() == 1
+    sizes = images["fold"].value_counts()
+    # beyond the largest person, what is even to see is left to the labels
+    assert sizes.max() - sizes.min() <= 2 * images["group"].value_counts().max() + 4
+
+
+def test_images_without_labels_and_labels_without_images_are_said(tmp_path, capsys):
+    for name in ("a", "b", "d", "._a"):
+        (tmp_path / f"{name}.dcm").touch()
+    make_folds.compare_files(np.array(["a", "b", "c", "e"]), tmp_path)
+    said = capsys.readouterr().out
+    assert "2 of 4 labelled images have no DICOM" in said
+    assert "first c" in said
+    assert "1 images in" in said
+    make_folds.compare_files(np.array(["a", "b", "d"]), tmp_path)
+    make_folds.compare_files(np.array(["a"]), tmp_path / "absent")
+    assert capsys.readouterr().out == ""
+
+
 def test_without_people_rates_are_even():
     images = images_of([1] * 500)
     images["fold"] = make_folds.assign_folds(images, 5, 42)

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import evaluate
 from competition import PREDICTION_COLUMNS
+from config import parse
 from files import UserError, write_table
 from submission import check_submission, format_submission, parse_submission
 
@@ -88,6 +90,43 @@ def test_broken_submissions_are_named(tmp_path, text, message):
     path.write_text("patientId,PredictionString\n" + text)
     with pytest.raises(UserError, match=message):
         parse_submission(path)
+
+
+@pytest.fixture
+def score(tmp_path, capsys):
+    """Score the text of a submission against labels of a (a box) and b (none), as from the shell."""
+
+    def run(text):
+        (tmp_path / "labels.csv").write_text("patientId,x,y,width,height,Target\na,0,0,100,100,1\nb,,,,,0\n")
+        (tmp_path / "s.csv").write_text("patientId,PredictionString\n" + text)
+        words = [f"predictions={tmp_path / 's.csv'}", f"labels={tmp_path / 'labels.csv'}", f"root={tmp_path}"]
+        evaluate.main(parse(words))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,0.5 1 2 3\nb,\n", r"s\.csv, line 2 \(a\): not 'confidence x y width height'"),
+        ("a,\nb,1.01 1 2 3 4\n", r"line 3 \(b\): confidence not in"),
+        ("a,\nz,\n", "1 images have no row in .*labels.csv, such as z"),
+        ("a,\n../../a,\n", r"such as \.\./\.\./a"),
+        ("", "no image counts"),
+        ("b,\n", "no image counts"),
+    ],
+)
+def test_submissions_that_cannot_be_scored_are_named(score, text, message):
+    with pytest.raises(UserError, match=message):
+        score(text)
+
+
+def test_a_submission_is_scored_and_missing_images_are_said(score):
+    assert "mAP 0.5000" in score("a,0.9 0 0 100 100\nb,0.2 5 5 5 5\n")
+    alone = score("a,0.9 0 0 100 100\n")
+    assert "mAP 1.0000" in alone
+    assert "scored 1 images; 1 labelled images are not in" in alone
 
 
 def test_other_images_than_the_sample_are_refused(tmp_path):
