@@ -76,7 +76,7 @@ def score_run(
         "plain_best_mAP": scoring.best_score(plain, truth),
         "accuracy": scoring.accuracy(predictions, truth),
         "box_scales": scoring.scale_scores(predictions, truth, folds["fold"]),
-        "per_view": by_column(image_score, folds["view"].fillna("unknown")),
+        "per_view": by_column(image_score, folds["view"].astype(object).fillna("unknown")),
         "baselines": scoring.baselines(median, kept, truth),
         "per_fold": [
             score_fold(fold, ids, predictions, truth, image_score, fair)

@@ -73,8 +73,8 @@ def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd
         print(f"no {CLASSES_CSV}: folds are not stratified by class")
     images["class"] = images["patientId"].map(classes).fillna("") if classes is not None else ""
     headers = headers.drop_duplicates("patientId").set_index("patientId")
-    images["view"] = images["patientId"].map(headers["ViewPosition"]).fillna("")
-    images["sex"] = images["patientId"].map(headers["PatientSex"]).fillna("")
+    images["view"] = images["patientId"].map(headers["ViewPosition"]).astype(object).fillna("")
+    images["sex"] = images["patientId"].map(headers["PatientSex"]).astype(object).fillna("")
     age = images["patientId"].map(headers["PatientAge"]).astype(str).str.extract(r"^0*(\d{1,3})(?:\.0)?Y?$")[0]
     images["age"] = pd.to_numeric(age).astype("Int64")
     return images

@@ -14,6 +14,7 @@ from checkpoint import load_checkpoint, network_facts
 from competition import BOX_COLUMNS, FOLD_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_sample, with_empty_rows
 from config import Config, command, load_config
 from dataset import ImageDataset, make_loader, make_samples
+from engine import explain_resources
 from files import UserError, begin, fingerprint, is_complete, mark_complete, only_one, read_table, write_table
 from fusion import fuse_tables
 from images import read_index
@@ -93,7 +94,8 @@ def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: s
     device = pick_device(cfg.device)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
     loader = make_loader(ImageDataset(samples), 2 * cfg.batch_size, workers, device)
-    views = predict_views(model.to(device), loader, parse_views(cfg.tta, cfg.tta_scales), device, title)
+    with explain_resources(cfg):
+        views = predict_views(model.to(device), loader, parse_views(cfg.tta, cfg.tta_scales), device, title)
     return [with_empty_rows(prediction_table(samples, *view, cfg.size), ids) for view in views]
 
 

@@ -74,6 +74,32 @@ def test_quarter_turn_swaps_the_sides():
     assert turned == pytest.approx([-30, 0, 0, 10])
 
 
+@given(boxes, st.floats(-30, 30), st.floats(-40, 40), st.floats(0.8, 1.25), st.booleans())
+def test_there_and_back_in_one_map_returns_the_box(box, degrees, offset, scale, mirror):
+    """As augmentation does it: the map and its inverse multiplied first, then one box moved."""
+    angle = np.deg2rad(degrees)
+    linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = linear @ np.diag([-1.0 if mirror else 1.0, 1.0])
+    there = np.vstack([np.column_stack([linear, [offset, -offset]]), [0, 0, 1]])
+    assert affine_boxes(box, (np.linalg.inv(there) @ there)[:2]) == pytest.approx(box, abs=1e-6)
+
+
+@given(boxes, st.floats(-15, 15))
+def test_turned_and_turned_back_the_box_has_grown_by_no_more_than_it_must(box, degrees):
+    """A tight upright box forgets the turn: sides w, h become sqrt(w^2 + 2 c^2 s^2 (h^2 - w^2)), the centre stays.
+
+    That is within half a pixel for a square, and for turns under a degree or so.
+    """
+    angle = np.deg2rad(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
+    back = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0]])
+    found = xyxy_to_cxcywh(affine_boxes(affine_boxes(box, turn), back))
+    centre, (width, height) = np.split(xyxy_to_cxcywh(box), 2)
+    mixed = 2 * (np.cos(angle) * np.sin(angle)) ** 2 * (height**2 - width**2)
+    assert found[:2] == pytest.approx(centre, abs=1e-6)
+    assert found[2:] == pytest.approx(np.sqrt([width**2 + mixed, height**2 - mixed]), abs=1e-6)
+
+
 def bright_ellipse(size, box):
     """(size, size) uint8, white inside the ellipse inscribed in box xyxy."""
     y, x = np.mgrid[:size, :size] + 0.5

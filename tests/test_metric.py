@@ -67,6 +67,53 @@ def test_iou_equal_to_a_threshold_is_no_match(k):
     assert score == k / 8
 
 
+def random_image(name, rng):
+    """Truth and predictions of one image: on a coarse grid, so that equal boxes, equal overlaps, equal confidences
+    and overlaps of exactly a threshold are frequent; a third of the predictions is a truth box cut to k/20 of it."""
+    truth = [(name, *rng.integers(0, 40, 2), *rng.integers(1, 5, 2) * 20) for _ in range(rng.integers(0, 5))]
+    predictions = []
+    for _ in range(rng.integers(0, 6)):
+        box = (*rng.integers(0, 40, 2), *rng.integers(1, 5, 2) * 20)
+        if truth and rng.random() < 1 / 3:
+            x, y, width, height = truth[rng.integers(len(truth))][1:]
+            box = (x, y, width, height * rng.integers(7, 16) // 20)
+        predictions.append((name, rng.choice([0.2, 0.4, 0.6, 0.8]), *box))
+    return truth, predictions
+
+
+def test_ten_thousand_random_images_score_as_defined():
+    """All in one table, image by image, threshold by threshold."""
+    rng = np.random.default_rng(0)
+    cases = {f"i{k:05d}": random_image(f"i{k:05d}", rng) for k in range(10_000)}
+    truth = truth_table([row for rows, _ in cases.values() for row in rows])
+    predictions = prediction_table([row for _, rows in cases.values() for row in rows])
+    scores = image_scores(truth, predictions)
+    assert sorted(scores.index) == sorted(name for name, (rows, found) in cases.items() if rows or found)
+    on_threshold = ties = 0
+    for name, found in zip(scores.index, scores.to_numpy(), strict=True):
+        rows, predicted = cases[name]
+        np.testing.assert_array_equal(found, slow_scores(rows, predicted), err_msg=name)
+        overlaps = [slow_iou(p[2:], t[1:]) for p in predicted for t in rows]
+        on_threshold += any(overlap in IOU_THRESHOLDS for overlap in overlaps)
+        ties += len({row[1] for row in predicted}) < len(predicted)
+    assert on_threshold > 1000
+    assert ties > 1000
+
+
+def slow_scores(truth, predictions):
+    """The score of one image at each IoU threshold, by the definition."""
+    scores = []
+    for t in [k / 100 for k in range(40, 80, 5)]:
+        left, hits = [row[1:] for row in truth], 0
+        for row in sorted(predictions, key=lambda row: -row[1]):
+            overlaps = [slow_iou(row[2:], other) for other in left]
+            if overlaps and max(overlaps) > t:
+                left.pop(overlaps.index(max(overlaps)))
+                hits += 1
+        scores.append(hits / (len(predictions) + len(truth) - hits))
+    return scores
+
+
 def test_no_image_counts():
     assert np.isnan(mean_average_precision(truth_table([]), prediction_table([])))
 
@@ -77,20 +124,12 @@ def test_missing_number_is_refused():
 
 
 def slow_map(truth, predictions):
-    """The definition, box by box."""
-    images = {row[0] for row in truth} | {row[0] for row in predictions}
+    """The definition, image by image and box by box."""
     scores = []
-    for t in [k / 100 for k in range(40, 80, 5)]:
-        for image in images:
-            left = [row[1:] for row in truth if row[0] == image]
-            mine = sorted((row for row in predictions if row[0] == image), key=lambda row: -row[1])
-            n_truth, tp = len(left), 0
-            for row in mine:
-                overlaps = [slow_iou(row[2:], other) for other in left]
-                if overlaps and max(overlaps) > t:
-                    left.pop(overlaps.index(max(overlaps)))
-                    tp += 1
-            scores.append(tp / (len(mine) + n_truth - tp))
+    for image in {row[0] for row in [*truth, *predictions]}:
+        scores += slow_scores(
+            [row for row in truth if row[0] == image], [row for row in predictions if row[0] == image]
+        )
     return float(np.mean(scores)) if scores else float("nan")
 
 

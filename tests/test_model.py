@@ -1,6 +1,7 @@
 """The network, its weights and its views: shapes, what the loss pulls at, and boxes that survive a flip."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from backbone import make_encoder
 from checkpoint import load_checkpoint, save_checkpoint
 from config import parse
-from dataset import ImageDataset, Samples, make_loader, make_samples
+from dataset import ImageDataset, Samples, check_inside, make_loader, make_samples
 from engine import make_train_set, start_phase, train_epoch
 from files import UserError
 from images import write_png
@@ -297,8 +298,19 @@ def test_tables_of_samples_join_by_id():
     samples = make_samples(pd.Series(["a", "b"]), index, Path("c"), truth, [0, 2])
     assert np.isnan(samples.boxes_xyxy[0]).all()
     assert samples.boxes_xyxy[1].tolist() == [0, 10, 8, 18]
-    with pytest.raises(UserError, match="1 images are not cached, first z"):
-        make_samples(pd.Series(["a", "z"]), index, Path("c"), truth)
+    with pytest.raises(UserError, match=r"1 images are not in it, first \.\./z: is their DICOM in input"):
+        make_samples(pd.Series(["a", "../z"]), index, Path("c"), truth)
+
+
+@pytest.mark.parametrize(
+    ("right", "bottom", "leaves"), [(20, 10, False), (21, 11, False), (22, 10, True), (5, 12, True)]
+)
+def test_a_box_that_ends_beyond_its_image_is_named(right, bottom, leaves):
+    """By more than the pixel that a count from 1 would give."""
+    images = pd.DataFrame({"patientId": ["a", "b"], "rows": [1000, 10], "cols": [1000, 20]})
+    truth = pd.DataFrame([("b", 1, 1, right - 1, bottom - 1)], columns=["patientId", "x", "y", "width", "height"])
+    with pytest.raises(UserError, match=r"patientId b: the box ends at .*20 x 10") if leaves else nullcontext():
+        check_inside(truth, images)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_batch_and_its_images(tmp_path, model, monkeypatch):

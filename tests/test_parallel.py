@@ -90,6 +90,24 @@ def test_lack_of_memory_names_the_setting(error, said):
         raise error
 
 
+class KilledAtThree(ImageDataset):
+    """Image 3 makes the kernel kill the process that reads it, as it does when memory ends."""
+
+    def __getitem__(self, row):
+        if row == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(row)
+
+
+def test_a_loader_process_that_the_kernel_kills_is_reported_as_that(tmp_path):
+    loader = make_loader(KilledAtThree(samples(tmp_path)), 1, 1, torch.device("cpu"))
+    with (
+        pytest.raises(UserError, match=r"a loader process was killed, probably by the kernel.*lower workers="),
+        explain_resources(parse([])),
+    ):
+        list(loader)
+
+
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="shapes"), explain_resources(parse([])):
         raise RuntimeError("shapes differ")
