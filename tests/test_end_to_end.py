@@ -228,6 +228,15 @@ def test_other_settings_are_refused_by_name(world, tmp_path):
     failed = stage("make_folds", root, "seed=7", check=False)
     assert failed.returncode == 1
     assert "seed: 42 -> 7" in failed.stderr
+    failed = stage("predict", root, "encoder=resnet34", check=False)
+    assert failed.returncode == 1
+    assert "encoder: resnet18 -> resnet34" in failed.stderr
+    labels = root / "input" / "stage_2_train_labels.csv"
+    labels.write_text(labels.read_text() + "\n")
+    for name in ("make_folds", "train"):
+        failed = stage(name, root, check=False)
+        assert failed.returncode == 1
+        assert re.search(r"stage_2_train_labels.csv: \w{16} -> \w{16}", failed.stderr)
 
 
 def test_two_runs_fuse(world, tmp_path):
