@@ -37,8 +37,9 @@ def make_predictions(cfg: Config, fold: int) -> None:
     if is_complete(stamp, facts, outputs):
         print(f"fold {fold}: predictions complete -> {outputs[0]}")
         return
+    model = load_network(cfg, fold)
     begin(stamp)
-    predict_fold(cfg, fold)
+    predict_fold(cfg, fold, model)
     mark_complete(stamp, facts)
     print(f"fold {fold}: predicted -> {', '.join(path.name for path in outputs)} in {cfg.fold_dir(fold)}")
 
@@ -51,15 +52,20 @@ def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
         "index.csv": cfg.cache_dir / "index.csv",
         SAMPLE_CSV: Path(cfg.input) / SAMPLE_CSV,
     }
-    return cfg.of_stage("predict") | {name: fingerprint(path) for name, path in files.items()}
+    return cfg.of_stage("predict") | network_facts(cfg) | {name: fingerprint(path) for name, path in files.items()}
 
 
-def predict_fold(cfg: Config, fold: int) -> None:
-    """Write valid.csv, valid_plain.csv and test.csv of one fold."""
+def load_network(cfg: Config, fold: int) -> Any:
+    """The fold's trained network. Raises UserError if it is not there, not finished or of other settings."""
     check_finished(cfg, fold)
     checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", network_facts(cfg))
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
+    return model
+
+
+def predict_fold(cfg: Config, fold: int, model: Any) -> None:
+    """Write valid.csv, valid_plain.csv and test.csv of one fold."""
     folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
     valid_ids = folds.loc[folds["fold"] == fold, "patientId"].tolist()
     for name, ids, split in (("valid", valid_ids, "train"), ("test", read_sample(Path(cfg.input)), "test")):
