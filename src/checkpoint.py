@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,24 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
     # by way of memory: given a name torch writes that (temporary) name into the archive, and on a full disk its
     # writer fails in words of its own
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(rebuilt(content), buffer)
     with write_then_rename(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def rebuilt(content: Any) -> Any:
+    """The same content in containers of its own, equal strings being one object.
+
+    Pickle writes what it met before as a reference to that object. Of a run that was stopped and went on, one half
+    comes from a file and shares no objects with the other: its checkpoints would differ in bytes, though not in content.
+    """
+    if isinstance(content, str):
+        return sys.intern(content)
+    if isinstance(content, dict):
+        return {rebuilt(key): rebuilt(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)([rebuilt(value) for value in content])
+    return content
 
 
 def load_checkpoint(path: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -302,6 +302,18 @@ def test_tables_of_samples_join_by_id():
         make_samples(pd.Series(["a", "../z"]), index, Path("c"), truth)
 
 
+def test_a_checkpoint_has_the_same_bytes_whether_its_run_was_stopped_or_not(tmp_path):
+    """Rows that come from a file share no strings and tuples with those of this process."""
+    rows = [{"epoch": epoch, "phase": "".join(["a", "ll"])} for epoch in (1, 2)]
+    groups = [{"betas": (0.9, 0.99), "phase": "all"}] * 2
+    save_checkpoint({"made_from": {}, "history": rows[:1], "groups": groups}, tmp_path / "half.pt")
+    half = load_checkpoint(tmp_path / "half.pt", {})
+    save_checkpoint({"made_from": {}, "history": rows, "groups": groups}, tmp_path / "straight.pt")
+    half["history"].append(rows[1])
+    save_checkpoint(half, tmp_path / "stopped.pt")
+    assert (tmp_path / "straight.pt").read_bytes() == (tmp_path / "stopped.pt").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("right", "bottom", "leaves"), [(20, 10, False), (21, 11, False), (22, 10, True), (5, 12, True)]
 )
