@@ -47,7 +47,7 @@ def rebuilt(content: Any) -> Any:
     """The same content in containers of its own, equal strings being one object.
 
     Pickle writes what it met before as a reference to that object. Of a run that was stopped and went on, one half
-    comes from a file and shares no objects with the other: its checkpoints would differ in bytes, though not in content.
+    comes from a file and shares no objects with the other: its checkpoints would have other bytes for the same content.
     """
     if isinstance(content, str):
         return sys.intern(content)
