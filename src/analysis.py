@@ -123,10 +123,10 @@ def roc(top: pd.Series, positive: NDArray[np.bool_], threshold: float) -> tuple[
 
 def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
     """The IoU of each kept box on an image with an opacity with the true box that it overlaps most."""
-    pairs = kept.merge(truth, on="patientId", suffixes=("", "_true"))
+    pairs = kept.assign(row=np.arange(len(kept))).merge(truth, on="patientId", suffixes=("", "_true"))
     true = pairs[[f"{column}_true" for column in BOX_COLUMNS]].to_numpy(dtype=float)
-    iou = box_iou(xywh_to_xyxy(pairs[BOX_COLUMNS].to_numpy(dtype=float)), xywh_to_xyxy(true))
-    return pd.Series(iou).groupby([pairs["patientId"], *(pairs[name] for name in BOX_COLUMNS)]).max().to_numpy()
+    pairs["iou"] = box_iou(xywh_to_xyxy(pairs[BOX_COLUMNS].to_numpy(dtype=float)), xywh_to_xyxy(true))
+    return pairs.groupby("row")["iou"].max().to_numpy(dtype=float)
 
 
 def thin(table: pd.DataFrame, x: str, y: str, n: int = 400) -> pd.DataFrame:
@@ -238,7 +238,7 @@ def scores_by_group(
     with_box, AUC, mAP, low, high. A score of images that do not count, and an interval of one person, are NaN.
     """
     rows = []
-    for column in groups:
+    for column in map(str, groups):
         for value, ids in groups.groupby(column, observed=True).groups.items():
             own = scores[scores.index.isin(ids)]
             alone = people.reindex(own.index).nunique() < 2

@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis import thin
@@ -40,8 +41,8 @@ SERIES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 DASHES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "ooo", "++")
 WIDTH = 4.4  # inches of 72 units: at this width in CSS pixels and below the letters are about as large as the page's
-STYLE = {
-    "font.size": 9,
+STYLE: Any = {
+    "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -58,7 +59,7 @@ STYLE = {
     "hatch.color": PAPER,
     "hatch.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
     "svg.hashsalt": "report",  # the same figure, the same bytes
@@ -97,7 +98,7 @@ def styled(draw: Any) -> Any:
     """Let a drawing function run in the report's style, whatever the user's own is."""
 
     def drawing(*words: Any, **named: Any) -> str:
-        with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
+        with style.context(STYLE, after_reset=True):
             return str(draw(*words, **named))
 
     drawing.__doc__ = draw.__doc__
@@ -122,7 +123,7 @@ def draw_history(name: str, histories: Mapping[int, pd.DataFrame], columns: Mapp
                 linewidth=1.4,
                 label=words,
             )
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="epoch", ylabel=label)
     if len(histories) * len(columns) <= 10:
         axis.legend(ncols=2 if len(columns) > 1 else 1)
@@ -189,7 +190,7 @@ def draw_calibration(name: str, bins: pd.DataFrame) -> str:
     axis.errorbar(
         bins["confidence"], bins["share"], span, color=BLUE, marker="o", markersize=4, linewidth=1.4, capsize=2
     )
-    axis.annotate("as sure as right", (0.98, 0.98), ha="right", va="top", rotation=0, color=INK, fontsize=8)
+    axis.annotate("as sure as right", (0.98, 0.98), ha="right", va="top", rotation=0, color=INK, fontsize=9)
     axis.set(xlabel="mean confidence", ylabel="share with an opacity", xlim=(0, 1), ylim=(0, 1))
     return to_svg(figure, name)
 
@@ -214,7 +215,7 @@ def draw_overlaps(name: str, iou: Floats) -> str:
     axis.axvspan(IOU_THRESHOLDS[0], IOU_THRESHOLDS[-1], color=ORANGE, alpha=0.18, linewidth=0)
     axis.hist(iou, bins=[float(edge) for edge in np.arange(21) / 20], color=BLUE, edgecolor=PAPER, linewidth=0.5)
     axis.set(xlabel="IoU with the true box", ylabel="boxes", xlim=(0, 1))
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return to_svg(figure, name)
 
 
@@ -234,7 +235,7 @@ def draw_groups(name: str, table: pd.DataFrame, overall: float) -> str:
     axis.set_yticks([*places, *(place for place, _ in heads)], [*labels, *(group for _, group in heads)])
     for tick in axis.get_yticklabels()[len(places) :]:
         tick.set_fontweight("bold")
-    axis.tick_params(axis="y", length=0, labelsize=8)
+    axis.tick_params(axis="y", length=0, labelsize=9)
     axis.set(xlabel="mAP", ylim=(places.max(initial=0) + 0.8, -0.6))
     axis.grid(axis="y", visible=False)
     return to_svg(figure, name)
@@ -247,7 +248,7 @@ def draw_places(name: str, true: Floats, predicted: Floats) -> str:
     highest = max(float(true.max(initial=0)), float(predicted.max(initial=0)), 1e-9)
     for axis, cells, title in zip(axes, (true, predicted), ("true boxes", "predicted boxes"), strict=True):
         picture = axis.imshow(100 * cells, cmap="cividis", vmin=0, vmax=100 * highest, extent=(0, 1, 1, 0))
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=10)
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
     figure.colorbar(picture, ax=axes, location="bottom", shrink=0.7, pad=0.04, label="% of the boxes", aspect=30)

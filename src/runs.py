@@ -118,12 +118,14 @@ def compare_runs(
 
     Each run is taken at its own threshold. people: patientId -> person. Images that `people` lacks are left out.
     """
-    of_run = {run.folder: all_scores(run, truth) for run in runs}
+    of_run = {run.folder: all_scores(run, truth) for run in [*runs, reference]}
     rows = []
     for run in runs:
         shared = people.index.intersection(run.ids).intersection(reference.ids)
         pair = [of_run[one.folder][of_run[one.folder].index.isin(shared)] for one in (run, reference)]
-        difference = (np.nan,) * 3 if run is reference else paired_difference(*pair, people[shared], n_resamples, seed)
+        difference = (np.nan, np.nan, np.nan)
+        if run is not reference:
+            difference = paired_difference(pair[0], pair[1], people[shared], n_resamples, seed)
         rows.append(
             {"run": run.name, **describe(run), **dict(zip(("difference", "low", "high"), difference, strict=True))}
         )
