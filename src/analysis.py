@@ -59,7 +59,8 @@ def loss_parts(truth: pd.DataFrame, kept: pd.DataFrame, classes: pd.Series) -> t
         "false alarms, class unknown": np.where(~positive & ~normal & ~not_normal, wrong, 0),
     }
     union = matched + wrong + missed
-    lost = {part: (count / union).mean(axis=0) if n_images else np.nan for part, count in errors.items()}
+    nothing = np.full(len(IOU_THRESHOLDS), np.nan)
+    lost = {part: (count / union).mean(axis=0) if n_images else nothing for part, count in errors.items()}
     images = {part: int((count > 0).any(axis=1).sum()) for part, count in errors.items()}
     return pd.DataFrame.from_dict(lost, orient="index", columns=IOU_THRESHOLDS), pd.Series(images)
 

@@ -34,8 +34,8 @@ GROUP_TITLES = {
     "view": "View position",
     "sex": "Sex",
     "age": "Age, years",
-    "box size": "Largest true box, share of the picture",
-    "side": "Side of the picture with the true boxes",
+    "box size": "Largest true box",
+    "side": "Side of true boxes",
 }
 
 
@@ -139,11 +139,11 @@ def fold_table(facts: Facts) -> Table:
         [
             f"fold {fold['fold']}",
             *(str(fold[key]) for key in ("images", "positives")),
-            *(digits(fold[key], ".4f") for key in ("AUC", "IoU", "mAP", "cross_fitted_mAP")),
+            *(digits(fold[key], ".4f") for key in ("AUC", "IoU", "mAP")),
         ]
         for fold in facts.run.scores["per_fold"]
     ]
-    header = ["", "images", "with opacity", "AUC", "IoU", "mAP", "mAP at the others' threshold"]
+    header = ["", "images", "with opacity", "AUC", "IoU", "mAP"]
     return Table("Each fold, out of fold, at the threshold that all share", header, rows)
 
 
@@ -164,6 +164,23 @@ def threshold(facts: Facts) -> Plot:
     )
 
 
+def threshold_table(facts: Facts) -> Table | None:
+    """What each fold would have chosen without a look at itself; None with a single fold."""
+    chosen = facts.run.scores.get("cross_fitted_thresholds", {})
+    folds = [fold for fold in facts.run.scores["per_fold"] if fold["cross_fitted_mAP"] is not None]
+    rows = [
+        [
+            f"fold {fold['fold']}",
+            digits(chosen.get(str(fold["fold"])), ".4f"),
+            digits(fold["cross_fitted_mAP"], ".4f"),
+            digits(fold["mAP"], ".4f"),
+        ]
+        for fold in folds
+    ]
+    header = ["", "threshold chosen on the other folds", "mAP there", "mAP at the common threshold"]
+    return Table("How far the choice depends on the images it is made on", header, rows) if rows else None
+
+
 def costs(facts: Facts) -> tuple[Plot, Table]:
     """What the score loses, and to what; the parts add up to 1 - mAP."""
     parts, images = analysis.loss_parts(facts.truth, facts.kept, facts.classes.astype(object))
@@ -174,12 +191,11 @@ def costs(facts: Facts) -> tuple[Plot, Table]:
     # the last part is of no interest where all classes are known
     named = [part for part in analysis.PARTS if images[part] or "unknown" not in part]
     rows = [
-        [part, analysis.PARTS[part], str(images[part]), digits(lost[part], ".4f"), digits(shares[part], ".1%")]
+        [part, str(images[part]), digits(lost[part], ".4f"), digits(shares[part], ".1%"), analysis.PARTS[part]]
         for part in named
     ]
-    rows.append(
-        ["all of it", "1 - mAP", str(len(facts.scores)), digits(total, ".4f"), digits(sum(shares.values()), ".1%")]
-    )
+    every = digits(sum(shares.values()), ".1%")
+    rows.append(["all of it", str(len(facts.scores)), digits(total, ".4f"), every, "1 - mAP"])
     words = ", ".join(f"{part} {lost[part]:.3f}" for part in named)
     plot = Plot(
         name="costs",
@@ -191,7 +207,7 @@ def costs(facts: Facts) -> tuple[Plot, Table]:
         source="oof.csv",
         command=facts.command("ensemble"),
     )
-    header = ["part", "what it is", "images", "lost mAP", "share of the loss"]
+    header = ["part", "images", "lost mAP", "share of the loss", "what it is"]
     return plot, Table("Mean over the images that count and the eight IoU thresholds", header, rows)
 
 

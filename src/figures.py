@@ -190,7 +190,7 @@ def draw_calibration(name: str, bins: pd.DataFrame) -> str:
     axis.errorbar(
         bins["confidence"], bins["share"], span, color=BLUE, marker="o", markersize=4, linewidth=1.4, capsize=2
     )
-    axis.annotate("as sure as right", (0.98, 0.98), ha="right", va="top", rotation=0, color=INK, fontsize=9)
+    axis.annotate("as sure as right", (0.88, 0.97), ha="right", va="top", color=INK, fontsize=9)
     axis.set(xlabel="mean confidence", ylabel="share with an opacity", xlim=(0, 1), ylim=(0, 1))
     return to_svg(figure, name)
 

@@ -147,6 +147,7 @@ def all_chapters(facts: Facts) -> dict[str, Any]:
         "costs": costs,
         "costs_table": costs_table,
         "threshold_plot": chapters.threshold(facts),
+        "threshold_table": chapters.threshold_table(facts),
         "training": chapters.training(facts),
         "folds": chapters.fold_table(facts),
         "confidence": chapters.confidence(facts),

@@ -85,6 +85,7 @@ def paired_difference(
     first, second: image scores by patientId, of the images that count for each: one without an opacity counts only
     where it got a box. people: patientId -> person, of all images that both have seen. NaN without an image.
     """
+    people = people.sort_index()  # the same draws whoever asks
     person, _ = pd.factorize(people)
     n_people = person.max(initial=-1) + 1
     rows = pd.Series(person, index=people.index)
