@@ -39,7 +39,8 @@ COLOURS = {
 INK, SOFT, PAPER, BLUE, RED, GREEN, PINK, ORANGE, SKY, YELLOW = COLOURS
 SERIES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 DASHES = ("-", "--", "-.", ":")
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "ooo", "++")
+# lines only: a pattern of circles takes 300 kB of SVG
+HATCHES = ("", "///", "---", "\\\\\\", "xxx", "||", "++")
 WIDTH = 4.4  # inches of 72 units: at this width in CSS pixels and below the letters are about as large as the page's
 STYLE: Any = {
     "font.size": 10,
