@@ -170,8 +170,8 @@ def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
             bottom,
             color=shades[k],
             hatch=HATCHES[k - 1] if k else "",
-            edgecolor=PAPER,
-            linewidth=0.5,
+            edgecolor=INK,
+            linewidth=0.6,
             label=part,
         )
         bottom += heights

@@ -102,7 +102,8 @@ def percent(boxes_xyxy: NDArray[np.float64]) -> list[list[float]]:
 
 def describe(score: float, group: Any, own: dict[str, pd.DataFrame]) -> str:
     """What a person should know of an image beside seeing it."""
-    truth = f"{group['class']}, {len(own['true'])} true {'box' if len(own['true']) == 1 else 'boxes'}"
+    n_true = len(own["true"])
+    truth = f"{group['class']}, {n_true or 'no'} true {'boxes' if n_true > 1 else 'box'}"
     sure = [f"{value:.2f}" for value in own["predicted"]["confidence"]]
     found = f"predicted with confidence {', '.join(sure)}" if sure else "no box above the threshold"
     if len(own["below"]):

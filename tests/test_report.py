@@ -459,6 +459,12 @@ def test_contrast_by_day_and_by_night(browser, made, scheme):
     drawn = [pair for pair in curves if pair[0].startswith("rgb(")]
     assert len(drawn) >= 8
     assert [pair for pair in drawn if contrast(pair) < 3] == []
+    shades = browser.execute_script(
+        "const probe = document.querySelector('.plot p'); return ['blue', 'red', 'green', 'pink', 'orange', 'sky']"
+        ".map((name) => { probe.style.color = `var(--${name})`; return [getComputedStyle(probe).color,"
+        " getComputedStyle(document.querySelector('.plot')).backgroundColor, name] })"
+    )
+    assert [pair for pair in shades if contrast(pair) < 3] == []
     dark = luminance(browser.execute_script("return getComputedStyle(document.body).backgroundColor")) < 0.2
     assert dark == (scheme == "dark")
 
