@@ -1,17 +1,12 @@
 """What the report says: each chapter's plots and tables with their words, from the files of a finished run."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import pandas as pd
 
 import analysis
 import figures
-from competition import CLASSES
-from metric import image_scores
-from runs import Run
+from facts import Facts, Plot, Table, digits
+from groups import in_square, scores_by_group
 
 # plot -> title, columns of history.csv and what the legend calls them, label of the axis, how to read it
 CURVES: dict[str, tuple[str, dict[str, str], str, str]] = {
@@ -37,79 +32,6 @@ GROUP_TITLES = {
     "box size": "Largest true box",
     "side": "Side of true boxes",
 }
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure with what a reader needs: how to read it, the numbers in words, and where they come from."""
-
-    name: str
-    title: str
-    svg: str
-    how: str  # how to read it
-    alt: str  # what it shows, for those who do not see it
-    source: str  # file that the numbers stand in
-    command: str  # what makes that file
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under header cells; the first cell of each row is its header."""
-
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that the chapters are made from. Boxes in original pixels."""
-
-    run: Run
-    truth: pd.DataFrame  # true boxes of the run's images
-    folds: pd.DataFrame  # rows of folds.csv of the run's images, index patientId
-    geometry: pd.DataFrame  # index patientId: where each image lies in its cached square
-    size: int  # px, side of the cached squares
-    sweep: pd.DataFrame  # threshold.csv
-    histories: dict[int, pd.DataFrame]  # fold -> history.csv
-    command: Callable[[str], str]  # stage -> what to type
-    n_resamples: int
-    seed: int
-
-    @cached_property
-    def kept(self) -> pd.DataFrame:
-        return self.run.kept
-
-    @cached_property
-    def by_iou(self) -> pd.DataFrame:
-        """Image scores, one column per IoU threshold, of the images that count."""
-        return image_scores(self.truth, self.kept)
-
-    @cached_property
-    def scores(self) -> pd.Series:
-        return self.by_iou.mean(axis=1)
-
-    @cached_property
-    def classes(self) -> pd.Series:
-        return analysis.one_of(self.folds["class"], CLASSES)
-
-    @cached_property
-    def top(self) -> pd.Series:
-        """The highest confidence of each image, in the order of `folds`."""
-        return analysis.top_confidences(self.run.predictions).reindex(self.folds.index)
-
-    @cached_property
-    def positive(self) -> pd.Series:
-        return pd.Series(self.folds.index.isin(self.truth["patientId"]), index=self.folds.index)
-
-    @cached_property
-    def groups(self) -> pd.DataFrame:
-        return analysis.groups_of_images(self.folds, self.truth, self.geometry, self.size)
-
-
-def digits(value: float | None, form: str = ".3f") -> str:
-    """A number for a table; a dash where there is none."""
-    return "-" if value is None or pd.isna(value) else format(value, form)
 
 
 def training(facts: Facts) -> list[Plot]:
@@ -265,7 +187,7 @@ def confidence(facts: Facts) -> list[Plot]:
 def groups(facts: Facts) -> tuple[Plot, Table]:
     """Scores by view position, sex, age, box size and side."""
     with_box = pd.Series(facts.folds.index.isin(facts.kept["patientId"]), index=facts.folds.index)
-    table = analysis.scores_by_group(
+    table = scores_by_group(
         facts.groups.rename(columns=GROUP_TITLES),
         facts.scores,
         facts.top,
@@ -306,7 +228,7 @@ def groups(facts: Facts) -> tuple[Plot, Table]:
 
 def places(facts: Facts) -> Plot:
     """Where true and predicted boxes lie."""
-    boxes = [analysis.in_square(table, facts.geometry, facts.size) for table in (facts.truth, facts.kept)]
+    boxes = [in_square(table, facts.geometry, facts.size) for table in (facts.truth, facts.kept)]
     maps = [analysis.coverage(table) for table in boxes]
     words = [
         f"{len(table)} {kind} boxes{centre_words(table)}"

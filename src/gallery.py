@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import UNKNOWN, in_square
+from groups import UNKNOWN, in_square
 from images import read_png
 
 PER_KIND = 12

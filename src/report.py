@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 import chapters
-from chapters import Facts, Table, digits
 from competition import FOLD_COLUMNS, LABELS_CSV, largest_box, read_labels, truth_boxes
 from config import Config, command, load_config
+from facts import Facts, Table, digits
 from files import UserError, fingerprint, only_one, read_json, read_table, write_then_rename
 from gallery import KINDS, Tile, choose, make_tiles
 from images import GEOMETRY_COLUMNS, read_index

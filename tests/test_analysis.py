@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import analysis
 from boxes import box_iou
 from competition import BOX_COLUMNS, CLASSES, PREDICTION_COLUMNS
+from groups import UNKNOWN, groups_of_images, scores_by_group
 from metric import IOU_THRESHOLDS, image_scores
 
 IMAGES = ("a", "b", "c", "d")
@@ -191,10 +192,10 @@ def test_groups_hold_documented_values_only():
     )
     geometry = pd.DataFrame({"scale_x": 0.5, "scale_y": 0.5, "pad_x": 0.0, "pad_y": 0.0}, index=list(IMAGES))
     truth = truth_of(("a", 0, 0, 20, 20), ("b", 90, 0, 20, 20), ("c", 0, 0, 10, 10), ("c", 150, 0, 40, 40))
-    groups = analysis.groups_of_images(folds, truth, geometry, 100)
-    assert groups["view"].tolist() == ["AP", "PA", analysis.UNKNOWN, analysis.UNKNOWN]
-    assert groups["sex"].tolist() == ["F", "M", analysis.UNKNOWN, analysis.UNKNOWN]
-    assert groups["age"].tolist() == ["0 to 19", "20 to 39", analysis.UNKNOWN, analysis.UNKNOWN]
+    groups = groups_of_images(folds, truth, geometry, 100)
+    assert groups["view"].tolist() == ["AP", "PA", UNKNOWN, UNKNOWN]
+    assert groups["sex"].tolist() == ["F", "M", UNKNOWN, UNKNOWN]
+    assert groups["age"].tolist() == ["0 to 19", "20 to 39", UNKNOWN, UNKNOWN]
     assert groups["side"].tolist()[:3] == ["left half only", "right half only", "both halves"]
     assert groups["side"].isna().tolist() == [False, False, False, True]
     assert groups["box size"].tolist()[2].startswith("large")
@@ -206,9 +207,7 @@ def test_scores_by_group_are_means_of_what_counts():
     flags = {name: pd.Series(values, index=list(IMAGES)) for name, values in
              {"top": [0.9, 0.8, 0.7, 0.1], "positive": [True, False, True, False], "box": [True, True, True, False],
               "people": ["p", "q", "r", "s"]}.items()}  # fmt: skip
-    table = analysis.scores_by_group(
-        groups, scores, flags["top"], flags["positive"], flags["box"], flags["people"], 50, 1
-    )
+    table = scores_by_group(groups, scores, flags["top"], flags["positive"], flags["box"], flags["people"], 50, 1)
     assert table["mAP"].tolist() == [0.5, 0.25]
     assert table["AUC"].tolist() == [1.0, 1.0]
     assert table["with_box"].tolist() == [1.0, 0.5]
