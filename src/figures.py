@@ -1,5 +1,6 @@
 """The report's plots: each takes plain numbers and returns SVG text."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,7 +35,10 @@ Floats = NDArray[np.float64]
 @styled
 def draw_history(name: str, histories: Mapping[int, pd.DataFrame], columns: Mapping[str, str], label: str) -> str:
     """One line per fold and column (name -> what the legend says) over the epochs."""
-    figure, (axis,) = new_axes()
+    n_lines = len(histories) * len(columns)
+    # a few lines have room for their names inside, more of them below
+    below = math.ceil(n_lines / 2) if n_lines > 2 else 0
+    figure, (axis,) = new_axes(3.0 + 0.19 * below)
     for place, (fold, history) in enumerate(histories.items()):
         for dash, (column, said) in zip(DASHES, columns.items(), strict=False):
             words = f"fold {fold}" + (f", {said}" if said else "")
@@ -51,8 +55,10 @@ def draw_history(name: str, histories: Mapping[int, pd.DataFrame], columns: Mapp
             )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="epoch", ylabel=label)
-    if len(histories) * len(columns) <= 10:
-        axis.legend(ncols=2 if len(columns) > 1 else 1)
+    if below:
+        figure.legend(loc="outside lower center", ncols=2)
+    else:
+        axis.legend()
     return to_svg(figure, name)
 
 
