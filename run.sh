@@ -4,7 +4,7 @@ set -euo pipefail
 
 script=$(readlink -f "${BASH_SOURCE[0]}")
 here=$(dirname "$script")
-stages="make_folds cache_images train predict ensemble evaluate make_submission summary"
+stages="make_folds cache_images train predict ensemble evaluate make_submission summary report"
 
 usage() {
     cat <<EOF
@@ -15,7 +15,7 @@ usage() {
 ./run.sh <stage> [key=value ...]         one stage; what is complete already is skipped
 ./run.sh help                            this, and every setting
 
-other stages: make_demo (writes the synthetic competition), show_model, show_batch, show_results, show_history, find_lr (pictures and tables)
+other stages: compare (all runs side by side), make_demo (writes the synthetic competition), show_model, show_batch, show_results, show_history, find_lr (pictures and tables)
 EOF
 }
 
@@ -132,7 +132,7 @@ case "$command" in
             exit 2
         fi
         needs=requirements.txt
-        case "$command" in show_* | find_lr) needs=requirements-show.txt ;; esac
+        case "$command" in show_model) needs=requirements-show.txt ;; esac
         python=$(find_python "$here/$needs")
         run_stages "$command"
         ;;

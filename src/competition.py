@@ -23,6 +23,7 @@ HEADER_COLUMNS = ["patientId", "PatientAge", "PatientSex", "ViewPosition"]
 FOLD_COLUMNS = ["patientId", "fold", "target", "n_boxes", "class", "view", "sex", "age", "group"]
 PREDICTION_COLUMNS = ["patientId", "confidence", *BOX_COLUMNS]
 CLASSES = ["Normal", "No Lung Opacity / Not Normal", "Lung Opacity"]
+AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a header age beyond these (155 occurs) counts as unknown
 
 HOW_TO_GET = (
     "unzip Kaggle's files there (kaggle competitions download -c rsna-pneumonia-detection-challenge), "

@@ -95,7 +95,7 @@ class Config:
 
     # scores and submission
     threshold: str = setting("auto", "submit", "smallest confidence submitted: auto (from scores.json) or a number")
-    bootstrap: int = setting(1000, "evaluate", "resamples behind the 95 % interval")
+    bootstrap: int = setting(1000, "evaluate", "resamples behind each 95 % interval")
     predictions: str = setting("", "evaluate", "score this table or submission instead of the run's own")
     labels: str = setting("", "evaluate", "labels CSV to score predictions= against; default: the training labels")
     test_labels: str = setting("${root}/test_labels.csv", "evaluate", "test truth, if you have it (the demo does)")

@@ -3,8 +3,10 @@
 import contextlib
 import ctypes
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from boxes import xyxy_to_cxcywh
 from checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
 from config import Config
 from dataset import FoldData, ImageDataset, ImageMemory, Samples, load_fold, make_loader, memory_for, to_device
-from files import UserError, write_table
+from files import UserError, read_table, write_table
 from inference import mixed_precision, pick_device, precision, prediction_table, to_numpy
 from model import build_model
 from parallel import count_workers
@@ -126,6 +128,7 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dic
         if within == 0 and epoch > 0:
             run = start_phase(cfg, run.model, len(train), phase, run.history)
         train.epoch = epoch
+        started = time.perf_counter()
         # dropout draws from the global generator: seeded here, a resumed run draws what a straight one does
         torch.manual_seed((cfg.seed * 1000 + fold) * 1000 + epoch + 1)
         title = f"fold {fold} epoch {epoch + 1}/{cfg.total_epochs}"
@@ -141,8 +144,17 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dic
             )
         save_checkpoint({"made_from": facts, "fold": fold, "epoch": epoch + 1, **run.state()}, folder / "last.pt")
         write_table(pd.DataFrame(run.history), folder / "history.csv")
+        note_seconds(folder / "seconds.csv", epoch + 1, time.perf_counter() - started)
     best = max(run.history, key=rank)
     print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']:.0f} -> {folder / 'best.pt'}")
+
+
+def note_seconds(path: Path, epoch: int, seconds: float) -> None:
+    """Add what an epoch took; not in history.csv, which is the same to the byte for the same seed."""
+    noted = read_table(path, ["epoch", "seconds"]) if path.is_file() and epoch > 1 else pd.DataFrame()
+    earlier = noted[noted["epoch"] < epoch] if len(noted) else noted
+    row = pd.DataFrame({"epoch": [epoch], "seconds": [round(seconds, 3)]})
+    write_table(pd.concat([earlier, row]), path)
 
 
 def rank(scores: dict[str, Any]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from numpy.typing import NDArray
 
 from competition import (
+    AGE_BANDS,
     CLASSES_CSV,
     FOLD_COLUMNS,
     HEADER_COLUMNS,
@@ -26,8 +27,6 @@ from config import Config, load_config
 from dicom import read_header
 from files import UserError, difference, fingerprint, mark_complete, only_one, read_json, read_table, write_table
 from parallel import map_files
-
-AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a header age beyond these (155 occurs) counts as unknown
 
 
 def main(cfg: Config) -> None:

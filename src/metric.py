@@ -5,6 +5,8 @@ worked by hand in tests/test_metric.py: an image without truth and without predi
 truth and with predictions scores 0, a match needs an IoU strictly greater than the threshold.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -93,6 +95,34 @@ def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.Data
     columns patientId, confidence, n_truth; and the scores (rows, 8) of the row's image at each IoU threshold
     if the row is the last one that is kept. Raises ValueError for boxes with missing numbers.
     """
+    table = arrange(truth, predictions)
+    hits, _ = match_by_rank(table)
+    running = np.cumsum(hits, axis=0)
+    before = np.vstack([np.zeros((1, hits.shape[1]), dtype=int), running])[np.arange(len(hits)) - table.rank]
+    true_positives = running - before
+    n_truth = table.n_truth[table.image]
+    union = (table.rank + 1 + n_truth)[:, None] - true_positives
+    steps = pd.DataFrame({"patientId": table.ids[table.image], "confidence": table.confidence, "n_truth": n_truth})
+    return steps, true_positives / union
+
+
+class Arranged(NamedTuple):
+    """Truth and predictions of many images, ready to be matched side by side."""
+
+    ids: NDArray[np.object_]  # (images,) patientId
+    n_truth: NDArray[np.intp]  # (images,) true boxes
+    padded_truth: Floats  # (images, most boxes, 4) xyxy, NaN where an image has fewer
+    boxes_xyxy: Floats  # (boxes, 4) predictions, sorted by image and falling confidence
+    confidence: Floats  # (boxes,)
+    image: NDArray[np.intp]  # (boxes,) row in ids
+    rank: NDArray[np.intp]  # (boxes,) 0 for the most confident box of its image
+
+
+def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
+    """Sort the predictions by image and falling confidence (ties: as given), beside their images' truth.
+
+    Raises ValueError for boxes with missing numbers.
+    """
     boxes = predictions.dropna(subset=BOX_COLUMNS, how="all")
     if boxes[["confidence", *BOX_COLUMNS]].isna().any(axis=None) or truth[BOX_COLUMNS].isna().any(axis=None):
         raise ValueError("a box has an empty field; drop the row or fill it")
@@ -100,18 +130,16 @@ def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.Data
     truth_image, image = codes[: len(truth)], codes[len(truth) :]
     order = np.lexsort([-boxes["confidence"].to_numpy(dtype=float), image])
     boxes, image = boxes.iloc[order], image[order]
-    rank = np.arange(len(image)) - np.searchsorted(image, image)
     n_truth = np.bincount(truth_image, minlength=len(ids))
-    padded = pad_truth(truth, truth_image, n_truth)
-    hits = match_by_rank(xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)), image, rank, padded)
-    running = np.cumsum(hits, axis=0)
-    before = np.vstack([np.zeros((1, hits.shape[1]), dtype=int), running])[np.arange(len(image)) - rank]
-    true_positives = running - before
-    union = (rank + 1 + n_truth[image])[:, None] - true_positives
-    steps = pd.DataFrame(
-        {"patientId": ids[image], "confidence": boxes["confidence"].to_numpy(dtype=float), "n_truth": n_truth[image]}
+    return Arranged(
+        ids=ids,
+        n_truth=n_truth,
+        padded_truth=pad_truth(truth, truth_image, n_truth),
+        boxes_xyxy=xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)),
+        confidence=boxes["confidence"].to_numpy(dtype=float),
+        image=image,
+        rank=np.arange(len(image)) - np.searchsorted(image, image),
     )
-    return steps, true_positives / union
 
 
 def pad_truth(truth: pd.DataFrame, image: NDArray[np.intp], n_truth: NDArray[np.intp]) -> Floats:
@@ -123,25 +151,33 @@ def pad_truth(truth: pd.DataFrame, image: NDArray[np.intp], n_truth: NDArray[np.
     return padded
 
 
-def match_by_rank(
-    boxes_xyxy: Floats, image: NDArray[np.intp], rank: NDArray[np.intp], padded_truth: Floats
-) -> NDArray[np.int64]:
+def match_by_rank(table: Arranged) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Greedy matching: (boxes, 8) 1 where a box takes the best truth box that is left, with IoU > threshold.
 
-    All boxes of rank 0 (the most confident of their images) are matched at once, then those of rank 1, ...
+    Also returns which truth boxes are left over: (images, 8, most boxes).
     """
-    exists = ~np.isnan(padded_truth[:, None, :, 0])
+    exists = ~np.isnan(table.padded_truth[:, None, :, 0])
     free = np.repeat(exists, len(IOU_THRESHOLDS), axis=1)
-    hits = np.zeros((len(boxes_xyxy), len(IOU_THRESHOLDS)), dtype=np.int64)
-    by_rank = np.argsort(rank, kind="stable")
-    for rows in np.split(by_rank, np.flatnonzero(np.diff(rank[by_rank])) + 1):
-        overlap = box_iou(boxes_xyxy[rows][:, None], padded_truth[image[rows]])
-        overlap = np.where(free[image[rows]], np.nan_to_num(overlap)[:, None, :], -1.0)
+    return take_best(table, free, np.ones((len(table.image), len(IOU_THRESHOLDS)), dtype=bool), IOU_THRESHOLDS), free
+
+
+def take_best(table: Arranged, free: NDArray[np.bool_], may: NDArray[np.bool_], above: Floats) -> NDArray[np.int64]:
+    """(boxes, 8) 1 where a box that `may` (boxes, 8) takes the best free truth box, with IoU > above (8,).
+
+    free: (images, 8, most boxes); what is taken is no longer free there. All boxes of rank 0 (the most confident
+    of their images) are matched at once, then those of rank 1, ...
+    """
+    hits = np.zeros((len(table.boxes_xyxy), len(above)), dtype=np.int64)
+    by_rank = np.argsort(table.rank, kind="stable")
+    for rows in np.split(by_rank, np.flatnonzero(np.diff(table.rank[by_rank])) + 1):
+        image = table.image[rows]
+        overlap = box_iou(table.boxes_xyxy[rows][:, None], table.padded_truth[image])
+        overlap = np.where(free[image], np.nan_to_num(overlap)[:, None, :], -1.0)
         best = overlap.argmax(axis=2)
-        hit = np.take_along_axis(overlap, best[..., None], axis=2)[..., 0] > IOU_THRESHOLDS
+        hit = (np.take_along_axis(overlap, best[..., None], axis=2)[..., 0] > above) & may[rows]
         hits[rows] = hit
         row, column = np.nonzero(hit)
-        free[image[rows][row], column, best[row, column]] = False
+        free[image[row], column, best[row, column]] = False
     return hits
 
 

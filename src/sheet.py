@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from files import UserError, write_then_rename
@@ -38,7 +39,7 @@ def stack_rows(rows: Sequence[Sequence[Picture]]) -> Picture:
 
 
 def optional(module: str) -> Any:
-    """Import a module that only the show verbs need. Raises UserError that says how to get it."""
+    """Import a module that only one of the show verbs needs. Raises UserError that says how to get it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
@@ -48,7 +49,7 @@ def optional(module: str) -> Any:
 
 def new_figure(rows: int, columns: int, title: str) -> tuple[Any, list[Any]]:
     """A figure of the plotting library without a window, and its axes row by row."""
-    figure = optional("matplotlib.figure").Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
+    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
     figure.suptitle(title)
     return figure, list(np.ravel(figure.subplots(rows, columns)))
 

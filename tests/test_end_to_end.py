@@ -17,7 +17,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ["make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary"]
+STAGES = [
+    *("make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary", "report"),
+]
 SMALL = [
     "size=64",
     "n_folds=2",
@@ -121,6 +123,8 @@ def test_what_the_user_reads(world):
     for line in ("fold 0", "fold 1", "out of fold", "submission, test images", "no boxes", "median box on every image"):
         assert line in table
     assert str(root / "submissions" / "tiny.csv") in table
+    assert str(root / "working" / "tiny" / "report.html") in said["report"].stdout
+    assert len(pd.read_csv(root / "working" / "tiny" / "fold0" / "seconds.csv")) == 2
 
 
 def test_numbers_agree_from_stage_to_stage(world):

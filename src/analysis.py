@@ -1,0 +1,148 @@
+"""What a score is made of: what costs it, how far confidences can be trusted, and where boxes lie."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import brier_score_loss, roc_curve
+
+from boxes import box_iou, xywh_to_xyxy
+from competition import BOX_COLUMNS, CLASSES
+from metric import IOU_THRESHOLDS, arrange, match_by_rank, take_best
+
+Floats = NDArray[np.float64]
+
+NORMAL, NOT_NORMAL, _ = CLASSES
+NEAR_IOU = 0.1  # a box that overlaps more than this with a truth box that it does not match is poor, not elsewhere
+PARTS = {
+    "missed images": "an opacity, and no box at all",
+    "missed boxes": "true boxes that no predicted box is near, on images that have some box",
+    "poor boxes": f"a predicted and a true box that overlap (IoU above {NEAR_IOU}) but not enough to match",
+    "boxes elsewhere": "predicted boxes with no true box near that is left, on images with an opacity",
+    "false alarms on Normal": "a box on an image of the class Normal",
+    "false alarms on Not Normal": "a box on an image without an opacity that is not normal either",
+    "false alarms, class unknown": "a box on an image without an opacity whose class is not known",
+}
+
+
+def loss_parts(truth: pd.DataFrame, kept: pd.DataFrame, classes: pd.Series) -> tuple[pd.DataFrame, pd.Series]:
+    """Split 1 - mAP into PARTS: the mean loss (part x IoU threshold), and in how many images each part occurs.
+
+    truth, kept: as in metric.image_scores; classes: index patientId. An image with true positives TP, false ones FP
+    and misses FN scores TP / (TP + FP + FN), so it loses (FP + FN) / (TP + FP + FN): each wrong box and each miss
+    costs the same share, and each is given to one part. A wrong box and a missed one that overlap by more than
+    NEAR_IOU are paired, most confident first, and both are counted as a poor box. So the parts of each threshold
+    add up to 1 - score of that threshold, and their means to 1 - mAP. With no image that counts all are NaN.
+    """
+    table = arrange(truth, kept)
+    hits, free = match_by_rank(table)
+    near = take_best(table, free, hits == 0, np.full(len(IOU_THRESHOLDS), NEAR_IOU))
+    n_images = len(table.ids)
+    n_boxes = np.bincount(table.image, minlength=n_images)[:, None]
+    matched, paired = (sum_by_image(counts, table.image, n_images) for counts in (hits, near))
+    wrong, missed = n_boxes - matched, table.n_truth[:, None] - matched
+    positive = table.n_truth[:, None] > 0
+    silent = n_boxes == 0
+    kind = classes.reindex(table.ids).to_numpy()[:, None]
+    normal, not_normal = kind == NORMAL, kind == NOT_NORMAL
+    errors = {
+        "missed images": np.where(positive & silent, missed, 0),
+        "missed boxes": np.where(positive & ~silent, missed - paired, 0),
+        "poor boxes": 2 * paired,
+        "boxes elsewhere": np.where(positive, wrong - paired, 0),
+        "false alarms on Normal": np.where(~positive & normal, wrong, 0),
+        "false alarms on Not Normal": np.where(~positive & not_normal, wrong, 0),
+        "false alarms, class unknown": np.where(~positive & ~normal & ~not_normal, wrong, 0),
+    }
+    union = matched + wrong + missed
+    nothing = np.full(len(IOU_THRESHOLDS), np.nan)
+    lost = {part: (count / union).mean(axis=0) if n_images else nothing for part, count in errors.items()}
+    images = {part: int((count > 0).any(axis=1).sum()) for part, count in errors.items()}
+    return pd.DataFrame.from_dict(lost, orient="index", columns=IOU_THRESHOLDS), pd.Series(images)
+
+
+def sum_by_image(values: NDArray[np.int64], image: NDArray[np.intp], n_images: int) -> NDArray[np.int64]:
+    """(boxes, 8) -> (images, 8): sums over the boxes of each image."""
+    sums = np.zeros((n_images, values.shape[1]), dtype=np.int64)
+    np.add.at(sums, image, values)
+    return sums
+
+
+def top_confidences(predictions: pd.DataFrame) -> pd.Series:
+    """The highest confidence of each image, 0 for one without a box; index patientId."""
+    return predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
+
+
+def calibration(top: pd.Series, positive: NDArray[np.bool_], n_bins: int = 10) -> pd.DataFrame:
+    """Images in bins of about as many each, by rising confidence: mean confidence, share with an opacity.
+
+    Columns confidence, share, low, high (95 % Wilson interval of the share), images. Images of the same confidence
+    stay together, so there may be fewer bins.
+    """
+    bins = pd.qcut(top, min(n_bins, len(top)), labels=False, duplicates="drop").fillna(0)
+    groups = pd.DataFrame({"confidence": top.to_numpy(), "hit": positive}).groupby(bins.to_numpy())
+    table = groups.agg(confidence=("confidence", "mean"), share=("hit", "mean"), images=("hit", "size"))
+    low, high = wilson_interval(table["share"].to_numpy(dtype=float), table["images"].to_numpy(dtype=float))
+    return table.assign(low=low, high=high).reset_index(drop=True)
+
+
+def wilson_interval(share: Floats, n: Floats, z: float = 1.96) -> tuple[Floats, Floats]:
+    """Interval of a share of n: stays inside [0, 1] and has a width also where the share is 0 or 1."""
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+def calibration_error(bins: pd.DataFrame) -> float:
+    """Mean distance between confidence and share over the bins, weighted by their images."""
+    return float(np.average((bins["confidence"] - bins["share"]).abs(), weights=bins["images"]))
+
+
+def brier(top: pd.Series, positive: NDArray[np.bool_]) -> float:
+    """Mean squared distance of the confidence from 1 (opacity) or 0."""
+    return float(brier_score_loss(positive, top))
+
+
+def roc(top: pd.Series, positive: NDArray[np.bool_], threshold: float) -> tuple[pd.DataFrame, tuple[float, float]]:
+    """The ROC curve of "has an opacity", columns false_alarms and found; and where the threshold lies on it.
+
+    With a single kind of images there is no curve: an empty table and NaN.
+    """
+    if not 0 < positive.sum() < len(positive):
+        return pd.DataFrame(columns=["false_alarms", "found"], dtype=float), (np.nan, np.nan)
+    false_alarms, found, _ = roc_curve(positive, top)
+    called = top.to_numpy() >= threshold
+    return (
+        pd.DataFrame({"false_alarms": false_alarms, "found": found}),
+        (float(called[~positive].mean()), float(called[positive].mean())),
+    )
+
+
+def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
+    """The IoU of each kept box on an image with an opacity with the true box that it overlaps most."""
+    pairs = kept.assign(row=np.arange(len(kept))).merge(truth, on="patientId", suffixes=("", "_true"))
+    true = pairs[[f"{column}_true" for column in BOX_COLUMNS]].to_numpy(dtype=float)
+    pairs["iou"] = box_iou(xywh_to_xyxy(pairs[BOX_COLUMNS].to_numpy(dtype=float)), xywh_to_xyxy(true))
+    return pairs.groupby("row")["iou"].max().to_numpy(dtype=float)
+
+
+def thin(table: pd.DataFrame, x: str, y: str, n: int = 400) -> pd.DataFrame:
+    """At most about 2n rows of a curve, the same to the eye: of each of n slices of x the lowest and the highest y.
+
+    The first and the last row always stay.
+    """
+    if len(table) <= 2 * n:
+        return table
+    rows = table.reset_index(drop=True)
+    slices = pd.cut(rows[x], n, labels=False)
+    by_slice = rows[y].groupby(slices)
+    keep = sorted({0, len(rows) - 1, *by_slice.idxmin().astype(int), *by_slice.idxmax().astype(int)})
+    return rows.iloc[keep].reset_index(drop=True)
+
+
+def coverage(boxes_xyxy: Floats, cells: int = 64) -> Floats:
+    """(n, 4) xyxy in [0, 1] -> (cells, cells), rows from the top: the share of the boxes that cover a cell's centre."""
+    centres = (np.arange(cells) + 0.5) / cells
+    left, top, right, bottom = (boxes_xyxy[:, [k]] for k in range(4))
+    columns = ((left <= centres) & (centres < right)).astype(float)
+    rows = ((top <= centres) & (centres < bottom)).astype(float)
+    return rows.T @ columns / max(len(boxes_xyxy), 1)

@@ -1,0 +1,96 @@
+"""How plots become SVG text that stands in a page: its colours follow the page's, light or dark.
+
+Each figure is drawn for the width of a phone; a wider page shows several side by side. Colours are those of Okabe and
+Ito, which the colour-blind tell apart, and never the only difference: lines differ in their dashes, bars in their
+hatching as well.
+"""
+
+import io
+import re
+from typing import Any
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# what the drawing is done in -> what stands in the SVG instead; the page says what they are, by day and by night
+COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--soft)",
+    "#030303": "var(--paper)",
+    "#0072b2": "var(--blue)",
+    "#d55e00": "var(--red)",
+    "#009e73": "var(--green)",
+    "#cc79a7": "var(--pink)",
+    "#e69f00": "var(--orange)",
+    "#56b4e9": "var(--sky)",
+    "#f0e442": "var(--yellow)",
+}
+INK, SOFT, PAPER, BLUE, RED, GREEN, PINK, ORANGE, SKY, YELLOW = COLOURS
+SERIES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
+DASHES = ("-", "--", "-.", ":")
+# lines only: a pattern of circles takes 300 kB of SVG
+HATCHES = ("", "///", "---", "\\\\\\", "xxx", "||", "++")
+WIDTH = 4.4  # inches of 72 units: at this width in CSS pixels and below the letters are about as large as the page's
+STYLE: Any = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": SOFT,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "hatch.color": PAPER,
+    "hatch.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "text.parse_math": False,  # a name with two dollar signs is a name
+    "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
+    "svg.hashsalt": "report",  # the same figure, the same bytes
+}
+
+
+def new_axes(height: float = 3.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of the report's width (inches) and its axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = [figure.add_subplot(1, columns, place + 1) for place in range(columns)]
+    for axis in axes:
+        axis.patch.set_alpha(0)
+    return figure, axes
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element without size, with the page's colours, and ids that begin with `name`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    svg = text[text.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", svg)
+    # one reader, one sentence: the figure's own words are in the alternative text
+    svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    for drawn, shown in COLOURS.items():
+        svg = svg.replace(drawn, shown)
+    return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+
+
+def styled(draw: Any) -> Any:
+    """Let a drawing function run in the report's style, whatever the user's own is."""
+
+    def drawing(*words: Any, **named: Any) -> str:
+        with style.context(STYLE, after_reset=True):
+            return str(draw(*words, **named))
+
+    drawing.__doc__ = draw.__doc__
+    return drawing

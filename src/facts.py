@@ -1,0 +1,86 @@
+"""What the report's chapters are made from, and what they are made into: plots and tables with their words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from analysis import top_confidences
+from competition import CLASSES
+from groups import groups_of_images, one_of
+from metric import image_scores
+from runs import Run
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with what a reader needs: how to read it, the numbers in words, and where they come from."""
+
+    name: str
+    title: str
+    svg: str
+    how: str  # how to read it
+    alt: str  # what it shows, for those who do not see it
+    source: str  # file that the numbers stand in
+    command: str  # what makes that file
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under header cells; the first cell of each row is its header."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the chapters are made from. Boxes in original pixels."""
+
+    run: Run
+    truth: pd.DataFrame  # true boxes of the run's images
+    folds: pd.DataFrame  # rows of folds.csv of the run's images, index patientId
+    geometry: pd.DataFrame  # index patientId: where each image lies in its cached square
+    size: int  # px, side of the cached squares
+    sweep: pd.DataFrame  # threshold.csv
+    histories: dict[int, pd.DataFrame]  # fold -> history.csv
+    command: Callable[[str], str]  # stage -> what to type
+    n_resamples: int
+    seed: int
+
+    @cached_property
+    def kept(self) -> pd.DataFrame:
+        return self.run.kept
+
+    @cached_property
+    def by_iou(self) -> pd.DataFrame:
+        """Image scores, one column per IoU threshold, of the images that count."""
+        return image_scores(self.truth, self.kept)
+
+    @cached_property
+    def scores(self) -> pd.Series:
+        return self.by_iou.mean(axis=1)
+
+    @cached_property
+    def classes(self) -> pd.Series:
+        return one_of(self.folds["class"], CLASSES)
+
+    @cached_property
+    def top(self) -> pd.Series:
+        """The highest confidence of each image, in the order of `folds`."""
+        return top_confidences(self.run.predictions).reindex(self.folds.index)
+
+    @cached_property
+    def positive(self) -> pd.Series:
+        return pd.Series(self.folds.index.isin(self.truth["patientId"]), index=self.folds.index)
+
+    @cached_property
+    def groups(self) -> pd.DataFrame:
+        return groups_of_images(self.folds, self.truth, self.geometry, self.size)
+
+
+def digits(value: float | None, form: str = ".3f") -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None or pd.isna(value) else format(value, form)

@@ -1,0 +1,193 @@
+"""The report's plots: each takes plain numbers and returns SVG text."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from analysis import thin
+from drawing import (
+    BLUE,
+    DASHES,
+    GREEN,
+    HATCHES,
+    INK,
+    ORANGE,
+    PAPER,
+    PINK,
+    RED,
+    SERIES,
+    SKY,
+    SOFT,
+    YELLOW,
+    new_axes,
+    styled,
+    to_svg,
+)
+from metric import IOU_THRESHOLDS
+
+Floats = NDArray[np.float64]
+
+
+@styled
+def draw_history(name: str, histories: Mapping[int, pd.DataFrame], columns: Mapping[str, str], label: str) -> str:
+    """One line per fold and column (name -> what the legend says) over the epochs."""
+    n_lines = len(histories) * len(columns)
+    # a few lines have room for their names inside, more of them below
+    below = math.ceil(n_lines / 2) if n_lines > 2 else 0
+    figure, (axis,) = new_axes(3.0 + 0.19 * below)
+    for place, (fold, history) in enumerate(histories.items()):
+        for dash, (column, said) in zip(DASHES, columns.items(), strict=False):
+            words = f"fold {fold}" + (f", {said}" if said else "")
+            marker = "osD^v"[place % 5]
+            axis.plot(
+                history["epoch"],
+                history[column],
+                dash,
+                color=SERIES[place % 6],
+                marker=marker if len(history) <= 40 else None,
+                markersize=3,
+                linewidth=1.4,
+                label=words,
+            )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="epoch", ylabel=label)
+    if below:
+        figure.legend(loc="outside lower center", ncols=2)
+    else:
+        axis.legend()
+    return to_svg(figure, name)
+
+
+@styled
+def draw_threshold(name: str, sweep: pd.DataFrame, chosen: float, score: float) -> str:
+    """mAP over the confidence threshold, and what was chosen."""
+    figure, (axis,) = new_axes()
+    curve = thin(sweep.sort_values("threshold"), "threshold", "score")
+    axis.plot(curve["threshold"], curve["score"], color=BLUE, linewidth=1.4)
+    axis.axvline(chosen, color=RED, linestyle="--", linewidth=1.2)
+    axis.plot([chosen], [score], "o", color=RED, markersize=6)
+    axis.annotate(
+        f" {score:.3f} at {chosen:.3f}",
+        (chosen, score),
+        ha="left" if chosen < 0.5 * sum(axis.get_xlim()) else "right",
+        va="bottom",
+        color=INK,
+        xytext=(0, 3),
+        textcoords="offset points",
+    )
+    axis.set(xlabel="confidence threshold", ylabel="mAP", ylim=(0, max(score, 0.01) * 1.25))
+    return to_svg(figure, name)
+
+
+@styled
+def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
+    """Stacked bars, one for each IoU threshold: what is scored, then each part of what is lost; together 1."""
+    figure, (axis,) = new_axes(3.9)
+    places = np.arange(len(IOU_THRESHOLDS))
+    shades = (GREEN, BLUE, SKY, ORANGE, PINK, YELLOW, RED, SOFT)
+    bottom = np.zeros(len(places))
+    rows = [("scored", scored), *((part, row.to_numpy()) for part, row in parts.iterrows() if row.sum() > 0)]
+    order = ["scored", *parts.index]
+    for part, heights in rows:
+        k = order.index(str(part))
+        axis.bar(
+            places,
+            heights,
+            0.8,
+            bottom,
+            color=shades[k],
+            hatch=HATCHES[k - 1] if k else "",
+            edgecolor=INK,
+            linewidth=0.6,
+            label=part,
+        )
+        bottom += heights
+    axis.set_xticks(places, [f"{value:.2f}" for value in IOU_THRESHOLDS])
+    axis.set(xlabel="IoU threshold", ylabel="share of what can be scored", ylim=(0, 1))
+    axis.grid(axis="x", visible=False)
+    figure.legend(loc="outside lower center", ncols=2)
+    return to_svg(figure, name)
+
+
+@styled
+def draw_calibration(name: str, bins: pd.DataFrame) -> str:
+    """Share of images with an opacity over their mean confidence, with intervals, beside the diagonal."""
+    figure, (axis,) = new_axes()
+    axis.plot([0, 1], [0, 1], ":", color=SOFT, linewidth=1.2)
+    span = [(bins["share"] - bins["low"]).clip(lower=0), (bins["high"] - bins["share"]).clip(lower=0)]
+    axis.errorbar(
+        bins["confidence"], bins["share"], span, color=BLUE, marker="o", markersize=4, linewidth=1.4, capsize=2
+    )
+    axis.annotate("as sure as right", (0.88, 0.97), ha="right", va="top", color=INK, fontsize=9)
+    axis.set(xlabel="mean confidence", ylabel="share with an opacity", xlim=(0, 1), ylim=(0, 1))
+    return to_svg(figure, name)
+
+
+@styled
+def draw_roc(name: str, curve: pd.DataFrame, at: tuple[float, float]) -> str:
+    """Share of the opacities found over the share of false alarms, and where the threshold lies."""
+    figure, (axis,) = new_axes()
+    shown = thin(curve, "false_alarms", "found")
+    axis.plot([0, 1], [0, 1], ":", color=SOFT, linewidth=1.2)
+    axis.plot(shown["false_alarms"], shown["found"], color=BLUE, linewidth=1.4)
+    axis.plot(*([value] for value in at), "o", color=RED, markersize=6)
+    axis.annotate("threshold ", at, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=INK)
+    axis.set(xlabel="false alarms on images without opacity", ylabel="opacities found", xlim=(0, 1), ylim=(0, 1.01))
+    return to_svg(figure, name)
+
+
+@styled
+def draw_overlaps(name: str, iou: Floats) -> str:
+    """How many boxes have which IoU; the range of the competition's thresholds is shaded."""
+    figure, (axis,) = new_axes()
+    axis.axvspan(IOU_THRESHOLDS[0], IOU_THRESHOLDS[-1], color=ORANGE, alpha=0.18, linewidth=0)
+    axis.hist(iou, bins=[float(edge) for edge in np.arange(21) / 20], color=BLUE, edgecolor=PAPER, linewidth=0.5)
+    axis.set(xlabel="IoU with the true box", ylabel="boxes", xlim=(0, 1))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return to_svg(figure, name)
+
+
+@styled
+def draw_groups(name: str, table: pd.DataFrame, overall: float) -> str:
+    """mAP of each group of images with its interval, groups below each other; the line is the score of all."""
+    shown = table.dropna(subset=["mAP"]).reset_index(drop=True)
+    starts = shown["group"] != shown["group"].shift()
+    places = np.arange(len(shown)) + 0.9 * starts.cumsum().to_numpy()
+    figure, (axis,) = new_axes(0.9 + 0.24 * (len(shown) + len(shown["group"].unique())))
+    axis.axvline(overall, color=RED, linestyle="--", linewidth=1.2)
+    known = shown["low"].notna()
+    axis.hlines(places[known], shown.loc[known, "low"], shown.loc[known, "high"], color=BLUE, linewidth=1.6)
+    axis.plot(shown["mAP"], places, "o", color=BLUE, markersize=5, linestyle="none")
+    heads = [(place - 0.9, group) for place, group in zip(places[starts], shown.loc[starts, "group"], strict=True)]
+    labels = [f"{value} ({n})" for value, n in zip(shown["value"], shown["images"], strict=True)]
+    axis.set_yticks([*places, *(place for place, _ in heads)], [*labels, *(group for _, group in heads)])
+    for tick in axis.get_yticklabels()[len(places) :]:
+        tick.set_fontweight("bold")
+    axis.tick_params(axis="y", length=0, labelsize=9)
+    axis.set(xlabel="mAP", ylim=(places.max(initial=0) + 0.8, -0.6))
+    axis.grid(axis="y", visible=False)
+    return to_svg(figure, name)
+
+
+@styled
+def draw_places(name: str, true: Floats, predicted: Floats) -> str:
+    """Two maps in one scale: the share of the true and of the predicted boxes that cover each place."""
+    figure, axes = new_axes(2.6, 2)
+    highest = max(float(true.max(initial=0)), float(predicted.max(initial=0)), 1e-9)
+    for axis, cells, title in zip(axes, (true, predicted), ("true boxes", "predicted boxes"), strict=True):
+        picture = axis.imshow(100 * cells, cmap="cividis", vmin=0, vmax=100 * highest, extent=(0, 1, 1, 0))
+        axis.set_title(title, fontsize=10)
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
+    figure.colorbar(picture, ax=axes, location="bottom", shrink=0.7, pad=0.04, label="% of the boxes", aspect=30)
+    return to_svg(figure, name)
+
+
+def series_words(values: Sequence[float], digits: int = 3) -> str:
+    """Numbers as alternative text: "0.1, 0.2 and 0.3"."""
+    words = [f"{value:.{digits}f}" for value in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

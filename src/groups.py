@@ -1,0 +1,124 @@
+"""For whom a score is higher or lower: images by view, sex, age, box size and side."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from boxes import xywh_to_xyxy
+from competition import AGE_BANDS, BOX_COLUMNS, largest_box
+from images import GEOMETRY_COLUMNS, original_to_cached
+from metric import bootstrap_interval
+
+UNKNOWN = "other or unknown"
+
+
+def groups_of_images(folds: pd.DataFrame, truth: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.DataFrame:
+    """What each image is: view, sex, age, box size and side, as categories; index patientId as `folds`.
+
+    Headers may hold anything: what is not one of the documented values becomes UNKNOWN. Box size and side are
+    missing where there is no box.
+    """
+    largest = largest_box(truth)
+    largest = largest[largest["patientId"].isin(geometry.index)]
+    xyxy = in_square(largest, geometry, size)
+    area = pd.Series((xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1), index=largest["patientId"])
+    return pd.DataFrame(
+        {
+            "view": one_of(folds["view"], ["AP", "PA"]),
+            "sex": one_of(folds["sex"], ["F", "M"]),
+            "age": age_bands(folds["age"]),
+            "box size": thirds(area).reindex(folds.index),
+            "side": sides(truth, geometry, size).reindex(folds.index),
+        },
+        index=folds.index,
+    )
+
+
+def one_of(values: pd.Series, known: Sequence[str]) -> pd.Series:
+    """The values that are known, UNKNOWN for all others, as a category in this order."""
+    text = values.astype(object).where(values.isin(known), UNKNOWN)
+    return text.astype(pd.CategoricalDtype([*known, UNKNOWN]))
+
+
+def age_bands(age: pd.Series) -> pd.Series:
+    """Years -> bands such as "20 to 39", UNKNOWN beyond the last."""
+    names = [f"{low} to {high - 1}" for low, high in pairwise(AGE_BANDS)]
+    bands = pd.cut(pd.to_numeric(age, errors="coerce").astype(float), AGE_BANDS, right=False, labels=names)
+    return bands.cat.add_categories(UNKNOWN).fillna(UNKNOWN)
+
+
+def thirds(area: pd.Series) -> pd.Series:
+    """Share of the picture that a box covers -> the smallest third, the middle, the largest, with their limits."""
+    if area.empty:
+        return pd.Series(dtype=object)
+    low, high = area.quantile([1 / 3, 2 / 3])
+    names = [f"small, to {low:.1%}", f"middle, to {high:.1%}", f"large, above {high:.1%}"]
+    return (
+        pd.Series(np.digitize(area, [low, high], right=True), index=area.index)
+        .map(dict(enumerate(names)))
+        .astype(pd.CategoricalDtype(list(dict.fromkeys(names))))
+    )
+
+
+def sides(truth: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
+    """The half of the picture that the centres of an image's true boxes lie in; index patientId."""
+    known = truth[truth["patientId"].isin(geometry.index)]
+    xyxy = in_square(known, geometry, size)
+    right = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5, index=known["patientId"].to_numpy())
+    share = right.groupby(level=0).mean()
+    names = ["left half only", "right half only", "both halves"]
+    return pd.Series(np.select([share == 0, share == 1], names[:2], names[2]), index=share.index).astype(
+        pd.CategoricalDtype(names)
+    )
+
+
+def scores_by_group(
+    groups: pd.DataFrame,
+    scores: pd.Series,
+    top: pd.Series,
+    positive: pd.Series,
+    with_box: pd.Series,
+    people: pd.Series,
+    n_resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """One row per column and value of `groups`: counts, AUC, mAP with its 95 % interval over people.
+
+    All are indexed by patientId; scores only of the images that count. Columns group, value, images, positives,
+    with_box, AUC, mAP, low, high. A score of images that do not count, and an interval of one person, are NaN.
+    """
+    rows = []
+    for column in map(str, groups):
+        for value, ids in groups.groupby(column, observed=True).groups.items():
+            own = scores[scores.index.isin(ids)]
+            alone = people.reindex(own.index).nunique() < 2
+            low, high = (np.nan, np.nan) if alone else bootstrap_interval(own, people, n_resamples, seed)
+            mixed = 0 < positive[ids].sum() < len(ids)
+            rows.append(
+                {
+                    "group": column,
+                    "value": str(value),
+                    "images": len(ids),
+                    "positives": int(positive[ids].sum()),
+                    "with_box": float(with_box[ids].mean()),
+                    "AUC": float(roc_auc_score(positive[ids], top[ids])) if mixed else np.nan,
+                    "mAP": float(own.mean()) if len(own) else np.nan,
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def in_square(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> NDArray[np.float64]:
+    """Boxes in original pixels -> (n, 4) xyxy in [0, 1] of the square picture; those of images without geometry go.
+
+    geometry: index patientId, GEOMETRY_COLUMNS of a cache of this size.
+    """
+    known = boxes[boxes["patientId"].isin(geometry.index)]
+    mapping = geometry.loc[known["patientId"], GEOMETRY_COLUMNS].to_numpy(dtype=float)
+    return np.clip(original_to_cached(xywh_to_xyxy(known[BOX_COLUMNS].to_numpy(dtype=float)), mapping) / size, 0, 1)

@@ -1,0 +1,191 @@
+"""Finished runs: what a run folder holds, and how runs compare on the images that they share."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from competition import read_predictions
+from config import Config
+from files import UserError, fingerprint, read_json, read_table
+from metric import image_scores, keep_confident
+
+# predict.json holds the fingerprint of the checkpoint under this name, and config.yaml what training was told
+AMBIGUOUS = ("checkpoint",)
+DECISIVE = ("folds", "cache", "train", "predict", "ensemble")  # stages whose settings tell runs apart
+NEEDED = ("threshold", "images", "mAP", "interval", "per_fold", "AUC", "IoU", "oof")  # of scores.json
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been scored."""
+
+    folder: Path
+    scores: dict[str, Any]  # scores.json
+    predictions: pd.DataFrame  # oof.csv
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def kept(self) -> pd.DataFrame:
+        """The predictions at the run's own threshold."""
+        return keep_confident(self.predictions, self.scores["threshold"])
+
+    @property
+    def ids(self) -> list[str]:
+        return self.predictions["patientId"].drop_duplicates().tolist()
+
+
+def read_run(folder: Path, predict: str, evaluate: str) -> Run:
+    """oof.csv and scores.json of a run. Raises UserError if one is missing, broken or older than the other.
+
+    predict, evaluate: the commands that make the two.
+    """
+    predictions = read_predictions(folder / "oof.csv", predict)
+    path = folder / "scores.json"
+    scores = read_json(path, evaluate)
+    missing = [key for key in NEEDED if key not in scores]
+    if missing:
+        raise UserError(f"{path}: {', '.join(missing)} is missing; run: {evaluate}")
+    if scores["oof"] != fingerprint(folder / "oof.csv"):
+        raise UserError(f"{path} is of other predictions; run: {evaluate}")
+    return Run(folder, scores, predictions)
+
+
+def find_runs(working: Path) -> tuple[list[Run], dict[str, str]]:
+    """The scored runs in a folder, best first; and the names of those that are not scored, with the reason."""
+    runs, refused = [], {}
+    for folder in sorted(path for path in working.glob("*") if is_run(path)):
+        try:
+            runs.append(
+                read_run(folder, f"./run.sh ensemble name={folder.name}", f"./run.sh evaluate name={folder.name}")
+            )
+        except UserError as error:
+            refused[folder.name] = str(error)
+    return sorted(runs, key=lambda run: (-len(run.ids), -run.scores["mAP"], run.name)), refused
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder was made by training or by fusing runs: not the cache, not something else."""
+    return any(folder.glob("fold*/config.yaml")) or (folder / "ensemble.json").is_file()
+
+
+def paired_difference(
+    first: pd.Series, second: pd.Series, people: pd.Series, n_resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """mAP of the first minus that of the second, with its 95 % interval, by resampling people for both at once.
+
+    first, second: image scores by patientId, of the images that count for each: one without an opacity counts only
+    where it got a box. people: patientId -> person, of all images that both have seen. NaN without an image.
+    """
+    people = people.sort_index()  # the same draws whoever asks
+    person, _ = pd.factorize(people)
+    n_people = person.max(initial=-1) + 1
+    rows = pd.Series(person, index=people.index)
+    totals = []
+    for scores in (first, second):
+        own = rows.reindex(scores.index).to_numpy(dtype=int)
+        totals.append(np.bincount(own, scores.to_numpy(dtype=float), n_people))
+        totals.append(np.bincount(own, minlength=n_people).astype(float))
+    table = np.stack(totals, axis=1)  # (people, 4): sum and count of each run
+    rng = np.random.default_rng(seed)
+    sums = [table[rng.integers(0, n_people, n_people)].sum(axis=0) for _ in range(n_resamples)] if n_people else []
+    means = ratio_difference(np.array([table.sum(axis=0), *sums]))
+    if np.isnan(means[0]):
+        return np.nan, np.nan, np.nan
+    low, high = np.nanquantile(means[1:], [0.025, 0.975])
+    return float(means[0]), float(low), float(high)
+
+
+def ratio_difference(sums: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(n, 4) sum, count, sum, count -> (n,) difference of the two means; NaN where one has no image."""
+    means = [
+        np.divide(sums[:, k], sums[:, k + 1], out=np.full(len(sums), np.nan), where=sums[:, k + 1] > 0) for k in (0, 2)
+    ]
+    return np.asarray(means[0] - means[1])
+
+
+def compare_runs(
+    runs: list[Run], reference: Run, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int
+) -> pd.DataFrame:
+    """One row per run: its score and spread, and the paired difference to the reference on the images of both.
+
+    Each run is taken at its own threshold. people: patientId -> person. Images that `people` lacks are left out.
+    """
+    of_run = {run.folder: all_scores(run, truth) for run in [*runs, reference]}
+    rows = []
+    for run in runs:
+        shared = people.index.intersection(run.ids).intersection(reference.ids)
+        pair = [of_run[one.folder][of_run[one.folder].index.isin(shared)] for one in (run, reference)]
+        difference = (np.nan, np.nan, np.nan)
+        if run is not reference:
+            difference = paired_difference(pair[0], pair[1], people[shared], n_resamples, seed)
+        rows.append(
+            {"run": run.name, **describe(run), **dict(zip(("difference", "low", "high"), difference, strict=True))}
+        )
+        rows[-1]["shared images"] = len(shared)
+    return pd.DataFrame(rows)
+
+
+def all_scores(run: Run, truth: pd.DataFrame) -> pd.Series:
+    """The run's image scores at its own threshold, of the images that count."""
+    return image_scores(truth[truth["patientId"].isin(run.ids)], run.kept).mean(axis=1)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What a run's files say of it; None where they do not."""
+    scores = run.scores
+    by_fold = [fold["mAP"] for fold in scores["per_fold"] if fold["mAP"] is not None]
+    low, high = scores["interval"]
+    return {
+        "images": scores["images"],
+        "mAP": scores["mAP"],
+        "spread": float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else np.nan,
+        "interval": f"{low:.4f} to {high:.4f}",
+        "honest": scores.get("cross_fitted_mAP"),
+        "AUC": scores["AUC"],
+        "threshold": scores["threshold"],
+        "seconds": training_seconds(run.folder),
+        "megabytes": sum(path.stat().st_size for path in run.folder.glob("fold*/*.pt")) / 2**20,
+    }
+
+
+def training_seconds(folder: Path) -> float:
+    """Seconds that all recorded epochs of all folds took together; NaN if nothing was recorded."""
+    paths = sorted(folder.glob("fold*/seconds.csv"))
+    tables = [read_table(path, ["epoch", "seconds"]) for path in paths]
+    return float(sum(table["seconds"].sum() for table in tables)) if tables else np.nan
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a run was made with, as far as its files tell: training, then prediction and ensemble."""
+    known = {f.name for f in fields(Config) if f.metadata["stage"] in DECISIVE}
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("fold*/config.yaml"))[:1]:
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(path))
+        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a settings file ({str(error).splitlines()[0]}); train again") from None
+        found |= {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    for path in [*sorted(folder.glob("fold*/predict.json"))[:1], folder / "ensemble.json"]:
+        found |= read_json(path).get("made_from", {}) if path.is_file() else {}
+    return {key: value for key, value in found.items() if key in known and key not in AMBIGUOUS}
+
+
+def differing_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of the settings of each run those that are not the same in all; absent ones are "-"."""
+    keys = list(dict.fromkeys(key for own in settings.values() for key in own))
+    values = {key: {str(own.get(key, "-")) for own in settings.values()} for key in keys}
+    return {name: {key: own.get(key, "-") for key in keys if len(values[key]) > 1} for name, own in settings.items()}
+
+
+def people_of(folds: pd.DataFrame) -> pd.Series:
+    """patientId -> person, from folds.csv."""
+    return folds.drop_duplicates("patientId").set_index("patientId")["group"].astype(str)

@@ -1,0 +1,118 @@
+"""A finished run made up on disk, without training: what report and compare read, at any size, in a second."""
+
+import json
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+
+import evaluate
+from competition import CLASSES, CLASSES_CSV, LABELS_CSV
+from config import parse
+from files import fingerprint
+from images import INDEX_COLUMNS
+
+SIDE = 1024  # px of the originals
+HISTORY = ("epoch", "phase", "lr", "train_loss", "valid_loss", "accuracy", "L1", "L1_post", "AUC", "IoU", "mAP")
+
+
+def make_images(n, seed=0, people=0.6):
+    """folds.csv's rows and the labels of n images; a fifth has one box or two."""
+    rng = np.random.default_rng(seed)
+    ids = [f"{value:08x}-{k:06d}" for k, value in enumerate(rng.integers(0, 2**32, n))]
+    n_boxes = np.where(np.arange(n) % 5 == 0, rng.integers(1, 3, n), 0)
+    kinds = np.where(n_boxes > 0, CLASSES[2], np.where(rng.random(n) < 0.5, CLASSES[0], CLASSES[1]))
+    person = rng.integers(0, max(1, int(people * n)), n)
+    folds = pd.DataFrame(
+        {
+            "patientId": ids,
+            "fold": person % 2,
+            "target": (n_boxes > 0).astype(int),
+            "n_boxes": n_boxes,
+            "class": kinds,
+            "view": rng.choice(["AP", "PA"], n),
+            "sex": rng.choice(["F", "M"], n),
+            "age": rng.integers(5, 90, n),
+            "group": [f"person{value}" for value in person],
+        }
+    )
+    rows = []
+    for name, count in zip(ids, n_boxes, strict=True):
+        for side in rng.permutation(2)[:count]:
+            x, y = 120 + 450 * side + rng.integers(0, 60), 250 + rng.integers(0, 200)
+            rows.append((name, x, y, rng.integers(150, 300), rng.integers(200, 400), 1))
+        if not count:
+            rows.append((name, *[np.nan] * 4, 0))
+    return folds, pd.DataFrame(rows, columns=["patientId", "x", "y", "width", "height", "Target"])
+
+
+def make_predictions(labels, seed=0, skill=0.75):
+    """One box for each image, near the truth where there is some, and more confident there."""
+    rng = np.random.default_rng(seed)
+    first = labels.drop_duplicates("patientId").reset_index(drop=True)
+    positive = first["Target"].to_numpy() == 1
+    n = len(first)
+    boxes = first[["x", "y", "width", "height"]].to_numpy(dtype=float)
+    anywhere = np.column_stack([rng.uniform(100, 600, n), rng.uniform(200, 500, n), *np.full((2, n), 250.0)])
+    boxes = np.where(positive[:, None], boxes, anywhere) + rng.normal(0, 30, (n, 4))
+    confidence = 1 / (1 + np.exp(-(rng.normal(0, 1, n) + 4 * skill * (positive - 0.5))))
+    table = pd.DataFrame(np.round(boxes, 2), columns=["x", "y", "width", "height"])
+    return pd.concat([first[["patientId"]], pd.Series(confidence, name="confidence").round(6), table], axis=1)
+
+
+def words(root, name="first", *more):
+    return [f"root={root}", f"name={name}", "n_folds=2", "size=64", "bootstrap=60", *more]
+
+
+def make_competition(root, n=60, seed=0, side=64, edit=lambda folds: folds):
+    """Labels, classes, folds and a cache of pictures; returns folds and labels."""
+    folds, labels = make_images(n, seed)
+    folds = edit(folds)
+    for folder in ("input", "folds", "working/png_64/train"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    labels.to_csv(root / "input" / LABELS_CSV, index=False)
+    folds[["patientId", "class"]].to_csv(root / "input" / CLASSES_CSV, index=False)
+    folds.to_csv(root / "folds/folds.csv", index=False)
+    # one file under many names; noise is the worst that a JPEG can meet
+    picture = np.random.default_rng(seed).integers(0, 256, (side, side)).astype(np.uint8)
+    first = root / "working/png_64/picture.png"
+    cv2.imwrite(str(first), picture)
+    for name in folds["patientId"]:
+        os.link(first, root / f"working/png_64/train/{name}.png")
+    index = pd.DataFrame({"patientId": folds["patientId"]}).assign(
+        split="train", status="ok", rows=SIDE, cols=SIDE, scale_x=64 / SIDE, scale_y=64 / SIDE, pad_x=0, pad_y=0
+    )
+    index.reindex(columns=INDEX_COLUMNS).to_csv(root / "working/png_64/index.csv", index=False)
+    return folds, labels
+
+
+def make_run(root, predictions, name="first", epochs=3, **settings):
+    """A run folder with these predictions, scored, and its submission's json."""
+    run = root / "working" / name
+    folds = pd.read_csv(root / "folds/folds.csv", dtype={"patientId": str}).set_index("patientId")["fold"]
+    run.mkdir(parents=True)
+    for table in ("oof", "oof_plain"):
+        predictions.to_csv(run / f"{table}.csv", index=False)
+    stamp = {"made_from": {"folds.csv": fingerprint(root / "folds/folds.csv"), "box_scale": 1.0}}
+    (run / "ensemble.json").write_text(json.dumps(stamp))
+    for fold in sorted(set(folds[predictions["patientId"]])):
+        folder = run / f"fold{fold}"
+        folder.mkdir()
+        rows = [[k + 1, "all", 1e-3, 3 / (k + 1), 3.5 / (k + 1), *[0.1 * (k + fold + 1)] * 6] for k in range(epochs)]
+        pd.DataFrame(rows, columns=HISTORY).to_csv(folder / "history.csv", index=False)
+        pd.DataFrame({"epoch": range(1, epochs + 1), "seconds": 2.5}).to_csv(folder / "seconds.csv", index=False)
+        lines = {"epochs": epochs, "lr": 0.001, "root": str(root), "name": name, **settings}
+        (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+        (folder / "best.pt").write_bytes(b"0" * 2**20)
+    evaluate.main(parse(words(root, name)))
+    (root / "submissions").mkdir(exist_ok=True)
+    content = {
+        "threshold": 0.4321,
+        "threshold_from": "as many as single folds give a box",
+        "images": 20,
+        "images_with_box": 5,
+        "made_from": {"scores.json": fingerprint(run / "scores.json")},
+    }
+    (root / f"submissions/{name}.json").write_text(json.dumps(content))
+    return run
