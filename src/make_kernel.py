@@ -37,7 +37,7 @@ def main(cfg: Config) -> None:
     user = user_slug(cfg.user)
     folder = cfg.run_dir / "kaggle"
     files = run_files(cfg)
-    trained = any(name.endswith(f"/{cfg.checkpoint}.pt") for name in files)
+    trained = any(name.startswith("run/fold") for name in files)
     with only_one(cfg.run_dir), replacing(folder) as new:
         write_dataset(cfg, user, files, new / "dataset")
         write_kernels(cfg, user, trained, new)
