@@ -20,7 +20,10 @@ SECONDS_BETWEEN_LOOKS = 20.0
 # the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU
 SECONDS_FOR_DATASET = 3600.0
 SECONDS_FOR_KERNEL = 12 * 3600.0
+# more answers missing in a row than a short failure of the network explains
+MAX_SILENT = 10
 ENDED_BADLY = ("error", "failed", "deleted", "cancel")
+FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def instructions(upload: Upload) -> list[str]:
 
 def upload_and_submit(upload: Upload) -> None:
     """Carry out the instructions. Raises UserError at the first that fails."""
-    there = call(upload.dataset_status(), quiet=True) is not None
+    there, _ = ask(upload.dataset_status())
     demand(upload.renew() if there else upload.create())
     # while a new version is unpacked the client tells the old one's status for some seconds
     wait_until(upload.dataset_status(), "ready", SECONDS_FOR_DATASET, time.sleep, first=there)
@@ -104,22 +107,25 @@ def wait_until(
 ) -> None:
     """Ask for a status again and again until it is the wanted one; `first`: wait before the first time too.
 
-    Raises UserError if the status is one that nothing follows, or after `limit` seconds.
+    Raises UserError if the status is one that nothing follows, if there is no answer many times in a row, or after
+    `limit` seconds.
     """
-    waited = 0.0
+    waited, silent = 0.0, 0
+    if first:
+        sleep(SECONDS_BETWEEN_LOOKS)
     while True:
-        if first or waited:
-            sleep(SECONDS_BETWEEN_LOOKS)
-            waited += SECONDS_BETWEEN_LOOKS
-        status = status_in(call(words, quiet=True) or "")
+        answered, said = ask(words)
+        silent = 0 if answered else silent + 1
+        status = status_in(said) if answered else f"no answer ({said.strip().splitlines()[-1:]})"
         if status == wanted:
             print(f"{words[-1]}: {status}", flush=True)
             return
         if status.startswith(ENDED_BADLY):
             raise UserError(f"{words[-1]}: {status}; its page on kaggle.com says why")
-        if waited >= limit:
-            raise UserError(f"{words[-1]}: still '{status}' after {limit / 3600:g} h; go on with: {shlex.join(words)}")
-        first = True
+        if waited >= limit or silent > MAX_SILENT:
+            raise UserError(f"{words[-1]}: still {status} after {waited / 3600:.1f} h; to ask: {shlex.join(words)}")
+        sleep(SECONDS_BETWEEN_LOOKS)
+        waited += SECONDS_BETWEEN_LOOKS
 
 
 def status_in(text: str) -> str:
@@ -129,23 +135,24 @@ def status_in(text: str) -> str:
     return (match[1] if match else lines[-1].strip() if lines else "unknown").lower()
 
 
-def demand(words: Sequence[str]) -> str:
-    """Run a command of the client and show what it says; raises UserError if it fails."""
-    print(f"$ {shlex.join(words)}", flush=True)
-    said = call(words)
-    # the client ends with status 0 also after an error that the server told it
-    error = re.search(r"^.*(?:error: |not valid).*$", said or "", re.MULTILINE | re.IGNORECASE)
-    if said is None or error:
-        raise UserError(f"{shlex.join(words[:3])} failed{f': {error[0]}' if error else ', see above'}")
-    return said
-
-
-def call(words: Sequence[str], quiet: bool = False) -> str | None:
-    """What a command of the client says, None if it fails; unless quiet it is shown."""
+def ask(words: Sequence[str]) -> tuple[bool, str]:
+    """Whether a command of the client succeeds, and what it says; nothing is shown."""
     done = subprocess.run([client(), *words[1:]], capture_output=True, text=True, check=False)
-    if not quiet:
-        print((done.stdout + done.stderr).strip(), flush=True)
-    return done.stdout if done.returncode == 0 else None
+    return done.returncode == 0, done.stdout if done.returncode == 0 else done.stderr or done.stdout
+
+
+def demand(words: Sequence[str]) -> None:
+    """Run a command of the client and show what it says, as it says it; raises UserError if it fails."""
+    print(f"$ {shlex.join(words)}", flush=True)
+    said = []
+    with subprocess.Popen([client(), *words[1:]], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or []:
+            print(line, end="", flush=True)
+            said.append(line)
+    # the client ends with status 0 also after an error that the server told it
+    error = next((line.strip() for line in said if FAILED.search(line)), "see above" if process.returncode else "")
+    if error:
+        raise UserError(f"{shlex.join(words[:3])} failed: {error}")
 
 
 def client() -> str:

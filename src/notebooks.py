@@ -73,7 +73,7 @@ if done.returncode:
 SETTINGS = """\
 SETTINGS = $words
 PATHS = [f"root={WORKSPACE}", f"input={COMPETITION}", f"submissions={OUTPUT}"]
-os.environ |= {"TQDM_MININTERVAL": "30", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+os.environ |= {"TQDM_DISABLE": "1", "TQDM_MININTERVAL": "30", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 
 def stage(name, *words):
     command = [sys.executable, str(SOURCE / f"{name}.py"), *SETTINGS, *PATHS, *words]

@@ -149,12 +149,17 @@ class KaggleServer:
                 owner.calls.append((method, request, self.headers.get("Authorization", "")))
                 if method in owner.refuse:
                     self.answer(*owner.refuse[method])
-                else:
-                    self.answer(*getattr(owner, method)(request))
+                    return
+                try:
+                    answer = getattr(owner, method)(request)
+                except (AttributeError, LookupError, AssertionError) as error:
+                    # the client would ask a silent server again for minutes
+                    answer = ({"code": 400, "message": repr(error)}, 400)
+                self.answer(*answer)
 
             def do_PUT(self):
                 owner.blobs[self.path.rsplit("/", 1)[1]]["content"] = self.body()
-                self.answer({})
+                self.answer(*owner.refuse.get("PUT", ({},)))
 
             def do_GET(self):
                 self.answer(owner.output, 200, "text/csv")
@@ -203,12 +208,12 @@ class KaggleServer:
         return ({"status": "READY"},) if address in self.datasets else ({"code": 404, "message": "none"}, 404)
 
     def CreateDataset(self, request):  # noqa: N802
-        files = self.uploaded(file["token"] for file in request["files"])
+        files = self.uploaded(file["token"] for file in request.get("files", []))
         self.datasets[f"{request['ownerSlug']}/{request['slug']}"] = files
         return ({"status": "ok", "url": "https://kaggle.com/datasets/x", "ref": "x"},)
 
     def CreateDatasetVersion(self, request):  # noqa: N802
-        files = self.uploaded(file["token"] for file in request["body"]["files"])
+        files = self.uploaded(file["token"] for file in request["body"].get("files", []))
         self.datasets[f"{request['ownerSlug']}/{request['datasetSlug']}"] = files
         return ({"status": "ok", "url": "https://kaggle.com/datasets/x", "ref": "x"},)
 

@@ -156,16 +156,19 @@ def test_statuses():
 
 def test_waiting_goes_on_until_there_is_something_to_say(monkeypatch, capsys):
     answers, naps = iter(["queued", "running", "complete"]), []
-    monkeypatch.setattr(kaggle_client, "call", lambda words, quiet: next(answers))
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, next(answers)))
     wait_until(["status", "u/k"], "complete", 100, naps.append)
     assert len(naps) == 2
     assert "u/k: complete" in capsys.readouterr().out
-    monkeypatch.setattr(kaggle_client, "call", lambda words, quiet: "error")
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, "error"))
     with pytest.raises(UserError, match="u/k: error; its page"):
         wait_until(["status", "u/k"], "complete", 100, naps.append)
-    monkeypatch.setattr(kaggle_client, "call", lambda words, quiet: "running")
-    with pytest.raises(UserError, match=r"still 'running' after .*status u/k"):
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, "running"))
+    with pytest.raises(UserError, match=r"still running after .*status u/k"):
         wait_until(["status", "u/k"], "complete", 100, naps.append)
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (False, "403 Forbidden"))
+    with pytest.raises(UserError, match=r"still no answer .*403 Forbidden"):
+        wait_until(["status", "u/k"], "complete", 1e9, naps.append)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +263,11 @@ def test_what_kaggle_answers_is_not_taken_for_success(server, tmp_path, capsys):
     write_kernel(inference_notebook(kernel), tmp_path / "new/inference", kernel, "-inference")
     names = ["some-one/rsna-pneumonia-r", "some-one/rsna-pneumonia-r-inference"]
     upload = Upload(names[0], dataset, names[1], tmp_path / "new/inference", "r")
-    server.refuse["CreateDataset"] = ({"status": "error", "error": "over your quota", "url": ""},)
+    server.refuse["PUT"] = ({}, 400)
+    with pytest.raises(UserError, match=r"kaggle datasets create failed: Upload unsuccessful: bundle\.json"):
+        upload_and_submit(upload)
+    server.datasets.clear()
+    server.refuse = {"CreateDataset": ({"status": "error", "error": "over your quota", "url": ""},)}
     with pytest.raises(UserError, match=r"kaggle datasets create failed: .*over your quota"):
         upload_and_submit(upload)
     server.datasets[names[0]] = {}
@@ -278,7 +285,7 @@ def test_what_kaggle_answers_is_not_taken_for_success(server, tmp_path, capsys):
     with pytest.raises(UserError, match=r"has no submission\.csv among its output"):
         upload_and_submit(upload)
     server.refuse = {"CreateDatasetVersion": ({"code": 401, "message": "Unauthorized"}, 401)}
-    with pytest.raises(UserError, match=r"kaggle datasets version failed, see above"):
+    with pytest.raises(UserError, match=r"kaggle datasets version failed: see above"):
         upload_and_submit(upload)
     assert server.submitted is None
     no_secrets(capsys.readouterr().out, [tmp_path])
@@ -286,7 +293,7 @@ def test_what_kaggle_answers_is_not_taken_for_success(server, tmp_path, capsys):
 
 def test_who_has_no_token_is_told(server, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("KAGGLE_KEY")
-    with pytest.raises(UserError, match=r"kaggle datasets create failed, see above"):
+    with pytest.raises(UserError, match=r"kaggle datasets create failed: see above"):
         upload_and_submit(Upload("u/d", tmp_path, "u/k", tmp_path, "m"))
     assert "API" in capsys.readouterr().out
     assert server.calls == []
