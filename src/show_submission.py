@@ -25,7 +25,7 @@ def main(cfg: Config) -> None:
     if table.empty:
         raise UserError(f"{cfg.submission_csv}: none of its images is in {cfg.cache_dir}; nothing to draw")
     chosen = choose(table, cfg.seed)
-    rows = [[draw(cfg, title, name, table, geometry) for name in ids] for title, ids in chosen.items()]
+    rows = [[draw(cfg, title, name, table, geometry) for name in ids] for title, ids in chosen.items() if ids]
     write_png(stack_rows(rows), cfg.run_dir / "submission.png")
     print(f"test images with the submission's boxes -> {cfg.run_dir / 'submission.png'}")
 

@@ -158,9 +158,8 @@ def test_every_requirement_is_in_kaggles_image_or_in_the_bundle():
     lines = [line.split("#")[0].strip() for line in (SOURCE.parent / "requirements.txt").read_text().splitlines()]
     needs = dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in lines if line)
     assert set(needs) <= {*image, *PACKAGES}
-    assert {name: needs[name] for name in PACKAGES if name in needs} == {
-        n: v for n, v in PACKAGES.items() if n in needs
-    }
+    shared = set(needs) & set(PACKAGES)
+    assert {name: needs[name] for name in shared} == {name: PACKAGES[name] for name in shared}
 
 
 def test_statuses():
