@@ -35,7 +35,7 @@ Key = tuple[str, str]
 
 
 def main(cfg: Config) -> None:
-    sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else list(SPLITS))
+    sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else tuple(SPLITS))
     with only_one(cfg.cache_dir, wait=True):
         recipe = name_recipe(Path(cfg.input))
         known = read_rows(cfg.cache_dir / INDEX_CSV) + read_rows(cfg.cache_dir / JOURNAL_CSV)
@@ -49,7 +49,7 @@ def main(cfg: Config) -> None:
     report(rows, len(kept), cfg.cache_dir / INDEX_CSV, 0.0 if cfg.strict else MAX_REFUSED)
 
 
-def list_sources(folder: Path, names: Sequence[str]) -> list[Path]:
+def list_sources(folder: Path, names: Sequence[str] = tuple(SPLITS)) -> list[Path]:
     """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
     sources = []
     for name in names:

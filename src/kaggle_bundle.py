@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def collect_wheels(target: Path, source: str) -> list[str]:
     if not complete:
         raise UserError(
             f"no wheels for Kaggle: pip says '{reasons[0]}'. Is there internet? Without it, say wheels=<folder>: made "
-            f"elsewhere by: pip download --no-deps --only-binary=:all: {' '.join(pins())}"
+            f"elsewhere by: pip download --no-deps --only-binary=:all: {shlex.join(pins())}"
         )
     return complete
 
