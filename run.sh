@@ -15,7 +15,8 @@ usage() {
 ./run.sh <stage> [key=value ...]         one stage; what is complete already is skipped
 ./run.sh help                            this, and every setting
 
-other stages: compare (all runs side by side), make_demo (writes the synthetic competition), show_model, show_batch, show_results, show_history, find_lr (pictures and tables)
+other stages: compare (all runs side by side), make_kernel (a dataset and notebooks for Kaggle), make_demo (writes the synthetic competition),
+show_model, show_batch, show_results, show_history, show_submission, find_lr (pictures and tables)
 EOF
 }
 
@@ -132,7 +133,7 @@ case "$command" in
             exit 2
         fi
         needs=requirements.txt
-        case "$command" in show_model) needs=requirements-show.txt ;; esac
+        case "$command" in show_model | make_kernel) needs=requirements-show.txt ;; esac
         python=$(find_python "$here/$needs")
         run_stages "$command"
         ;;

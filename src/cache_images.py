@@ -1,6 +1,6 @@
 """Decode every DICOM once into a PNG of size x size pixels, and list them all in the cache's index.csv.
 
-    python src/cache_images.py [size=...] [workers=...] [input=...]
+    python src/cache_images.py [size=...] [workers=...] [input=...] [only_test=true]
 
 Stopped and started again it goes on: an image is skipped while its source, the recipe and the PNG are as the
 index says. A file that cannot be decoded is a row with its reason and is tried again by every run, which is
@@ -35,7 +35,7 @@ Key = tuple[str, str]
 
 
 def main(cfg: Config) -> None:
-    sources = list_sources(Path(cfg.input))
+    sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else tuple(SPLITS))
     with only_one(cfg.cache_dir, wait=True):
         recipe = name_recipe(Path(cfg.input))
         known = read_rows(cfg.cache_dir / INDEX_CSV) + read_rows(cfg.cache_dir / JOURNAL_CSV)
@@ -44,15 +44,15 @@ def main(cfg: Config) -> None:
         made = make_images(todo, kept, cfg.cache_dir, cfg.size, recipe, cfg.workers)
         every = kept | made
         rows = [every[key_of(path)] for path in sources]
-        write_rows(rows, cfg.cache_dir / INDEX_CSV)
+        write_rows(with_other_splits(rows, known), cfg.cache_dir / INDEX_CSV)
         (cfg.cache_dir / JOURNAL_CSV).unlink(missing_ok=True)
     report(rows, len(kept), cfg.cache_dir / INDEX_CSV, 0.0 if cfg.strict else MAX_REFUSED)
 
 
-def list_sources(folder: Path) -> list[Path]:
-    """Every DICOM of the training and then of the test images. Raises UserError if either has none."""
+def list_sources(folder: Path, names: Sequence[str] = tuple(SPLITS)) -> list[Path]:
+    """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
     sources = []
-    for name in SPLITS:
+    for name in names:
         if not (folder / name).is_dir():
             raise UserError(f"{folder / name}: no such folder; {HOW_TO_GET}")
         # macOS leaves ._<name>.dcm beside every file that it copies to a foreign disk
@@ -61,6 +61,13 @@ def list_sources(folder: Path) -> list[Path]:
             raise UserError(f"{folder / name}: no .dcm file in it; {HOW_TO_GET}")
         sources += found
     return sources
+
+
+def with_other_splits(rows: list[Row], known: Iterable[Row]) -> list[Row]:
+    """The rows behind what is known of splits that this run left alone; training images come first."""
+    splits = {row["split"] for row in rows}
+    others = {(row["split"], row["patientId"]): row for row in known if row["split"] not in splits}
+    return [*others.values(), *rows]
 
 
 def key_of(path: Path) -> Key:

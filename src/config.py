@@ -35,6 +35,7 @@ class Config:
     jobs: int = setting(1, "run", "folds trained at the same time; they share the cores")
     memory: float = setting(0.5, "run", "keep the decoded images in memory if they take no more than this share of it")
     strict: bool = setting(False, "run", "end with an error if one image is refused; false: if more than 5 % are")
+    only_test: bool = setting(False, "run", "cache and predict test images only; validation tables stay as they are")
     compile: bool = setting(False, "run", "compile the network for training (torch.compile; needs a C++ compiler)")
 
     # where
@@ -99,6 +100,11 @@ class Config:
     predictions: str = setting("", "evaluate", "score this table or submission instead of the run's own")
     labels: str = setting("", "evaluate", "labels CSV to score predictions= against; default: the training labels")
     test_labels: str = setting("${root}/test_labels.csv", "evaluate", "test truth, if you have it (the demo does)")
+
+    # the Kaggle kernels
+    user: str = setting("", "kaggle", "your Kaggle user name, as in kaggle.com/<user>; for make_kernel")
+    wheels: str = setting("", "kaggle", "folder of wheels for the kernels; default: pip downloads them")
+    push: bool = setting(False, "kaggle", "upload, run the inference kernel and submit, with your own Kaggle token")
 
     # the synthetic competition
     demo_train: int = setting(300, "demo", "training images of the synthetic competition")
@@ -180,7 +186,7 @@ PRESETS: dict[str, dict[str, str]] = {
     },
 }
 
-PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels")
+PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels", "wheels")
 
 
 def load_config(arguments: list[str] | None = None) -> Config:

@@ -1,8 +1,9 @@
 """Predict each fold's validation images and the test images, with test-time views fused.
 
-    python src/predict.py fold=0..4 [tta=plain,hflip] [tta_scales=1.0] [checkpoint=best]
+    python src/predict.py fold=0..4 [tta=plain,hflip] [tta_scales=1.0] [checkpoint=best] [only_test=true]
 
-Writes working/<name>/fold<k>/{valid,test}.csv, and valid_plain.csv: what the plain view alone says.
+Writes working/<name>/fold<k>/{valid,test}.csv, and valid_plain.csv: what the plain view alone says. With only_test=true
+test.csv alone: the others must be there, from the same network.
 """
 
 from pathlib import Path
@@ -41,7 +42,8 @@ def make_predictions(cfg: Config, fold: int) -> None:
     begin(stamp)
     predict_fold(cfg, fold, model)
     mark_complete(stamp, facts)
-    print(f"fold {fold}: predicted -> {', '.join(path.name for path in outputs)} in {cfg.fold_dir(fold)}")
+    written = outputs[-1:] if cfg.only_test else outputs
+    print(f"fold {fold}: predicted -> {', '.join(path.name for path in written)} in {cfg.fold_dir(fold)}")
 
 
 def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
@@ -52,12 +54,16 @@ def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
         "index.csv": cfg.cache_dir / "index.csv",
         SAMPLE_CSV: Path(cfg.input) / SAMPLE_CSV,
     }
-    return cfg.of_stage("predict") | network_facts(cfg) | {name: fingerprint(path) for name, path in files.items()}
+    facts = cfg.of_stage("predict") | network_facts(cfg) | {name: fingerprint(path) for name, path in files.items()}
+    # who then predicts all of it must not take validation tables of who knows what settings for these
+    return facts | ({"only_test": True} if cfg.only_test else {})
 
 
 def load_network(cfg: Config, fold: int) -> Any:
     """The fold's trained network. Raises UserError if it is not there, not finished or of other settings."""
     check_finished(cfg, fold)
+    if cfg.only_test and not all((cfg.fold_dir(fold) / f"{name}.csv").is_file() for name in ("valid", "valid_plain")):
+        raise UserError(f"only_test=true: {cfg.fold_dir(fold)} lacks valid.csv or valid_plain.csv to leave as it is")
     checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", network_facts(cfg))
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
@@ -68,7 +74,8 @@ def predict_fold(cfg: Config, fold: int, model: Any) -> None:
     """Write valid.csv, valid_plain.csv and test.csv of one fold."""
     folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
     valid_ids = folds.loc[folds["fold"] == fold, "patientId"].tolist()
-    for name, ids, split in (("valid", valid_ids, "train"), ("test", read_sample(Path(cfg.input)), "test")):
+    parts = [("valid", valid_ids, "train"), ("test", read_sample(Path(cfg.input)), "test")]
+    for name, ids, split in parts[1:] if cfg.only_test else parts:
         tables = predict_images(cfg, model, ids, split, f"fold {fold} {name}")
         if name == "valid":
             write_table(tables[0], cfg.fold_dir(fold) / "valid_plain.csv")

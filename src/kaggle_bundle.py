@@ -1,0 +1,191 @@
+"""What goes to Kaggle as a dataset: names that Kaggle takes, its limits, wheels, code, and a trained run."""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from files import UserError, write_json
+
+COMPETITION = "rsna-pneumonia-detection-challenge"
+SOURCE = Path(__file__).resolve().parent
+METADATA_JSON = "dataset-metadata.json"
+BUNDLE_JSON = "bundle.json"
+
+# Kaggle's image is Colab's plus the list kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as
+# of 2026, lack the first three; older images lacked the others too, and nobody can install what is missing there
+# without internet. What the image has in a version that will do is left as it is.
+PACKAGES = {
+    "segmentation-models-pytorch": ">=0.4,<0.7",
+    "python-gdcm": ">=3.0.24,<4",
+    "iterative-stratification": ">=0.1.7",
+    "pydicom": ">=3.0,<4",
+    "omegaconf": ">=2.3,<3",
+    "timm": ">=0.9",
+    "safetensors": ">=0.4",
+}
+# omegaconf 2.3 needs a package that has no wheel; other versions are the ones that the run was made with
+FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
+# the image has Python 3.12, older ones 3.11, and a newer one will come
+PYTHONS = ("3.11", "3.12", "3.13")
+PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
+
+# kaggle.com/docs/datasets, "Technical Specifications": 200 GB per dataset, 50 files at its top level (folders that
+# are uploaded as archives count as one)
+MAX_DATASET_BYTES = 200 * 10**9
+MAX_TOP_LEVEL = 50
+# a dataset's address has 6 to 50 characters (the client refuses others), and so has a title
+MAX_SLUG = 50
+PREFIX = "rsna-pneumonia"
+LONGEST_SUFFIX = "-inference"
+
+
+def slug_of(name: str, longest: int) -> str:
+    """A run's name as Kaggle writes it in addresses: lower case letters, digits, single hyphens.
+
+    A name that had to be changed gets four digits of its hash, so that `a.b` and `a_b` do not share an address.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if slug == name and len(slug) <= longest:
+        return slug
+    return f"{slug[: longest - 5].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+
+
+def address_of(run: str, suffix: str = "") -> str:
+    """The address of a run's dataset, or of a kernel with a suffix: 6 to 50 characters."""
+    return f"{PREFIX}-{slug_of(run, MAX_SLUG - len(PREFIX) - 1 - len(LONGEST_SUFFIX))}{suffix}"
+
+
+def title_of(address: str) -> str:
+    """A title whose address, as Kaggle derives it, is this one."""
+    return address.replace("rsna", "RSNA").replace("-", " ")
+
+
+def user_slug(user: str) -> str:
+    """A Kaggle user name, or the address of its page, as Kaggle writes it in addresses. Raises UserError."""
+    slug = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", user.strip()).strip("/").lower()
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,49}", slug):
+        raise UserError(
+            f"user={user}: say your Kaggle user name, the last part of your page's address "
+            "(kaggle.com/<user>): letters, digits and '-'"
+        )
+    return slug
+
+
+def requirements() -> list[str]:
+    """What the kernels ask pip for; what the image has already is left as it is."""
+    return [name + limits for name, limits in PACKAGES.items()]
+
+
+def pins() -> list[str]:
+    """The versions of the bundle's wheels: those that the run was made with. Raises UserError."""
+    try:
+        return [FREE_VERSIONS.get(name, f"{name}=={version(name)}") for name in PACKAGES]
+    except PackageNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; run: pip install -r requirements.txt") from None
+
+
+def collect_wheels(target: Path, source: str) -> list[str]:
+    """Put wheels of PACKAGES into `target`, from the folder `source` or, if that is empty, from pip's index.
+
+    Returns the Python versions for which all of them are there. Raises UserError if there is none.
+    """
+    if source and not Path(source).is_dir():
+        raise UserError(f"wheels={source}: no such folder")
+    target.mkdir(parents=True)
+    where = ["--no-index", "--find-links", source] if source else ["--retries", "1", "--timeout", "20"]
+    complete, reasons = [], []
+    for python in PYTHONS:
+        words = [*where, "--python-version", python, *(f"--platform={name}" for name in PLATFORMS)]
+        reason = pip_download([*words, "--dest", str(target), *pins()])
+        if reason:
+            reasons.append(reason)
+        else:
+            complete.append(python)
+    if not complete:
+        raise UserError(
+            f"no wheels for Kaggle: pip says '{reasons[0]}'. Is there internet? Without it, say wheels=<folder>: made "
+            f"elsewhere by: pip download --no-deps --only-binary=:all: {shlex.join(pins())}"
+        )
+    return complete
+
+
+def pip_download(words: Sequence[str]) -> str:
+    """Run `pip download` for wheels alone, without what they need; the reason of a failure, empty if there is none."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run([*command, "--only-binary=:all:", *words], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    return (said or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+
+
+def copy_code(target: Path) -> None:
+    """The modules of src/ and, for those who look into the dataset, the licence."""
+    (target / "src").mkdir(parents=True)
+    for path in sorted(SOURCE.glob("*.py")):
+        shutil.copyfile(path, target / "src" / path.name)
+    shutil.copyfile(SOURCE.parent / "LICENSE", target / "LICENSE")
+
+
+def link_files(paths: dict[str, Path], target: Path) -> None:
+    """Put files below `target` under these names, without a second copy on the disk where that is possible.
+
+    Whoever replaces one of them later (all stages write and rename) leaves the bundle's as it was.
+    """
+    for name, path in paths.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target / name)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(path, target / name)
+
+
+def write_metadata(folder: Path, user: str, run: str, facts: dict[str, Any]) -> None:
+    """dataset-metadata.json for the client, and bundle.json for the notebooks."""
+    address = address_of(run)
+    metadata = {
+        "title": title_of(address),
+        "id": f"{user}/{address}",
+        "subtitle": "Code, wheels and weights of a pneumonia detector",
+        "description": "Code under the MIT licence (LICENSE). The weights were trained on the images of the RSNA "
+        "Pneumonia Detection Challenge, whose rules hold for them.",
+        "licenses": [{"name": "other"}],
+    }
+    write_json(metadata, folder / METADATA_JSON)
+    write_json(facts, folder / BUNDLE_JSON)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file and folder at the top level of a folder, largest first."""
+    found = {entry.name: folder_bytes(entry) for entry in folder.iterdir()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def folder_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    return sum(entry.stat().st_size for entry in files)
+
+
+def check_limits(folder: Path, max_bytes: int = MAX_DATASET_BYTES) -> None:
+    """Raise UserError if Kaggle would not take a folder as a dataset."""
+    found = sizes(folder)
+    if sum(found.values()) > max_bytes:
+        name = next(iter(found))
+        raise UserError(
+            f"{folder}: {megabytes(sum(found.values()))}, but a Kaggle dataset holds {megabytes(max_bytes)} at most; "
+            f"the largest part is {name} with {megabytes(found[name])}; take fewer folds: fold=..."
+        )
+    if len(found) > MAX_TOP_LEVEL:
+        raise UserError(f"{folder}: {len(found)} entries, but a Kaggle dataset takes {MAX_TOP_LEVEL} at its top level")
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,164 @@
+"""The `kaggle` command: what to type to get from a bundle to a score, and typing it for the user.
+
+The client finds the user's token by itself (kaggle.json or KAGGLE_API_TOKEN); nothing here reads or prints it.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from files import UserError
+from kaggle_bundle import COMPETITION
+
+SECONDS_BETWEEN_LOOKS = 20.0
+# the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU
+SECONDS_FOR_DATASET = 3600.0
+SECONDS_FOR_KERNEL = 12 * 3600.0
+# more answers missing in a row than a short failure of the network explains
+MAX_SILENT = 10
+ENDED_BADLY = ("error", "failed", "deleted", "cancel")
+FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What goes up: a dataset folder and a kernel folder, with their addresses <user>/<name>."""
+
+    dataset: str
+    dataset_folder: Path
+    kernel: str
+    kernel_folder: Path
+    message: str
+
+    @property
+    def output(self) -> Path:
+        """Folder that the kernel's submission is fetched into."""
+        return self.kernel_folder.parent / "output"
+
+    def create(self) -> list[str]:
+        return ["kaggle", "datasets", "create", "-p", str(self.dataset_folder), "--dir-mode", "zip"]
+
+    def renew(self) -> list[str]:
+        words = ["kaggle", "datasets", "version", "-p", str(self.dataset_folder), "--dir-mode", "zip"]
+        return [*words, "-m", self.message]
+
+    def dataset_status(self) -> list[str]:
+        return ["kaggle", "datasets", "status", self.dataset]
+
+    def push(self) -> list[str]:
+        return push_command(self.kernel_folder)
+
+    def kernel_status(self) -> list[str]:
+        return ["kaggle", "kernels", "status", self.kernel]
+
+    def fetch(self) -> list[str]:
+        words = ["kaggle", "kernels", "output", self.kernel, "-p", str(self.output), "--force"]
+        return [*words, "--file-pattern", r"^submission\.csv$"]
+
+    def submit(self) -> list[str]:
+        return submit_command(self.output / "submission.csv", self.message)
+
+
+def push_command(folder: Path) -> list[str]:
+    return ["kaggle", "kernels", "push", "-p", str(folder)]
+
+
+def submit_command(path: Path, message: str) -> list[str]:
+    return ["kaggle", "competitions", "submit", "-c", COMPETITION, "-f", str(path), "-m", message]
+
+
+def instructions(upload: Upload) -> list[str]:
+    """The commands in order, as lines for a shell with a word to each."""
+    lines = [
+        (upload.create(), "the first time; private unless you add --public"),
+        (upload.renew(), "instead, if the dataset is there already"),
+        (upload.dataset_status(), "again, until it says ready"),
+        (upload.push(), "uploads the notebook and runs it"),
+        (upload.kernel_status(), "again, until it says COMPLETE"),
+        (upload.fetch(), ""),
+        (upload.submit(), "a late submission is scored at once"),
+    ]
+    return [shlex.join(words) + (f"    # {why}" if why else "") for words, why in lines]
+
+
+def upload_and_submit(upload: Upload) -> None:
+    """Carry out the instructions. Raises UserError at the first that fails."""
+    there, _ = ask(upload.dataset_status())
+    demand(upload.renew() if there else upload.create())
+    # while a new version is unpacked the client tells the old one's status for some seconds
+    wait_until(upload.dataset_status(), "ready", SECONDS_FOR_DATASET, time.sleep, first=there)
+    demand(upload.push())
+    wait_until(upload.kernel_status(), "complete", SECONDS_FOR_KERNEL, time.sleep, first=True)
+    (upload.output / "submission.csv").unlink(missing_ok=True)
+    demand(upload.fetch())
+    if not (upload.output / "submission.csv").is_file():
+        raise UserError(f"{upload.kernel} has no submission.csv among its output; see its log on kaggle.com")
+    demand(upload.submit())
+
+
+def wait_until(
+    words: Sequence[str], wanted: str, limit: float, sleep: Callable[[float], None], first: bool = False
+) -> None:
+    """Ask for a status again and again until it is the wanted one; `first`: wait before the first time too.
+
+    Raises UserError if the status is one that nothing follows, if there is no answer many times in a row, or after
+    `limit` seconds.
+    """
+    waited, silent = 0.0, 0
+    if first:
+        sleep(SECONDS_BETWEEN_LOOKS)
+    while True:
+        answered, said = ask(words)
+        silent = 0 if answered else silent + 1
+        status = status_in(said) if answered else f"no answer ({said.strip().splitlines()[-1:]})"
+        if status == wanted:
+            print(f"{words[-1]}: {status}", flush=True)
+            return
+        if status.startswith(ENDED_BADLY):
+            raise UserError(f"{words[-1]}: {status}; its page on kaggle.com says why")
+        if waited >= limit or silent > MAX_SILENT:
+            raise UserError(f"{words[-1]}: still {status} after {waited / 3600:.1f} h; to ask: {shlex.join(words)}")
+        sleep(SECONDS_BETWEEN_LOOKS)
+        waited += SECONDS_BETWEEN_LOOKS
+
+
+def status_in(text: str) -> str:
+    """The status in what the client says: `ready`, or `u/k has status "KernelWorkerStatus.COMPLETE"`; lower case."""
+    match = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
+    lines = text.strip().splitlines()
+    return (match[1] if match else lines[-1].strip() if lines else "unknown").lower()
+
+
+def ask(words: Sequence[str]) -> tuple[bool, str]:
+    """Whether a command of the client succeeds, and what it says; nothing is shown."""
+    done = subprocess.run([client(), *words[1:]], capture_output=True, text=True, check=False)
+    return done.returncode == 0, done.stdout if done.returncode == 0 else done.stderr or done.stdout
+
+
+def demand(words: Sequence[str]) -> None:
+    """Run a command of the client and show what it says, as it says it; raises UserError if it fails."""
+    print(f"$ {shlex.join(words)}", flush=True)
+    said = []
+    with subprocess.Popen([client(), *words[1:]], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or []:
+            print(line, end="", flush=True)
+            said.append(line)
+    # the client ends with status 0 also after an error that the server told it
+    error = next((line.strip() for line in said if FAILED.search(line)), "see above" if process.returncode else "")
+    if error:
+        raise UserError(f"{shlex.join(words[:3])} failed: {error}")
+
+
+def client() -> str:
+    """The path of the kaggle command: this Python's own, else the one on the PATH. Raises UserError."""
+    own = Path(sys.executable).with_name("kaggle")
+    found = str(own) if own.is_file() else shutil.which("kaggle")
+    if not found:
+        raise UserError("push=true needs the kaggle command; run: pip install kaggle")
+    return found

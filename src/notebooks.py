@@ -1,0 +1,184 @@
+"""The two notebooks for Kaggle: one that predicts with a trained run, one that trains it. Cells with words between."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from files import UserError, write_json, write_then_rename
+from kaggle_bundle import COMPETITION, address_of, megabytes, requirements, title_of
+from notebook_cells import (
+    COMPARE,
+    FINISH,
+    HISTORY,
+    KEEP,
+    LAY_OUT,
+    PACKAGES,
+    PICTURES,
+    SETTINGS,
+    START,
+    WHERE,
+    WHERE_TITLE,
+)
+from sheet import optional
+
+METADATA_JSON = "kernel-metadata.json"
+# Kaggle refuses a kernel whose source is larger than 1 megabyte ("Maximum source size exceeded")
+MAX_SOURCE_BYTES = 10**6
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a notebook is made from; words are settings as they stand on the command line, without paths."""
+
+    user: str
+    run: str
+    words: Sequence[str]
+    scores: dict[str, Any] | None = None  # scores.json
+    weights: str = ""  # name of a file of starting weights in the bundle
+    internet: bool = False
+
+
+def inference_notebook(kernel: Kernel) -> Any:
+    """Predict the test images with the folds of the bundle, fuse, choose the threshold, write submission.csv."""
+    return notebook(
+        kernel,
+        f"# Pneumonia detection: a submission from run `{kernel.run}`\n\n"
+        "Reads the competition's test images and the trained folds of the attached dataset; writes `submission.csv`. "
+        "It needs a GPU and no internet.\n\n" + score_table(kernel.scores) + WHERE_TITLE,
+        WHERE,
+        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a version that will do stays.",
+        PACKAGES,
+        "## Settings\n\nThose that the folds were trained with, and those of prediction and threshold.",
+        SETTINGS,
+        "## The trained folds\n\nLinked to where the stages look for them; the dataset itself is read-only.",
+        LAY_OUT,
+        "## From DICOM to pixels, test images only",
+        'stage("cache_images", "only_test=true")',
+        "## Prediction\n\nEach fold looks at each test image in all views.",
+        'stage("predict", "only_test=true")',
+        "## Ensemble, threshold, submission\n\nBoxes of the folds are fused. The threshold goes by the out-of-fold "
+        "predictions, which came along with the folds; their scores are made again to be sure that they fit.",
+        'stage("ensemble")\nstage("evaluate")\nstage("make_submission")',
+        "## The file to submit",
+        FINISH,
+        "On the same kind of device this is the file that was made at home. A GPU rounds otherwise than a CPU (mixed "
+        "precision, sums in varying order): then confidences can differ in the third digit, boxes by a pixel or so.",
+        COMPARE,
+        "## A look at it\n\nThe most and the least confident predictions, and some at random; yellow: box with its "
+        "confidence.",
+        PICTURES,
+    )
+
+
+def training_notebook(kernel: Kernel) -> Any:
+    """All stages from the competition's files to submission.csv."""
+    return notebook(
+        kernel,
+        f"# Pneumonia detection: training of run `{kernel.run}`\n\n"
+        "Trains the folds on the competition's images and ends with a submission. It needs a GPU"
+        + (", and internet for the pretrained weights.\n\n" if kernel.internet else " and no internet.\n\n")
+        + "A session ends after 12 hours, and what a fold has learnt until then is lost: train fewer folds at a time "
+        "if they do not fit (`fold=0..1` in the settings)." + WHERE_TITLE,
+        WHERE,
+        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a version that will do stays.",
+        PACKAGES,
+        "## Settings",
+        SETTINGS
+        + ("\nSETTINGS += [f\"weights={part('weights') / " + repr(kernel.weights) + '}"]') * bool(kernel.weights),
+        "## Folds and pixels",
+        START,
+        "## Training\n\nEach line is an epoch: losses, and scores on the fold's validation images.",
+        'stage("train")',
+        "## Prediction, ensemble, scores, submission",
+        'for name in ("predict", "ensemble", "evaluate", "make_submission", "summary"):\n    stage(name)',
+        "## The file to submit",
+        FINISH,
+        "## What to keep\n\nDownload `run/` from the output into your workspace, and the stages there go on from it.",
+        KEEP,
+        "## A look at it\n\nThe course of training; then truth (green) and out-of-fold prediction (yellow).",
+        HISTORY,
+    )
+
+
+def notebook(kernel: Kernel, *texts: str) -> Any:
+    """Words and code in turn as a notebook; the same texts give the same bytes."""
+    names = {
+        "competition": COMPETITION,
+        "address": address_of(kernel.run),
+        "user": kernel.user,
+        "run": kernel.run,
+        "packages": as_list(requirements()),
+        "words": as_list(kernel.words),
+    }
+    v4 = optional("nbformat.v4")
+    cells = []
+    for number, text in enumerate(texts):
+        make = v4.new_code_cell if number % 2 else v4.new_markdown_cell
+        cells.append(make(Template(text).substitute(names) if number % 2 else text, id=f"cell-{number}"))
+    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec, "language_info": {"name": "python"}})
+
+
+def as_list(words: Sequence[str]) -> str:
+    """Words as the text of a Python list, one a line."""
+    return "[\n" + "".join(f"    {word!r},\n" for word in words) + "]"
+
+
+def score_table(scores: dict[str, Any] | None) -> str:
+    """What the run scored out of fold, in Markdown; empty if that is not known."""
+    if not scores:
+        return ""
+    low, high = scores["interval"]
+    rows = [
+        f"| {fold['fold']} | {fold['images']} | "
+        + " | ".join(in_digits(fold[key]) for key in ("AUC", "IoU", "mAP"))
+        + " |"
+        for fold in scores["per_fold"]
+    ]
+    return "\n".join(
+        [
+            f"Out of fold: mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}.",
+            "",
+            "| fold | images | AUC | IoU | mAP |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def in_digits(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
+
+
+def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Path:
+    """Write a notebook and its kernel-metadata.json. Raises UserError if Kaggle would not take it."""
+    address = address_of(kernel.run, suffix)
+    path = folder / f"{address}.ipynb"
+    text = optional("nbformat").writes(content) + "\n"
+    if len(text.encode()) > MAX_SOURCE_BYTES:
+        raise UserError(f"{path}: {megabytes(len(text.encode()))}; Kaggle takes {megabytes(MAX_SOURCE_BYTES)} at most")
+    with write_then_rename(path) as temporary:
+        temporary.write_text(text)
+    write_json(
+        {
+            "id": f"{kernel.user}/{address}",
+            "title": title_of(address),
+            "code_file": path.name,
+            "language": "python",
+            "kernel_type": "notebook",
+            "is_private": True,
+            "enable_gpu": True,
+            "enable_tpu": False,
+            "enable_internet": kernel.internet,
+            # without it Kaggle may give a P100, which PyTorch has been leaving out of its builds
+            "machine_shape": "NvidiaTeslaT4",
+            "dataset_sources": [f"{kernel.user}/{address_of(kernel.run)}"],
+            "competition_sources": [COMPETITION],
+            "kernel_sources": [],
+            "model_sources": [],
+        },
+        folder / METADATA_JSON,
+    )
+    return path

@@ -1,0 +1,390 @@
+"""The bundle for Kaggle: uploaded by the real client, unpacked as Kaggle does, its notebooks run without network."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from kaggle_world import KaggleServer, make_image, make_wheels, run_notebook, shown
+from slugify import slugify
+
+import cache_images
+import kaggle_client
+import make_kernel
+import notebooks
+import predict
+from config import parse
+from files import UserError, read_json
+from kaggle_bundle import PACKAGES, address_of, check_limits, collect_wheels, title_of, user_slug, write_metadata
+from kaggle_client import Upload, status_in, upload_and_submit, wait_until
+from notebooks import Kernel, inference_notebook, training_notebook, write_kernel
+
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+DATA = "rsna-pneumonia-detection-challenge"
+STAGES = ["make_demo", "make_folds", "cache_images", "predict", "ensemble", "evaluate", "make_submission"]
+SMALL = ["size=64", "n_folds=2", "epochs=1", "batch_size=8", "encoder=mobilenet_v2", "weights=none", "bootstrap=20"]
+SMALL += ["demo_train=20", "demo_test=6", "name=tiny.Run"]
+# a process for each stage and fold would spend most of its time on imports
+IN_ONE_PROCESS = """
+import importlib, sys
+from config import parse
+from engine import train_fold
+cfg = parse(sys.argv[2:])
+for stage in sys.argv[1].split(","):
+    if stage == "predict":
+        for fold in cfg.fold_list:
+            train_fold(cfg, fold)
+    importlib.import_module(stage).main(cfg)
+"""
+
+
+@pytest.mark.parametrize(
+    ("run", "slug"),
+    [
+        ("resnet34", "resnet34"),
+        ("a-b", "a-b"),
+        ("a.b", "a-b-"),
+        ("a_b", "a-b-"),
+        ("A", "a-"),
+        ("x" * 99, "x" * 20 + "-"),
+    ],
+)
+def test_names_become_addresses(run, slug):
+    """A name that Kaggle cannot have is changed, but never into the address of another run."""
+    digest = hashlib.sha256(run.encode()).hexdigest()[:4]
+    assert address_of(run) == "rsna-pneumonia-" + (slug if slug == run else slug + digest)
+    for suffix in ("", "-inference", "-training"):
+        whole = address_of(run, suffix)
+        assert 6 <= len(whole) <= 50
+        assert slugify(title_of(whole)) == whole, "the client would warn of a title that leads elsewhere"
+
+
+@pytest.mark.parametrize("user", ["some-one", "Some-One", " someone1 ", "https://www.kaggle.com/some-one/"])
+def test_user_names(user):
+    assert user_slug(user) in ("some-one", "someone1")
+
+
+@pytest.mark.parametrize("user", ["", "a b", "../x", "a/b", "x" * 60, "né"])
+def test_no_user_names(user):
+    with pytest.raises(UserError, match="Kaggle user name"):
+        user_slug(user)
+
+
+def test_what_kaggle_would_not_take_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.pt").write_bytes(bytes(3000))
+    check_limits(tmp_path, 3000)
+    with pytest.raises(UserError, match=r"holds 0\.0 MB at most; the largest part is run.*fold="):
+        check_limits(tmp_path, 2999)
+    for number in range(50):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(UserError, match="51 entries"):
+        check_limits(tmp_path)
+    monkeypatch.setattr(notebooks, "MAX_SOURCE_BYTES", 1000)
+    kernel = Kernel("u", "r", [])
+    with pytest.raises(UserError, match=r"Kaggle takes 0\.0 MB at most"):
+        write_kernel(training_notebook(kernel), tmp_path / "k", kernel, "-training")
+    assert not (tmp_path / "k").exists()
+
+
+@pytest.mark.parametrize("make", [inference_notebook, training_notebook])
+def test_notebooks_are_whole_and_the_same_each_time(make):
+    kernel = Kernel("u", "r", ["name=r", "tta=plain,hflip"])
+    book = make(kernel)
+    nbformat.validate(book)
+    assert nbformat.writes(book) == nbformat.writes(make(kernel))
+    kinds = [cell["cell_type"] for cell in book["cells"]]
+    assert kinds == ["markdown", "code"] * (len(kinds) // 2), "words between the cells"
+    for cell in book["cells"][1::2]:
+        compile(cell["source"], cell["id"], "exec")
+    text = nbformat.writes(book)
+    assert "$" not in text, "a name was not filled in"
+
+
+def first_cell(kaggle, monkeypatch):
+    """What the notebook's first code cell finds."""
+    monkeypatch.setenv("KAGGLE_FOLDER", str(kaggle))
+    found = {}
+    exec(inference_notebook(Kernel("some-one", "r", []))["cells"][1]["source"], found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("data", "dataset"),
+    [(DATA, "rsna-pneumonia-r"), (f"competitions/{DATA}", "datasets/some-one/rsna-pneumonia-r")],
+)
+def test_inputs_are_found_where_older_and_newer_kernels_have_them(data, dataset, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=f"{DATA} is not attached"):
+        first_cell(tmp_path, monkeypatch)
+    (tmp_path / "input" / data).mkdir(parents=True)
+    (tmp_path / "input" / dataset / "src").mkdir(parents=True)
+    found = first_cell(tmp_path, monkeypatch)
+    assert found["COMPETITION"] == tmp_path / "input" / data
+    assert found["SOURCE"] == tmp_path / "input" / dataset / "src"
+
+
+def test_archives_that_kaggle_left_packed_are_unpacked(tmp_path, monkeypatch):
+    dataset = tmp_path / "input/rsna-pneumonia-r"
+    for folder in (tmp_path / "input" / DATA, tmp_path / "src", dataset):
+        folder.mkdir(parents=True)
+    (tmp_path / "src" / "predict.py").write_text("here")
+    shutil.make_archive(str(dataset / "src"), "zip", tmp_path / "src")
+    assert (first_cell(tmp_path, monkeypatch)["SOURCE"] / "predict.py").read_text() == "here"
+
+
+def test_without_internet_the_way_to_wheels_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"Is there internet\? Without it, say wheels=<folder>: .*pydicom==3"):
+        collect_wheels(tmp_path / "wheels", "")
+    with pytest.raises(UserError, match="no such folder"):
+        collect_wheels(tmp_path / "other", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="No matching distribution found for"):
+        collect_wheels(tmp_path / "third", str(tmp_path))
+
+
+def test_every_requirement_is_in_kaggles_image_or_in_the_bundle():
+    """Whoever adds a package has to say how a kernel without internet gets it."""
+    image = ["torch", "torchvision", "pillow", "opencv-python-headless", "scikit-learn", "pandas", "numpy", "tqdm"]
+    lines = [line.split("#")[0].strip() for line in (SOURCE.parent / "requirements.txt").read_text().splitlines()]
+    needs = dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in lines if line)
+    assert set(needs) <= {*image, *PACKAGES}
+    shared = set(needs) & set(PACKAGES)
+    assert {name: needs[name] for name in shared} == {name: PACKAGES[name] for name in shared}
+
+
+def test_statuses():
+    assert status_in('u/k has status "KernelWorkerStatus.COMPLETE"\n') == "complete"
+    assert status_in('u/k has status "error"\nFailure message: "x"') == "error"
+    assert status_in("Warning: old client\nready") == "ready"
+    assert status_in("") == "unknown"
+
+
+def test_waiting_goes_on_until_there_is_something_to_say(monkeypatch, capsys):
+    answers, naps = iter(["queued", "running", "complete"]), []
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, next(answers)))
+    wait_until(["status", "u/k"], "complete", 100, naps.append)
+    assert len(naps) == 2
+    assert "u/k: complete" in capsys.readouterr().out
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, "error"))
+    with pytest.raises(UserError, match="u/k: error; its page"):
+        wait_until(["status", "u/k"], "complete", 100, naps.append)
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, "running"))
+    with pytest.raises(UserError, match=r"still running after .*status u/k"):
+        wait_until(["status", "u/k"], "complete", 100, naps.append)
+    monkeypatch.setattr(kaggle_client, "ask", lambda words: (False, "403 Forbidden"))
+    with pytest.raises(UserError, match=r"still no answer .*403 Forbidden"):
+        wait_until(["status", "u/k"], "complete", 1e9, naps.append)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A trained run at home, wheels, and a Python as Kaggle has it."""
+    folder = tmp_path_factory.mktemp("kernel")
+    words = [*SMALL, f"root={folder / 'home'}"]
+    command = [sys.executable, "-c", IN_ONE_PROCESS, ",".join(STAGES), *words]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    make_wheels(folder / "wheels")
+    make_image(folder / "image")
+    return folder
+
+
+def config(world, *words):
+    return parse([*SMALL, f"root={world / 'home'}", f"wheels={world / 'wheels'}", "user=Some-One", *words])
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    server = KaggleServer()
+    for name, value in server.environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
+    monkeypatch.setattr(kaggle_client, "SECONDS_BETWEEN_LOOKS", 0.01)
+    yield server
+    server.close()
+
+
+def contents(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys):
+    """The real client uploads; what it uploaded runs in Kaggle's folders; its submission is the one made at home."""
+    kaggle, python = tmp_path / "kaggle", world / "image/python/bin/python"
+    address, notebook = address_of("tiny.Run"), tmp_path / "inference.ipynb"
+
+    def run(text):
+        server.mount(f"some-one/{address}", kaggle / f"input/datasets/some-one/{address}")
+        shutil.copytree(world / "home/input", kaggle / f"input/competitions/{DATA}")
+        # prediction looks at test images only
+        shutil.rmtree(kaggle / f"input/competitions/{DATA}/stage_2_train_images")
+        notebook.write_text(text)
+        before = contents(kaggle / "input")
+        done = run_notebook(notebook, kaggle, python)
+        assert done.returncode == 0, done.stderr
+        assert contents(kaggle / "input") == before, "the input was written to"
+        return (kaggle / "working/submission.csv").read_bytes()
+
+    server.on_run = run
+    make_kernel.main(config(world, "push=true"))
+    said = capsys.readouterr().out
+    home = (world / "home/submissions/tiny.Run.csv").read_bytes()
+    assert server.output == home
+    assert server.submitted[1] == home
+    assert server.submitted[0]["competitionName"] == DATA
+    assert "1 submissions" not in said
+    assert "4 submissions remaining today" in said
+    methods = [method for method, _, _ in server.calls]
+    assert "CreateDataset" in methods
+    assert methods.index("CreateDataset") < methods.index("SaveKernel") < methods.index("CreateSubmission")
+    kernel = server.kernel
+    assert (kernel["enableGpu"], kernel["enableInternet"], kernel["isPrivate"]) == (True, False, True)
+    assert kernel["competitionDataSources"] == [DATA]
+    assert kernel["datasetDataSources"] == [f"some-one/{address}"]
+    text, pictures = shown(notebook)
+    assert "Successfully installed" in text
+    assert "segmentation-models-pytorch" in text.split("Successfully installed")[1].splitlines()[0]
+    assert "the same file, byte for byte" in text
+    assert pictures == 1
+    no_secrets(said, [world / "home/working/tiny.Run/kaggle", notebook])
+    assert all("secret" not in json.dumps(request) for _, request, _ in server.calls)
+
+
+def no_secrets(said, places):
+    """The token is in nothing that was printed or written."""
+    assert "secret-of-someone" not in said
+    paths = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
+    assert all(b"secret-of-someone" not in path.read_bytes() for path in paths if path.suffix not in (".pt", ".whl"))
+
+
+def test_what_kaggle_answers_is_not_taken_for_success(server, tmp_path, capsys):
+    """The client ends with status 0 after many an error."""
+    dataset, kernel = tmp_path / "new/dataset", Kernel("some-one", "r", [])
+    dataset.mkdir(parents=True)
+    write_metadata(dataset, "some-one", "r", {})
+    write_kernel(inference_notebook(kernel), tmp_path / "new/inference", kernel, "-inference")
+    names = ["some-one/rsna-pneumonia-r", "some-one/rsna-pneumonia-r-inference"]
+    upload = Upload(names[0], dataset, names[1], tmp_path / "new/inference", "r")
+    server.refuse["PUT"] = ({}, 400)
+    with pytest.raises(UserError, match=r"kaggle datasets create failed: Upload unsuccessful: bundle\.json"):
+        upload_and_submit(upload)
+    server.datasets.clear()
+    server.refuse = {"CreateDataset": ({"status": "error", "error": "over your quota", "url": ""},)}
+    with pytest.raises(UserError, match=r"kaggle datasets create failed: .*over your quota"):
+        upload_and_submit(upload)
+    server.datasets[names[0]] = {}
+    server.refuse["SaveKernel"] = ({"error": "Maximum weekly GPU quota reached", "url": ""},)
+    with pytest.raises(UserError, match=r"kaggle kernels push failed: .*GPU quota"):
+        upload_and_submit(upload)
+    assert "CreateDatasetVersion" in [method for method, _, _ in server.calls], "it was there already"
+    server.refuse["SaveKernel"] = ({"versionNumber": 2, "url": "", "invalidCompetitionSources": ["x"]},)
+    with pytest.raises(UserError, match=r"not valid competition sources"):
+        upload_and_submit(upload)
+    server.refuse = {"GetKernelSessionStatus": ({"status": "ERROR", "failureMessage": "out of memory"},)}
+    with pytest.raises(UserError, match=r"r-inference: error; its page"):
+        upload_and_submit(upload)
+    server.refuse = {"ListKernelSessionOutput": ({"files": [], "log": ""},)}
+    with pytest.raises(UserError, match=r"has no submission\.csv among its output"):
+        upload_and_submit(upload)
+    server.refuse = {"CreateDatasetVersion": ({"code": 401, "message": "Unauthorized"}, 401)}
+    with pytest.raises(UserError, match=r"kaggle datasets version failed: see above"):
+        upload_and_submit(upload)
+    assert server.submitted is None
+    no_secrets(capsys.readouterr().out, [tmp_path])
+
+
+def test_who_has_no_token_is_told(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("KAGGLE_KEY")
+    with pytest.raises(UserError, match=r"kaggle datasets create failed: see above"):
+        upload_and_submit(Upload("u/d", tmp_path, "u/k", tmp_path, "m"))
+    assert "API" in capsys.readouterr().out
+    assert server.calls == []
+
+
+def test_the_training_notebook_begins_from_nothing(world, tmp_path, capsys):
+    """Folds, cache, training from a file of weights, submission; a dataset that was left packed, the older places."""
+    weights = world / "home/working/tiny.Run/fold1/best.pt"
+    words = ["name=fresh", "fold=0", f"weights={weights}", f"folds={tmp_path / 'none'}"]
+    make_kernel.main(config(world, *words))
+    said = capsys.readouterr().out
+    assert "is not trained" in said
+    assert "kernels push" in said
+    assert "fresh-training" in said
+    bundle = world / "home/working/fresh/kaggle"
+    assert not (bundle / "inference").exists()
+    metadata = read_json(bundle / "training/kernel-metadata.json")
+    assert metadata["enable_internet"] is False
+    kaggle = tmp_path / "kaggle"
+    dataset = kaggle / "input" / address_of("fresh")
+    shutil.copytree(bundle / "dataset", dataset)
+    shutil.make_archive(str(dataset / "wheels"), "zip", dataset / "wheels")
+    shutil.rmtree(dataset / "wheels")
+    shutil.copytree(world / "home/input", kaggle / "input" / DATA)
+    notebook = tmp_path / "training.ipynb"
+    shutil.copyfile(bundle / "training" / metadata["code_file"], notebook)
+    done = run_notebook(notebook, kaggle, world / "image/python/bin/python")
+    assert done.returncode == 0, done.stderr
+    text, pictures = shown(notebook)
+    assert "fold 0 epoch 1/1" in text
+    assert pictures == 2
+    submission = pd.read_csv(kaggle / "working/submission.csv")
+    sample = pd.read_csv(world / "home/input/stage_2_sample_submission.csv")
+    assert submission["patientId"].tolist() == sample["patientId"].tolist()
+    # what the notebook kept is a run that the stages at home go on from
+    kept = kaggle / "working/run"
+    home = config(world, "name=fresh", "fold=0", f"root={kept}", f"input={world / 'home/input'}")
+    make_kernel.check_fold(home, 0)
+
+
+def test_a_run_that_is_not_whole_or_of_other_settings_has_no_kernel(world, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(world / "home", home)
+    words = [f"root={home}"]
+    before = contents(home)
+    for word, reason in {
+        "tta=plain": r"predict\.json is of other settings or files \(tta: plain,hflip -> plain\)",
+        "box_scale=0.9": r"ensemble\.json is of other .*box_scale: 1.0 -> 0.9",
+        "lr=0.01": r"best\.pt was made with other settings.*lr: 0.001 -> 0.01",
+        "runs=a,b": "an ensemble of runs has no kernel",
+        "user=": "Kaggle user name",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            make_kernel.main(config(world, *words, word))
+    assert contents(home) == before
+    (home / "working/tiny.Run/scores.json").write_text('{"oof": "other"}')
+    with pytest.raises(UserError, match="of other predictions"):
+        make_kernel.main(config(world, *words))
+    (home / "working/tiny.Run/fold1/best.pt").unlink()
+    with pytest.raises(UserError, match=r"fold1/best\.pt: no such file; train this fold first"):
+        make_kernel.main(config(world, *words))
+
+
+def test_only_the_test_images(world, tmp_path, capsys):
+    """At home only_test=true leaves training images and their tables alone, and full stages notice."""
+    home = tmp_path / "home"
+    shutil.copytree(world / "home", home)
+    index, fold = home / "working/png_64/index.csv", home / "working/tiny.Run/fold0"
+    tables = {name: (fold / f"{name}.csv").read_bytes() for name in ("valid", "valid_plain", "test")}
+    cfg = config(world, f"root={home}", f"input={world / 'home/input'}", "only_test=true", "fold=0", "workers=0")
+    cache_images.main(cfg)
+    assert len(pd.read_csv(index)) == 26
+    (fold / "test.csv").unlink()
+    predict.main(cfg)
+    assert "fold 0: predicted -> test.csv in" in capsys.readouterr().out
+    assert {name: (fold / f"{name}.csv").read_bytes() for name in tables} == tables
+    predict.main(config(world, f"root={home}", f"input={world / 'home/input'}", "fold=0"))
+    assert "predicted -> valid.csv" in capsys.readouterr().out
+    (fold / "valid.csv").unlink()
+    with pytest.raises(UserError, match=r"lacks valid\.csv"):
+        predict.main(cfg)
