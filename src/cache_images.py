@@ -14,10 +14,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
 from config import Config, load_config
-from dicom import Refused, describe, open_dicom, printable, refusing, time_limit
+from dicom import Refused, describe, open_dicom, refusing, time_limit
 from files import UserError, only_one
 from images import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, Row, read_rows, square, write_png, write_rows
 from parallel import map_files
@@ -71,8 +72,16 @@ def with_other_splits(rows: list[Row], known: Iterable[Row]) -> list[Row]:
 
 
 def key_of(path: Path) -> Key:
-    """(split, patientId) of a source: the file's name counts, not what its header says."""
-    return SPLITS[path.parent.name], printable(path.stem)
+    """(split, patientId) of a source: the file's name counts, not what its header says.
+
+    Other characters than an id's are written as %XX, so that no bad name can pass for a good one.
+    """
+    return SPLITS[path.parent.name], path.stem if is_id(path.stem) else quote(path.stem, safe="", errors="replace")
+
+
+def is_id(text: str) -> bool:
+    """Whether it can become the name of a PNG and a field of CSVs as it is."""
+    return re.fullmatch(r"\w[\w.-]*", text) is not None
 
 
 def name_recipe(folder: Path) -> str:
@@ -134,8 +143,7 @@ def cache_image(path: Path, cache_dir: Path, size: int, recipe: str, seconds: fl
     """Write the PNG of one DICOM and return its row of the index; never raises for a bad DICOM."""
     facts: Row = {}
     try:
-        # the name becomes that of the PNG and a field of CSVs
-        if not re.fullmatch(r"\w[\w.-]*", path.stem):
+        if not is_id(path.stem):
             raise Refused("the file's name has other characters than letters, digits, '_', '.' and '-'")
         with refusing():
             before = path.stat()

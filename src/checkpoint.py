@@ -24,7 +24,7 @@ def network_facts(cfg: Config) -> dict[str, Any]:
 
 def training_facts(cfg: Config) -> dict[str, Any]:
     """All that a trained fold depends on; stands in its checkpoints."""
-    index = read_index(cfg.cache_dir)
+    index = read_index(cfg.cache_dir, cfg.size)
     images = index.loc[index["split"] == "train", ["patientId", "status", *GEOMETRY_COLUMNS, "png_bytes"]]
     start = cfg.weights if cfg.weights in ("none", "imagenet") else f"file {fingerprint(Path(cfg.weights))}"
     return network_facts(cfg) | {
@@ -58,16 +58,20 @@ def rebuilt(content: Any) -> Any:
     return content
 
 
-def load_checkpoint(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint's plain types. Raises UserError if it is broken or disagrees with one of these facts."""
+def load_checkpoint(path: Path, facts: dict[str, Any], fold: int) -> dict[str, Any]:
+    """Read a checkpoint's plain types. Raises UserError if it is broken, of another fold, or disagrees with a fact.
+
+    A network that scores images it was trained on would look far better than it is.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; train this fold first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        made_from = content["made_from"]
+        made_from = content["made_from"] | {"fold": content["fold"]}
     except Exception as error:  # a broken file fails in as many ways as there are bytes
         raise UserError(f"{path}: not a checkpoint ({type(error).__name__}); delete it and train again") from None
-    changes = difference({key: made_from.get(key) for key in facts}, facts)
+    wanted = facts | {"fold": fold}
+    changes = difference({key: made_from.get(key) for key in wanted}, wanted)
     if changes:
         raise UserError(
             f"{path} was made with other settings or files ({changes}); say them again, or give this run another "

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from competition import FOLD_COLUMNS, LABELS_CSV, read_labels, truth_boxes
+from competition import LABELS_CSV, read_folds, read_labels, truth_boxes
 from config import Config, command, load_config
-from files import UserError, read_table, write_table
+from files import UserError, write_table
 from runs import Run, compare_runs, differing_settings, find_runs, people_of, read_settings
 
 
@@ -22,7 +22,7 @@ def main(cfg: Config) -> None:
     if not runs:
         raise UserError(f"{cfg.working}: no run with scores{explain(refused)}; run: {command(cfg, 'evaluate')}")
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
-    people = people_of(read_table(cfg.folds_csv, FOLD_COLUMNS, command(cfg, "make_folds")))
+    people = people_of(read_folds(cfg.folds_csv, command(cfg, "make_folds")))
     table = compare_runs(runs, runs[0], truth, people, cfg.bootstrap, cfg.seed)
     settings = differing_settings({run.name: read_settings(run.folder) for run in runs})
     table["settings"] = [" ".join(f"{key}={value}" for key, value in settings[name].items()) for name in table["run"]]

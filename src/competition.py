@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from files import UserError, read_table
+from files import UserError, line_number, read_table
 
 LABELS_CSV = "stage_2_train_labels.csv"
 CLASSES_CSV = "stage_2_detailed_class_info.csv"
@@ -54,11 +54,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         "the image is both positive and negative": kinds > 1,
         "the row is there twice": parsed.assign(patientId=labels["patientId"]).duplicated(),
     }
-    for problem, rows in problems.items():
-        if rows.any():
-            first = int(np.flatnonzero(rows)[0])
-            name = f"{path}, line {first + 2} (patientId {labels['patientId'].iloc[first]})"
-            raise UserError(f"{name}: {problem}; {int(rows.sum())} such row(s); mend or remove them")
+    refuse_rows(path, labels["patientId"], problems, "mend or remove them")
     if labels.empty:
         raise UserError(f"{path}: no rows; fetch the file again")
     return parsed.assign(patientId=labels["patientId"]).astype({"Target": int})[LABEL_COLUMNS]
@@ -100,9 +96,39 @@ def read_people(folder: Path) -> pd.Series | None:
     try:
         rows = json.loads(path.read_text())
         return pd.Series({row["subset_img_id"]: row["img_id"][:8] for row in rows}, dtype=str, name="person")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         expected = "a list of objects with subset_img_id and img_id"
         raise UserError(f"{path}: expected {expected} ({error!r}); fetch it again or remove it") from None
+
+
+def read_folds(path: Path, maker: str) -> pd.DataFrame:
+    """Read folds.csv, FOLD_COLUMNS; fold, target and n_boxes are int, age is float with NaN.
+
+    Raises UserError that names the first bad row; `maker` is the command that makes the file.
+    """
+    table = read_table(path, FOLD_COLUMNS, maker)[FOLD_COLUMNS]
+    whole = table[["fold", "target", "n_boxes"]].apply(pd.to_numeric, errors="coerce")
+    age = pd.to_numeric(table["age"], errors="coerce")
+    problems = {
+        "patientId is empty": table["patientId"].isna(),
+        "the patientId was there before": table["patientId"].duplicated(),
+        "fold is not 0, 1, 2 ...": ~(whole["fold"] >= 0) | (whole["fold"] % 1 != 0),
+        "target is neither 0 nor 1": ~whole["target"].isin([0, 1]),
+        "n_boxes does not fit target": ~(whole["n_boxes"] >= 0) | ((whole["n_boxes"] > 0) != whole["target"]),
+        "age is not a number": age.isna() & table["age"].notna(),
+        "group is empty": table["group"].isna(),
+    }
+    refuse_rows(path, table["patientId"], problems, f"mend it, or delete it and run: {maker}")
+    return table.assign(age=age.astype(float), **whole.astype(int))
+
+
+def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], remedy: str) -> None:
+    """Raise UserError for the first problem that any row has: file, line, patientId, how many, what to do."""
+    for problem, rows in problems.items():
+        if rows.any():
+            first = int(np.flatnonzero(rows)[0])
+            name = f"{path}, line {line_number(path, first)} (patientId {ids.iloc[first]})"
+            raise UserError(f"{name}: {problem}; {int(rows.sum())} such row(s); {remedy}")
 
 
 def read_predictions(path: Path, maker: str = "") -> pd.DataFrame:
@@ -120,10 +146,7 @@ def read_predictions(path: Path, maker: str = "") -> pd.DataFrame:
         "the confidence is not from 0 to 1": ~numbers["confidence"].fillna(0).between(0, 1),
         "the box has no area": (numbers[["width", "height"]] <= 0).any(axis=1),
     }
-    for problem, rows in problems.items():
-        if rows.any():
-            line = int(np.flatnonzero(rows)[0])
-            raise UserError(f"{path}, line {line + 2} (patientId {table['patientId'].iloc[line]}): {problem}")
+    refuse_rows(path, table["patientId"], problems, f"run: {maker}" if maker else "mend or remove them")
     return numbers.assign(patientId=table["patientId"])[PREDICTION_COLUMNS]
 
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from augment import Augmentation
 from boxes import xywh_to_xyxy, xyxy_to_cxcywh
-from competition import BOX_COLUMNS, CLASSES, FOLD_COLUMNS, LABELS_CSV, largest_box, read_labels, truth_boxes
+from competition import BOX_COLUMNS, CLASSES, LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
 from config import Config, command
-from files import UserError, read_table
+from files import UserError
 from images import original_to_cached, read_index, read_png
 
 
@@ -33,6 +33,10 @@ class Samples:
     labels: NDArray[np.int64]  # (n,) class index; opacity is the last class
     geometry: NDArray[np.float64]  # (n, 4) scale_x, scale_y, pad_x, pad_y; see images.original_to_cached
     shapes: NDArray[np.int64]  # (n, 2) rows, cols of the original image
+
+    def side(self, k: int) -> int:
+        """The side of cached image k: its longer side fills it."""
+        return round(max(self.shapes[k][::-1] * self.geometry[k][:2]))
 
 
 def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame, labels: Any = 0) -> Samples:
@@ -100,9 +104,9 @@ class FoldData:
 
 def load_fold(cfg: Config, fold: int) -> FoldData:
     """The samples of a fold, from folds.csv, the labels and the cache; images that were refused are left out."""
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
-    index = read_index(cfg.cache_dir)
+    index = read_index(cfg.cache_dir, cfg.size)
     usable = index[(index["split"] == "train") & (index["status"] == "ok")]
     refused = set(index.loc[(index["split"] == "train") & (index["status"] != "ok"), "patientId"])
     folds = folds[~folds["patientId"].isin(refused)]
@@ -133,7 +137,7 @@ class ImageMemory:
     def read(self, k: int) -> NDArray[np.uint8]:
         """Image k, (S, S) uint8. Raises UserError as images.read_png does."""
         if not self.decoded[k]:
-            self.images[k] = read_png(self.paths[k])
+            self.images[k] = read_png(self.paths[k], self.images.shape[1])
             # two processes may both decode an image; they write the same bytes, and the mark comes last
             self.decoded[k] = 1
         return self.images[k]
@@ -185,7 +189,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         """image (1, S, S) uint8; box (4,) float32 cxcywh in [0, 1], zeros without one; has_box; label; row."""
-        image = self.memory.read(k) if self.memory else read_png(self.samples.paths[k])
+        image = self.memory.read(k) if self.memory else read_png(self.samples.paths[k], self.samples.side(k))
         box = self.samples.boxes_xyxy[k]
         if self.augmentation:
             # seeded by image and epoch, not by worker: the number of workers changes nothing

@@ -1,6 +1,7 @@
 """DICOM files: their header, and their pixels as 8-bit grey. Whatever is wrong with one ends as Refused."""
 
 import faulthandler
+import re
 import signal
 import stat
 import sys
@@ -17,7 +18,18 @@ from pydicom.dataset import FileDataset
 from codec import PLUGINS, coded_size, decode, decode_reduced, frame_of
 from grey import Grey, shows_stored_values, to_grey
 
-HEADER_FIELDS = ["PatientAge", "PatientSex", "ViewPosition"]
+# What is taken of a header, and what it may say: by hand people write names into any field, which must not get out.
+# Ages also without their unit, as the challenge's files have them; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.
+HEADER_FIELDS = {
+    "PatientAge": re.compile(r"\d{1,3}[DWMY]?"),
+    "PatientSex": re.compile(r"[MFO]"),
+    "ViewPosition": re.compile(r"AP|PA|LL|RL|RLD|LLD|RLO|LLO"),
+}
+# PS3.3 C.7.6.3.1.2, retired ones included
+PHOTOMETRIC = [
+    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", "XYB", "YBR_FULL", "YBR_FULL_422"),
+    *("YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"),
+]
 # 10,000 x 10,000: no radiograph is larger, and a damaged header can ask for 65,535 x 65,535
 MAX_PIXELS = 100_000_000
 
@@ -90,19 +102,20 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
     with refusing():
         if "Rows" not in dataset or "Columns" not in dataset:
             raise Refused("there is no image in the file")
-        return {
-            "rows": int(dataset.Rows),
-            "cols": int(dataset.Columns),
-            "transfer_syntax": printable(dataset.file_meta.TransferSyntaxUID.name),
-            "photometric": printable(dataset.PhotometricInterpretation),
-        }
+        photometric, syntax = str(dataset.PhotometricInterpretation), dataset.file_meta.TransferSyntaxUID
+        if photometric not in PHOTOMETRIC:
+            raise Refused("the photometric interpretation is none that DICOM knows")
+        if syntax.is_private or not syntax.is_valid:
+            raise Refused("the transfer syntax is none that DICOM knows")
+        size = {"rows": int(dataset.Rows), "cols": int(dataset.Columns)}
+        return size | {"transfer_syntax": syntax.name, "photometric": photometric}
 
 
 def read_header(path: Path) -> dict[str, str]:
     """patientId (the file's name), PatientAge, PatientSex and ViewPosition as they are written.
 
-    Reads nothing behind these fields. Where the file cannot be read they are empty: cache_images is the
-    stage that says which files are broken.
+    Reads nothing behind these fields. Where the file cannot be read, or says something that does not
+    belong there, they are empty: cache_images is the stage that says which files are broken.
     """
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
     try:
@@ -110,7 +123,8 @@ def read_header(path: Path) -> dict[str, str]:
             if not path.is_file():
                 return header
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
-            return header | {name: printable(str(dataset.get(name) or "")) for name in HEADER_FIELDS}
+            found = {name: str(dataset.get(name) or "").strip() for name in HEADER_FIELDS}
+            return header | {name: text for name, text in found.items() if HEADER_FIELDS[name].fullmatch(text)}
     except Refused:
         return header
 

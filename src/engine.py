@@ -65,7 +65,7 @@ def train_fold(cfg: Config, fold: int) -> None:
     """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others."""
     folder = cfg.fold_dir(fold)
     facts = training_facts(cfg)
-    saved = load_checkpoint(folder / "last.pt", facts) if (folder / "last.pt").is_file() else None
+    saved = load_checkpoint(folder / "last.pt", facts, fold) if (folder / "last.pt").is_file() else None
     if saved and len(saved["history"]) == cfg.total_epochs and (folder / "best.pt").is_file():
         write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
         print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
@@ -135,6 +135,11 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dic
         scores: dict[str, Any] = {"epoch": epoch + 1, "phase": phase.part}
         scores |= train_epoch(run, train_loader, title, cfg.clip)
         scores |= validate(run, valid_loader, data, cfg.size)
+        if not np.isfinite(scores["valid_loss"]):
+            raise UserError(
+                f"{title}: the loss on the validation images is not finite. What was saved is the state before this "
+                "epoch. The same command would come here again: lower the rates, and give the run another name="
+            )
         print(f"{title}: " + "  ".join(f"{key} {value:.4f}" for key, value in list(scores.items())[3:]), flush=True)
         run.history.append(scores)
         if rank(scores) == max(map(rank, run.history)):

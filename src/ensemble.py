@@ -14,9 +14,10 @@ import pandas as pd
 
 from competition import PREDICTION_COLUMNS, read_predictions
 from config import Config, command, load_config
-from files import UserError, begin, fingerprint, is_complete, mark_complete, only_one, read_table, write_table
+from files import UserError, fingerprint, only_one, read_table, write_table
 from fusion import fuse_tables
 from scoring import with_scaled_boxes
+from stamps import begin, check_stamp, is_complete, mark_complete
 
 SOURCES = ("valid", "valid_plain", "test")
 OUTPUTS = ("oof", "oof_plain", "test", "test_by_fold")
@@ -30,7 +31,7 @@ def main(cfg: Config) -> None:
         if not is_complete(stamp, facts, list(outputs.values())):
             begin(stamp)
             write_tables(cfg, runs, outputs)
-            mark_complete(stamp, facts)
+            mark_complete(stamp, facts, list(outputs.values()))
     print_counts(cfg, len(runs), outputs)
 
 
@@ -58,7 +59,10 @@ def write_scaled(table: pd.DataFrame, path: Path, box_scale: float) -> None:
 
 
 def run_folders(cfg: Config) -> list[Path]:
-    """The folders of the runs to fuse: runs=a,b or the run itself. Raises UserError for a fold without predictions."""
+    """The folders of the runs to fuse: runs=a,b or the run itself.
+
+    Raises UserError for a fold without predictions, or with some that predict did not write, or with other folds.
+    """
     names = cfg.runs.split(",") if cfg.runs else [cfg.name]
     if cfg.runs and cfg.name in names:
         raise UserError(f"name={cfg.name} is one of runs={cfg.runs}: give the ensemble a name of its own")
@@ -70,6 +74,9 @@ def run_folders(cfg: Config) -> list[Path]:
                     f"{folder / f'fold{fold}'}: no finished predictions of fold {fold}; make them with "
                     f"{own_command(cfg, folder.name, fold)}, or say which folds to fuse: fold=..."
                 )
+            tables = [folder / f"fold{fold}" / f"{name}.csv" for name in SOURCES]
+            facts = {"folds.csv": fingerprint(cfg.folds_csv)}
+            check_stamp(folder / f"fold{fold}" / "predict.json", facts, tables, own_command(cfg, folder.name, fold))
     return folders
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 import scoring
-from competition import FOLD_COLUMNS, LABELS_CSV, read_labels, read_people, read_predictions, truth_boxes
+from competition import LABELS_CSV, read_folds, read_labels, read_people, read_predictions, truth_boxes
 from config import Config, command, load_config
-from files import UserError, fingerprint, only_one, read_json, read_table, write_json, write_table
+from files import UserError, fingerprint, only_one, read_table, write_json, write_table
 from metric import best_threshold, image_scores, keep_confident, threshold_sweep
+from stamps import check_fused
 from submission import SUBMISSION_COLUMNS, parse_submission
 
 
@@ -35,16 +36,12 @@ def main(cfg: Config) -> None:
 def read_run(cfg: Config) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """oof.csv, oof_plain.csv, and the rows of folds.csv (by patientId) of their images.
 
-    Raises UserError where a file is missing or the predictions were made with other folds.
+    Raises UserError where a file is missing or does not belong to the others.
     """
     maker = command(cfg, "ensemble")
     predictions, plain = (read_predictions(cfg.run_dir / f"{name}.csv", maker) for name in ("oof", "oof_plain"))
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, command(cfg, "make_folds")).set_index("patientId")
-    made_from = read_json(cfg.run_dir / "ensemble.json", maker).get("made_from", {})
-    if made_from.get("folds.csv") != fingerprint(cfg.folds_csv):
-        raise UserError(
-            f"{cfg.run_dir / 'oof.csv'} was made with other folds than {cfg.folds_csv}; say folds= or run: {maker}"
-        )
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
+    check_fused(cfg.run_dir, cfg.folds_csv, maker)
     return predictions, plain, folds.loc[predictions["patientId"].drop_duplicates()]
 
 

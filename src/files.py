@@ -1,4 +1,4 @@
-"""Files that are whole or absent, tables with checked columns, and stamps that say what a result depends on."""
+"""Files that are whole or absent, tables with checked columns, and fingerprints of what a result depends on."""
 
 import contextlib
 import csv
@@ -6,12 +6,13 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import TracebackType, UnionType
 from typing import Any
 
 import pandas as pd
@@ -106,31 +107,37 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFrame:
     """Read a CSV that must have `columns`; patientId stays text. Spaces around names and ids are cut off.
-
     `maker` is the command that makes the file, named when it is missing. Raises UserError.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
     try:
-        # whatever spaces are around the name, so that ids of digits keep their zeros
-        header = pd.read_csv(path, encoding="utf-8-sig", index_col=False, nrows=0).columns
-        ids = {column: str for column in header if column.strip() == "patientId"}
+        names = pd.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str).loc[0].fillna("").str.strip()
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, dtype=ids, encoding="utf-8-sig", index_col=False)
+            # ids of digits keep their zeros
+            ids = {position: str for position, name in enumerate(names) if name == "patientId"}
+            rows = pd.read_csv(path, dtype=ids, encoding="utf-8-sig", index_col=False)
     except pd.errors.ParserWarning:
         raise UserError(f"{path}: rows have more fields than the header; mend or fetch the file again") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
-    table = cut_spaces(table, path)
+    doubled = names[names.duplicated() & (names != "")]
+    if len(doubled):
+        raise UserError(f"{path}: column {doubled.iloc[0]} is there twice; remove one")
+    table = cut_spaces(rows, path)
     missing = [column for column in columns if column not in table.columns]
     if missing:
         found = ", ".join(map(str, table.columns[:8]))
         raise UserError(f"{path}: column {', '.join(missing)} is missing; found {found}")
-    doubled = table.columns[table.columns.duplicated()]
-    if len(doubled):
-        raise UserError(f"{path}: column {doubled[0]} is there twice; remove one")
     return table
+
+
+def line_number(path: Path, row: int) -> int:
+    """The line of a CSV, counted from 1, that holds row `row` of its table, counted from 0; empty lines hold none."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        full = [number for number, line in enumerate(file, 1) if line.strip()]
+    return full[min(row + 1, len(full) - 1)]
 
 
 def cut_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -157,16 +164,24 @@ def write_json(content: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path, maker: str = "") -> dict[str, Any]:
-    """Read a JSON object. Raises UserError where it is missing or broken."""
+def read_json(path: Path, maker: str = "", expected: Mapping[str, type | UnionType] | None = None) -> dict[str, Any]:
+    """Read a JSON object with at least the keys of `expected`, their values of these types; numbers are finite.
+
+    `maker` is the command that makes the file. Raises UserError where it is missing or broken.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
+    remedy = f"delete it and run: {maker}" if maker else "delete it and run the stage again"
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); delete it and run the stage again") from None
+        content = json.loads(path.read_text(), parse_constant=float)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); {remedy}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; delete it and run the stage again")
+        raise UserError(f"{path}: not a JSON object; {remedy}")
+    for key, kind in (expected or {}).items():
+        value = content.get(key)
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"{path}: '{key}' is missing or makes no sense; {remedy}")
     return content
 
 
@@ -182,20 +197,3 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     keys = [*new, *(key for key in old if key not in new)]
     changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     return "; ".join(changes)
-
-
-def is_complete(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path]) -> bool:
-    """Whether `outputs` exist and `stamp` says that they were made from exactly these facts."""
-    if not stamp.is_file() or not all(path.is_file() for path in outputs):
-        return False
-    return read_json(stamp).get("made_from") == json.loads(json.dumps(facts))
-
-
-def begin(stamp: Path) -> None:
-    """Withdraw a stage's stamp before its outputs are replaced: killed in between, they are not taken for whole."""
-    stamp.unlink(missing_ok=True)
-
-
-def mark_complete(stamp: Path, facts: dict[str, Any], **results: Any) -> None:
-    """Write the stamp of a finished stage; call it after the stage's outputs are in place."""
-    write_json({"made_from": facts, **results}, stamp)

@@ -54,7 +54,7 @@ def take_saved(cfg: Config, fold: int, model: torch.nn.Module) -> None:
         print(f"fold {fold}: from the weights that training starts with")
         return
     facts = {key: value for key, value in training_facts(cfg).items() if key not in FREE_TO_DIFFER}
-    saved = load_checkpoint(path, facts)
+    saved = load_checkpoint(path, facts, fold)
     if saved["epoch"] >= cfg.total_epochs:
         print(f"fold {fold}: {path} has all its epochs behind it; from the weights that training starts with")
         return

@@ -85,7 +85,7 @@ def make_tiles(
                     kind=kind,
                     view=str(groups.loc[name, "view"]),
                     words=describe(float(scores[name]), groups.loc[name], own),
-                    picture=data_uri(read_png(cache_dir / "train" / f"{name}.png")),
+                    picture=data_uri(read_png(cache_dir / "train" / f"{name}.png", size)),
                     true=places["true"],
                     predicted=places["predicted"],
                     below=places["below"],

@@ -126,8 +126,8 @@ def write_png(image: Grey, path: Path) -> int:
     return len(encoded)
 
 
-def read_png(path: Path) -> Grey:
-    """A cached image as uint8 (H, W). Raises UserError if it is missing or broken."""
+def read_png(path: Path, size: int) -> Grey:
+    """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -137,17 +137,33 @@ def read_png(path: Path) -> Grey:
     image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if whole else None
     if image is None:
         raise UserError(f"{path}: damaged PNG file; delete it and run: {MAKER}")
+    if image.shape != (size, size):
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        raise UserError(f"{path}: {found} pixels, not {size} x {size}; delete it and run: {MAKER}")
     return np.asarray(image, np.uint8)
 
 
-def read_index(cache_dir: Path) -> pd.DataFrame:
+def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
     """The index of a finished cache: one row per image of the input, INDEX_COLUMNS, status ok or refused.
 
-    The geometry of refused images is missing. Raises UserError if the cache is missing or unfinished.
+    The geometry of refused images is missing. Raises UserError if the cache is missing or unfinished, or if a row is
+    not what cache_images writes for images of `size`: boxes would lie elsewhere.
     """
     if (cache_dir / JOURNAL_CSV).exists():
         raise UserError(f"{cache_dir}: the image cache is unfinished; run: {MAKER}")
-    return read_table(cache_dir / INDEX_CSV, INDEX_COLUMNS, MAKER)
+    table = read_table(cache_dir / INDEX_CSV, INDEX_COLUMNS, MAKER)
+    numbers = table[["rows", "cols", *GEOMETRY_COLUMNS]].apply(pd.to_numeric, errors="coerce")
+    fits = (table["status"] == "ok") & (numbers[["rows", "cols"]] >= 1).all(axis=1)
+    shapes = numbers.loc[fits, ["rows", "cols"]].astype(int)
+    pairs = list(zip(shapes["rows"].tolist(), shapes["cols"].tolist(), strict=True))
+    geometry = {(rows, cols): fit(rows, cols, size)[2] for rows, cols in set(pairs)}
+    expected = np.array([geometry[pair] for pair in pairs]).reshape(-1, 4)
+    fits[fits] = np.isclose(numbers.loc[fits, GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9).all(axis=1)
+    wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
+    if wrong.any():
+        name = table.loc[wrong, "patientId"].iloc[0]
+        raise UserError(f"{cache_dir / INDEX_CSV}, patientId {name}: not as it was written; delete it and run: {MAKER}")
+    return table.assign(**numbers)
 
 
 def read_rows(path: Path) -> list[Row]:

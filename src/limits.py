@@ -29,6 +29,7 @@ RANGES = {
     "n_folds": (2, 100),
     "workers": (-1, 1024),
 }
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a run: it becomes a folder
 TTA_VIEWS = ("plain", "hflip")
 
 
@@ -50,7 +51,7 @@ def parse_folds(text: str, n_folds: int) -> list[int]:
 
 def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no stage can work with."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", settings["name"]):
+    if not re.fullmatch(NAME, settings["name"]):
         raise UserError(f"name={settings['name']}: letters, digits, '.', '_' and '-' only: it becomes a folder")
     at_least = {
         "epochs": 1,
@@ -80,6 +81,12 @@ def check(settings: dict[str, Any]) -> None:
     check_views(settings["tta"], settings["tta_scales"])
     if settings["checkpoint"] not in ("best", "last"):
         raise UserError(f"checkpoint={settings['checkpoint']}: best or last")
+    runs = settings["runs"].split(",") if settings["runs"] else []
+    if not all(re.fullmatch(NAME, run) for run in runs) or len(set(runs)) < len(runs):
+        raise UserError(f"runs={settings['runs']}: names of runs in working/, separated by commas, each once")
+    for key in ("root", "input", "folds", "working", "submissions"):
+        if not settings[key].strip():
+            raise UserError(f"{key}=: say a folder")
     if settings["threshold"] != "auto" and not re.fullmatch(r"0?\.\d+|[01](\.0*)?", settings["threshold"]):
         raise UserError(f"threshold={settings['threshold']}: auto, or a number from 0 to 1")
     parse_folds(settings["fold"], settings["n_folds"])

@@ -28,8 +28,6 @@ from config import PRESETS, Config, load_config
 from files import (
     UserError,
     difference,
-    is_complete,
-    mark_complete,
     only_one,
     read_json,
     write_json,
@@ -38,6 +36,7 @@ from files import (
 )
 from parallel import map_files
 from phantom import lay_out, render
+from stamps import is_complete, mark_complete
 
 VERSION = 3  # raise it when the same settings give other files
 SAMPLE_PREDICTION = "0.5 0 0 100 100"

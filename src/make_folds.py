@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from competition import (
     AGE_BANDS,
+    CLASSES,
     CLASSES_CSV,
     FOLD_COLUMNS,
     HEADER_COLUMNS,
@@ -20,31 +21,32 @@ from competition import (
     MAPPING_JSON,
     TRAIN_IMAGES,
     read_classes,
+    read_folds,
     read_labels,
     read_people,
 )
-from config import Config, load_config
+from config import Config, command, load_config
 from dicom import read_header
-from files import UserError, difference, fingerprint, mark_complete, only_one, read_json, read_table, write_table
+from files import UserError, difference, fingerprint, only_one, read_json, read_table, write_table
 from parallel import map_files
+from stamps import changed_outputs, mark_complete
 
 
 def main(cfg: Config) -> None:
+    maker = command(cfg, "make_folds")
     with only_one(cfg.folds_csv.parent):
         labels = read_labels(Path(cfg.input) / LABELS_CSV)
         compare_files(labels["patientId"].unique(), Path(cfg.input) / TRAIN_IMAGES)
         images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
-        people = read_people(Path(cfg.input))
         facts = {"n_folds": cfg.n_folds, "seed": cfg.seed, **input_facts(Path(cfg.input))}
         stamp = cfg.folds_csv.with_suffix(".json")
         if cfg.folds_csv.exists():
-            check_existing(cfg.folds_csv, stamp, facts, images)
+            check_existing(cfg.folds_csv, stamp, facts, images, maker)
         else:
-            images["group"] = group_by_person(images, people)
+            images["group"] = group_by_person(images, read_people(Path(cfg.input)))
             images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
-            mark_complete(stamp, facts)  # before the table: a table without a stamp is one that the user brought
-            write_table(images[FOLD_COLUMNS], cfg.folds_csv)
-    print_folds(read_table(cfg.folds_csv, FOLD_COLUMNS), cfg.folds_csv)
+            write_folds(images, cfg.folds_csv, stamp, facts)
+    print_folds(read_folds(cfg.folds_csv, maker), cfg.folds_csv)
 
 
 def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
@@ -60,17 +62,34 @@ def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
         print(f"{more} images in {folder} have no label: they are not trained on")
 
 
+def write_folds(images: pd.DataFrame, path: Path, stamp: Path, facts: dict[str, object]) -> None:
+    """The table and its stamp; also before the table, as one without a stamp is one that the user brought."""
+    mark_complete(stamp, facts)
+    write_table(images[FOLD_COLUMNS], path)
+    mark_complete(stamp, facts, [path])
+
+
 def input_facts(folder: Path) -> dict[str, str]:
     """Fingerprints of the tables in `folder` that decide the folds."""
     return {name: fingerprint(folder / name) for name in (LABELS_CSV, CLASSES_CSV, MAPPING_JSON, HEADERS_CSV)}
 
 
 def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd.DataFrame) -> pd.DataFrame:
-    """One row per image, sorted by patientId: target, n_boxes, class, view, sex, age; unknown is empty."""
+    """One row per image, sorted by patientId: target, n_boxes, class, view, sex, age; unknown is empty.
+
+    Raises UserError for an image that is Lung Opacity by its class and negative by its label, or the other way round.
+    """
     images = labels.groupby("patientId").agg(target=("Target", "max"), n_boxes=("Target", "sum")).reset_index()
     if classes is None:
         print(f"no {CLASSES_CSV}: folds are not stratified by class")
     images["class"] = images["patientId"].map(classes).fillna("") if classes is not None else ""
+    contradicting = images["class"].isin(CLASSES) & (images["class"].eq(CLASSES[-1]) != images["target"].eq(1))
+    if contradicting.any():
+        row = images[contradicting].iloc[0]
+        raise UserError(
+            f"{CLASSES_CSV}: patientId {row['patientId']} is '{row['class']}', and its Target in {LABELS_CSV} is "
+            f"{row['target']}; {int(contradicting.sum())} such image(s); fetch both files again, or remove the first"
+        )
     headers = headers.drop_duplicates("patientId").set_index("patientId")
     images["view"] = images["patientId"].map(headers["ViewPosition"]).astype(object).fillna("")
     images["sex"] = images["patientId"].map(headers["PatientSex"]).astype(object).fillna("")
@@ -85,7 +104,9 @@ def read_headers(cfg: Config, ids: set[str]) -> pd.DataFrame:
     for path in (given, cfg.headers_csv):
         if path.is_file():
             headers = read_table(path, HEADER_COLUMNS)
-            if path == given or ids <= set(headers["patientId"]):
+            # files that could not be read then are perhaps mended by now
+            unread = headers[HEADER_COLUMNS[1:]].isna().all(axis=1)
+            if path == given or ids <= set(headers.loc[~unread, "patientId"]):
                 return headers
     paths = sorted((Path(cfg.input) / TRAIN_IMAGES).glob("*.dcm"))
     if not paths:
@@ -105,7 +126,13 @@ def group_by_person(images: pd.DataFrame, people: pd.Series | None) -> pd.Series
             "(www.rsna.org, AI image challenges, 2018) as 'dataset mappings' to NIH ChestX-ray14"
         )
         return images["patientId"]
-    return images["patientId"].map(people).fillna(images["patientId"])
+    person = images["patientId"].map(people)
+    if person.isna().any():
+        print(
+            f"people may leak between folds: {int(person.isna().sum())} of {len(person)} images are not in "
+            f"{MAPPING_JSON}, such as {images.loc[person.isna(), 'patientId'].iloc[0]}"
+        )
+    return person.fillna(images["patientId"])
 
 
 def indicator_matrix(images: pd.DataFrame) -> NDArray[np.int64]:
@@ -166,18 +193,26 @@ def stratify_groups(
     return fold_of[owner]
 
 
-def check_existing(path: Path, stamp: Path, facts: dict[str, object], images: pd.DataFrame) -> None:
-    """Accept folds that were made from these facts, or that the user brought; raise UserError for others."""
+def check_existing(path: Path, stamp: Path, facts: dict[str, object], images: pd.DataFrame, maker: str) -> None:
+    """Accept folds that were made from these facts, or that the user brought or edited; raise UserError for others."""
     remedy = f"scores of runs trained on them would mix; keep both with folds=<other folder>, or delete {path}"
     if stamp.is_file():
-        changes = difference(read_json(stamp).get("made_from", {}), facts)
+        content = read_json(stamp, maker, {"made_from": dict})
+        changes = difference(content["made_from"], facts)
         if changes:
             raise UserError(f"{path} was made from something else ({changes}); {remedy}")
+        if changed_outputs(content, [path]):
+            print(f"{path} was edited after it was made: kept as it is")
     else:
         print(f"{path} was not made here: kept as it is")
-    folds = read_table(path, FOLD_COLUMNS)
-    if sorted(folds["patientId"].astype(str)) != sorted(images["patientId"]):
+    folds = read_folds(path, maker).sort_values("patientId", ignore_index=True)
+    if folds["patientId"].tolist() != images["patientId"].tolist():
         raise UserError(f"{path}: its images are not those of the labels; {remedy}")
+    for column in ("target", "n_boxes", "class"):
+        unlike = folds[column].fillna("").ne(images[column])
+        if unlike.any():
+            name = folds.loc[unlike, "patientId"].iloc[0]
+            raise UserError(f"{path}, patientId {name}: {column} is not that of the labels and classes; {remedy}")
     if not folds["fold"].isin(range(int(str(facts["n_folds"])))).all():
         raise UserError(f"{path}: has folds beyond n_folds={facts['n_folds']}; {remedy}")
 

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from checkpoint import load_checkpoint, network_facts
 from config import Config, command, load_config, parse
-from files import UserError, difference, fingerprint, only_one, read_json
+from files import UserError, fingerprint, only_one, read_json
 from kaggle_bundle import (
     address_of,
     check_limits,
@@ -31,6 +30,7 @@ from kaggle_bundle import (
 )
 from kaggle_client import Upload, instructions, push_command, upload_and_submit
 from notebooks import Kernel, inference_notebook, training_notebook, write_kernel
+from stamps import SCORES_JSON, check_fused, check_stamp
 
 
 def main(cfg: Config) -> None:
@@ -88,28 +88,23 @@ def has_weights_file(cfg: Config) -> bool:
 def check_fold(cfg: Config, fold: int) -> None:
     """Raise UserError unless a fold is trained and predicted with these settings: on Kaggle it would be too late."""
     checkpoint = cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt"
-    load_checkpoint(checkpoint, network_facts(cfg))
+    load_checkpoint(checkpoint, network_facts(cfg), fold)
     facts = cfg.of_stage("predict") | {"checkpoint": fingerprint(checkpoint), "folds.csv": fingerprint(cfg.folds_csv)}
-    check_stamp(cfg.fold_dir(fold) / "predict.json", facts, command(cfg, "predict"))
+    tables = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
+    check_stamp(cfg.fold_dir(fold) / "predict.json", facts, tables, command(cfg, "predict"))
 
 
 def check_ensemble(cfg: Config) -> None:
     """Raise UserError unless ensemble and scores are of these settings and of each other."""
     keys = ("fusion_iou", "elsewhere", "max_boxes", "box_scale", "fold_list")
-    check_stamp(cfg.run_dir / "ensemble.json", {key: getattr(cfg, key) for key in keys}, command(cfg, "ensemble"))
+    maker = command(cfg, "ensemble")
+    check_stamp(cfg.run_dir / "ensemble.json", {key: getattr(cfg, key) for key in keys}, [], maker)
+    check_fused(cfg.run_dir, cfg.folds_csv, maker)
     if cfg.threshold != "auto":
         return
-    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"))
+    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"), SCORES_JSON)
     if scores["oof"] != fingerprint(cfg.run_dir / "oof.csv"):
         raise UserError(f"{cfg.run_dir / 'scores.json'} is of other predictions; run: {command(cfg, 'evaluate')}")
-
-
-def check_stamp(path: Path, facts: dict[str, Any], maker: str) -> None:
-    """Raise UserError if what a stage's stamp says differs from these facts."""
-    made_from = read_json(path, maker).get("made_from", {})
-    changes = difference({key: made_from.get(key) for key in facts}, facts)
-    if changes:
-        raise UserError(f"{path} is of other settings or files ({changes}); run: {maker}")
 
 
 def write_dataset(cfg: Config, user: str, files: dict[str, Path], folder: Path) -> None:
@@ -129,7 +124,7 @@ def write_kernels(cfg: Config, user: str, trained: bool, folder: Path) -> None:
     words = run_words(cfg)
     if trained:
         scores = cfg.run_dir / "scores.json"
-        kernel = Kernel(user, cfg.name, words, read_json(scores) if scores.is_file() else None)
+        kernel = Kernel(user, cfg.name, words, read_json(scores, expected=SCORES_JSON) if scores.is_file() else None)
         write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
     if has_weights_file(cfg):
         kernel = Kernel(user, cfg.name, words, weights=Path(cfg.weights).name)

@@ -3,26 +3,28 @@
 python src/make_submission.py [name=...] [threshold=auto|0.35]
 """
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from competition import LABELS_CSV, PREDICTION_COLUMNS, read_predictions, read_sample
+from competition import LABELS_CSV, PREDICTION_COLUMNS, SAMPLE_CSV, read_predictions, read_sample
 from config import Config, command, load_config
 from files import UserError, fingerprint, only_one, read_json, read_table, write_json, write_then_rename
 from images import read_index
 from metric import halfway, keep_confident
+from stamps import SCORES_JSON, check_fused
 from submission import check_submission, format_submission
 
 
 def main(cfg: Config) -> None:
-    predictions = read_predictions(cfg.run_dir / "test.csv", maker=command(cfg, "ensemble"))
     ids = read_sample(Path(cfg.input))
-    check_ids(cfg.run_dir / "test.csv", predictions, ids)
+    predictions = read_test(cfg, ids)
     threshold, reason = choose_threshold(cfg, predictions)
-    index = read_index(cfg.cache_dir)
+    index = read_index(cfg.cache_dir, cfg.size)
     shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
+    say_left_out(shapes.index.difference(ids))
     submission = format_submission(keep_confident(predictions, threshold), ids, shapes)
     with only_one(cfg.run_dir):
         with write_then_rename(cfg.submission_csv) as temporary:
@@ -45,7 +47,7 @@ def choose_threshold(cfg: Config, predictions: pd.DataFrame) -> tuple[float, str
     if cfg.threshold != "auto":
         return float(cfg.threshold), "given as threshold="
     path, maker = cfg.run_dir / "scores.json", command(cfg, "evaluate")
-    scores = read_json(path, maker)
+    scores = read_json(path, maker, SCORES_JSON)
     if scores["oof"] != fingerprint(cfg.run_dir / "oof.csv"):
         raise UserError(f"{path} is of other predictions; run: {maker}")
     by_fold = read_table(cfg.run_dir / "test_by_fold.csv", [*PREDICTION_COLUMNS, "fold"], command(cfg, "ensemble"))
@@ -65,11 +67,23 @@ def threshold_of_share(predictions: pd.DataFrame, share: float) -> float:
     return float(halfway(top[n_kept - 1] if n_kept else np.inf, top[n_kept] if n_kept < len(top) else -np.inf))
 
 
-def check_ids(path: Path, predictions: pd.DataFrame, ids: list[str]) -> None:
+def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
+    """The run's test.csv. Raises UserError if an image is missing, or if it is not what the folds predict now."""
+    path, maker = cfg.run_dir / "test.csv", command(cfg, "ensemble")
+    predictions = read_predictions(path, maker)
+    check_fused(cfg.run_dir, cfg.folds_csv, maker)
     missing = set(ids) - set(predictions["patientId"])
     if missing:
         raise UserError(
             f"{path}: no row for {min(missing)} and {len(missing) - 1} more; run predict and ensemble again"
+        )
+    return predictions
+
+
+def say_left_out(names: pd.Index) -> None:
+    if len(names):
+        print(
+            f"WARNING: {len(names)} test images, first {names[0]}, are not in {SAMPLE_CSV} and get no row; is it whole?"
         )
 
 
@@ -99,7 +113,7 @@ def print_submission(cfg: Config, checked: pd.DataFrame, threshold: float, reaso
         return
     print(
         f"to upload: kaggle competitions submit -c rsna-pneumonia-detection-challenge "
-        f"-f '{cfg.submission_csv}' -m '{cfg.name}'"
+        f"-f {shlex.quote(str(cfg.submission_csv))} -m {cfg.name}"
     )
 
 

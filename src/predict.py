@@ -12,16 +12,17 @@ from typing import Any
 import pandas as pd
 
 from checkpoint import load_checkpoint, network_facts
-from competition import BOX_COLUMNS, FOLD_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_sample, with_empty_rows
+from competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
 from config import Config, command, load_config
 from dataset import ImageDataset, make_loader, make_samples
 from engine import explain_resources
-from files import UserError, begin, fingerprint, is_complete, mark_complete, only_one, read_table, write_table
+from files import UserError, fingerprint, only_one, read_table, write_table
 from fusion import fuse_tables
 from images import read_index
 from inference import parse_views, pick_device, predict_views, prediction_table
 from model import build_model
 from parallel import count_workers
+from stamps import begin, is_complete, mark_complete
 
 
 def main(cfg: Config) -> None:
@@ -41,7 +42,7 @@ def make_predictions(cfg: Config, fold: int) -> None:
     model = load_network(cfg, fold)
     begin(stamp)
     predict_fold(cfg, fold, model)
-    mark_complete(stamp, facts)
+    mark_complete(stamp, facts, outputs)
     written = outputs[-1:] if cfg.only_test else outputs
     print(f"fold {fold}: predicted -> {', '.join(path.name for path in written)} in {cfg.fold_dir(fold)}")
 
@@ -64,7 +65,7 @@ def load_network(cfg: Config, fold: int) -> Any:
     check_finished(cfg, fold)
     if cfg.only_test and not all((cfg.fold_dir(fold) / f"{name}.csv").is_file() for name in ("valid", "valid_plain")):
         raise UserError(f"only_test=true: {cfg.fold_dir(fold)} lacks valid.csv or valid_plain.csv to leave as it is")
-    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", network_facts(cfg))
+    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", network_facts(cfg), fold)
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
     return model
@@ -72,7 +73,7 @@ def load_network(cfg: Config, fold: int) -> Any:
 
 def predict_fold(cfg: Config, fold: int, model: Any) -> None:
     """Write valid.csv, valid_plain.csv and test.csv of one fold."""
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, maker=command(cfg, "make_folds"))
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     valid_ids = folds.loc[folds["fold"] == fold, "patientId"].tolist()
     parts = [("valid", valid_ids, "train"), ("test", read_sample(Path(cfg.input)), "test")]
     for name, ids, split in parts[1:] if cfg.only_test else parts:
@@ -93,7 +94,7 @@ def check_finished(cfg: Config, fold: int) -> None:
 
 def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> list[pd.DataFrame]:
     """One prediction table per view, the plain view first; refused images keep an empty row and are said."""
-    index = read_index(cfg.cache_dir)
+    index = read_index(cfg.cache_dir, cfg.size)
     index = index[index["split"] == split]
     refused = index.loc[index["status"] != "ok", "patientId"]
     blind = [name for name in ids if name in set(refused)]

@@ -10,15 +10,16 @@ from typing import Any
 import pandas as pd
 
 import chapters
-from competition import FOLD_COLUMNS, LABELS_CSV, largest_box, read_labels, truth_boxes
+from competition import LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
 from config import Config, command, load_config
 from facts import Facts, Table, digits
-from files import UserError, fingerprint, only_one, read_json, read_table, write_then_rename
+from files import fingerprint, only_one, read_json, read_table, write_then_rename
 from gallery import KINDS, Tile, choose, make_tiles
 from images import GEOMETRY_COLUMNS, read_index
 from metric import mean_average_precision
 from page import render
 from runs import compare_runs, find_runs, people_of, read_run, read_settings
+from stamps import SUBMISSION_JSON, check_fused
 
 HISTORY_COLUMNS = ["epoch", *(column for _, columns, _, _ in chapters.CURVES.values() for column in columns)]
 
@@ -36,13 +37,10 @@ def main(cfg: Config) -> None:
 def read_facts(cfg: Config) -> Facts:
     """Everything that the report is about. Raises UserError for what is missing or does not belong together."""
     run = read_run(cfg.run_dir, command(cfg, "ensemble"), command(cfg, "evaluate"))
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, command(cfg, "make_folds")).set_index("patientId")
-    made_from = read_json(cfg.run_dir / "ensemble.json", command(cfg, "ensemble")).get("made_from", {})
-    if made_from.get("folds.csv") != fingerprint(cfg.folds_csv) or not set(run.ids) <= set(folds.index):
-        maker = command(cfg, "ensemble")
-        raise UserError(f"{run.folder / 'oof.csv'} was made with other folds than {cfg.folds_csv}; run: {maker}")
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
+    check_fused(cfg.run_dir, cfg.folds_csv, command(cfg, "ensemble"))
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
-    index = read_index(cfg.cache_dir)
+    index = read_index(cfg.cache_dir, cfg.size)
     seen = index[(index["split"] == "train") & (index["status"] == "ok") & index["patientId"].isin(run.ids)]
     return Facts(
         run=run,
@@ -92,10 +90,7 @@ def submission_words(cfg: Config) -> str:
     path = cfg.submission_csv.with_suffix(".json")
     if not path.is_file():
         return f"No submission was written yet. To write it: {command(cfg, 'make_submission')}"
-    content = read_json(path, command(cfg, "make_submission"))
-    missing = {"images", "images_with_box", "threshold", "threshold_from", "made_from"} - set(content)
-    if missing:
-        raise UserError(f"{path}: {min(missing)} is missing; run: {command(cfg, 'make_submission')}")
+    content = read_json(path, command(cfg, "make_submission"), SUBMISSION_JSON)
     if content["made_from"].get("scores.json") != fingerprint(cfg.run_dir / "scores.json"):
         return f"The submission is of other predictions. To write it anew: {command(cfg, 'make_submission')}"
     share = content["images_with_box"] / max(content["images"], 1)

@@ -14,11 +14,11 @@ from competition import read_predictions
 from config import Config
 from files import UserError, fingerprint, read_json, read_table
 from metric import image_scores, keep_confident
+from stamps import SCORES_JSON
 
 # predict.json holds the fingerprint of the checkpoint under this name, and config.yaml what training was told
 AMBIGUOUS = ("checkpoint",)
 DECISIVE = ("folds", "cache", "train", "predict", "ensemble")  # stages whose settings tell runs apart
-NEEDED = ("threshold", "images", "mAP", "interval", "per_fold", "AUC", "IoU", "oof")  # of scores.json
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ def read_run(folder: Path, predict: str, evaluate: str) -> Run:
     """
     predictions = read_predictions(folder / "oof.csv", predict)
     path = folder / "scores.json"
-    scores = read_json(path, evaluate)
-    missing = [key for key in NEEDED if key not in scores]
-    if missing:
-        raise UserError(f"{path}: {', '.join(missing)} is missing; run: {evaluate}")
+    scores = read_json(path, evaluate, SCORES_JSON)
     if scores["oof"] != fingerprint(folder / "oof.csv"):
         raise UserError(f"{path} is of other predictions; run: {evaluate}")
     return Run(folder, scores, predictions)

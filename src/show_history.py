@@ -5,7 +5,7 @@ python src/show_history.py [name=...] [fold=0..4]   -> working/<name>/history.pn
 
 import pandas as pd
 
-from competition import FOLD_COLUMNS
+from competition import read_folds
 from config import Config, command, load_config
 from files import read_table
 from sheet import new_figure, save_figure
@@ -25,7 +25,7 @@ def main(cfg: Config) -> None:
     maker = command(cfg, "train")
     histories = {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, maker) for fold in cfg.fold_list}
     draw(cfg, histories)
-    folds = read_table(cfg.folds_csv, FOLD_COLUMNS, command(cfg, "make_folds"))
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     print_post(pd.concat(history.tail(1) for history in histories.values()), 1 - folds["target"].mean())
     print(f"history -> {cfg.run_dir / 'history.png'}")
 

@@ -15,17 +15,18 @@ from files import read_json
 from images import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
 from metric import image_scores, keep_confident
 from sheet import GREEN, YELLOW, Picture, draw_tile, stack_rows
+from stamps import SCORES_JSON
 
 PER_ROW = 6
 
 
 def main(cfg: Config) -> None:
     predictions = read_predictions(cfg.run_dir / "oof.csv", command(cfg, "ensemble"))
-    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"))
+    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"), SCORES_JSON)
     kept = keep_confident(predictions, scores["threshold"])
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
     truth = truth[truth["patientId"].isin(predictions["patientId"])]
-    index = read_index(cfg.cache_dir)
+    index = read_index(cfg.cache_dir, cfg.size)
     geometry = index[(index["split"] == "train") & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]
     chosen = choose(truth, kept, predictions, cfg.seed)
     rows = [draw_row(cfg, title, ids, truth, kept, geometry) for title, ids in chosen]
@@ -58,7 +59,7 @@ def draw_row(
     """The tiles of one row; images that were refused have none."""
     row = []
     for name in (name for name in ids if name in geometry.index):
-        image = read_png(cfg.cache_dir / "train" / f"{name}.png")
+        image = read_png(cfg.cache_dir / "train" / f"{name}.png", cfg.size)
         mapping = geometry.loc[name].to_numpy(dtype=float)
         own_truth, own = truth[truth["patientId"] == name], kept[kept["patientId"] == name]
         boxes = [

@@ -19,7 +19,7 @@ PER_ROW = 6
 
 def main(cfg: Config) -> None:
     table = parse_submission(cfg.submission_csv)
-    index = read_index(cfg.cache_dir)
+    index = read_index(cfg.cache_dir, cfg.size)
     geometry = index[(index["split"] == "test") & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]
     table = table[table["patientId"].isin(geometry.index)]
     if table.empty:
@@ -44,7 +44,7 @@ def choose(table: pd.DataFrame, seed: int) -> dict[str, list[str]]:
 
 def draw(cfg: Config, title: str, name: str, table: pd.DataFrame, geometry: pd.DataFrame) -> Picture:
     """One test image with its boxes, the highest confidence above."""
-    image = read_png(cfg.cache_dir / "test" / f"{name}.png")
+    image = read_png(cfg.cache_dir / "test" / f"{name}.png", cfg.size)
     own = table[table["patientId"] == name].dropna(subset=["confidence"])
     corners = xywh_to_xyxy(own[BOX_COLUMNS].to_numpy(dtype=float))
     boxes = original_to_cached(corners, geometry.loc[name].to_numpy(dtype=float))

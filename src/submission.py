@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
-from files import UserError, read_table
+from files import UserError, line_number, read_table
 
 SUBMISSION_COLUMNS = ["patientId", "PredictionString"]
 SMALLEST_CONFIDENCE = 0.0001  # what four decimals can hold; Kaggle wants a confidence above 0
@@ -47,19 +47,22 @@ def parse_submission(path: Path) -> pd.DataFrame:
     table = read_table(path, SUBMISSION_COLUMNS)
     ids = table["patientId"]
     if ids.isna().any() or ids.duplicated().any():
-        line = int(np.flatnonzero(ids.isna() | ids.duplicated())[0]) + 2
+        line = line_number(path, int(np.flatnonzero(ids.isna() | ids.duplicated())[0]))
         raise UserError(f"{path}, line {line}: patientId is empty or was there before; each image has one row")
     strings = table["PredictionString"].astype(object).where(table["PredictionString"].notna(), "").astype(str)
     rows = []
-    for line, (name, text) in enumerate(zip(ids, strings, strict=True), 2):
-        words = text.split()
+    for row, (name, text) in enumerate(zip(ids, strings, strict=True)):
         try:
-            numbers = np.array([float(word) for word in words]).reshape(-1, 5)
+            # Python reads 1_000 as a number, Kaggle does not
+            numbers = np.array([float(word.replace("_", "?")) for word in text.split()]).reshape(-1, 5)
         except ValueError:
-            raise UserError(f"{path}, line {line} ({name}): not 'confidence x y width height', repeated") from None
+            raise UserError(
+                f"{path}, line {line_number(path, row)} ({name}): not 'confidence x y width height', repeated"
+            ) from None
         wrong = ~((numbers[:, 0] > 0) & (numbers[:, 0] <= 1) & (numbers[:, 3:] > 0).all(axis=1))
         if wrong.any() or not np.isfinite(numbers).all():
-            raise UserError(f"{path}, line {line} ({name}): confidence not in (0, 1], or a box without area")
+            problem = "confidence not in (0, 1], or a box without area"
+            raise UserError(f"{path}, line {line_number(path, row)} ({name}): {problem}")
         rows += [(name, *box) for box in numbers]
     return with_empty_rows(pd.DataFrame(rows, columns=PREDICTION_COLUMNS), ids.tolist())
 

@@ -12,6 +12,7 @@ import scoring
 from competition import LABELS_CSV, read_labels, truth_boxes
 from config import Config, command, load_config
 from files import UserError, fingerprint, read_json
+from stamps import SCORES_JSON, SUBMISSION_JSON
 from submission import parse_submission
 
 Row = tuple[str, Any, Any, Any, str]
@@ -43,12 +44,12 @@ def print_paths(cfg: Config) -> None:
 
 def read_results(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """scores.json and the submission's json. Raises UserError if they are missing or do not belong together."""
-    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"))
+    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"), SCORES_JSON)
     maker = command(cfg, "make_submission")
-    submission = read_json(cfg.submission_csv.with_suffix(".json"), maker)
+    submission = read_json(cfg.submission_csv.with_suffix(".json"), maker, SUBMISSION_JSON)
     made_from = submission["made_from"]
     found = {"submission": fingerprint(cfg.submission_csv), "scores.json": fingerprint(cfg.run_dir / "scores.json")}
-    if any(made_from[name] != value for name, value in found.items()):
+    if any(made_from.get(name) != value for name, value in found.items()):
         raise UserError(f"{cfg.submission_csv} does not belong to its json and scores.json; run: {maker}")
     return scores, submission
 

@@ -81,7 +81,7 @@ def test_every_image_is_a_png_and_a_row(root, capsys):
     counts, printed = run(root, capsys)
     assert counts == (9, 0, 0)
     assert str(cache_of(root) / INDEX_CSV) in printed
-    index = read_index(cache_of(root))
+    index = read_index(cache_of(root), SIZE)
     assert list(index) == INDEX_COLUMNS
     assert list(index["patientId"]) == [f"train{k}" for k in range(6)] + [f"test_{k}" for k in range(3)]
     assert list(index["split"]) == ["train"] * 6 + ["test"] * 3
@@ -91,14 +91,14 @@ def test_every_image_is_a_png_and_a_row(root, capsys):
     assert (row["rows"], row["cols"], row["transfer_syntax"]) == (64, 48, "JPEG Baseline (Process 1)")
     assert (row["scale_x"], row["scale_y"], row["pad_x"], row["pad_y"]) == (0.5, 0.5, 4, 0)
     for row in index.itertuples():
-        assert read_png(cache_of(root) / row.split / f"{row.patientId}.png").shape == (SIZE, SIZE)
+        assert read_png(cache_of(root) / row.split / f"{row.patientId}.png", SIZE).shape == (SIZE, SIZE)
     assert not (cache_of(root) / JOURNAL_CSV).exists()
 
 
 def test_file_names_are_ids_whatever_the_header_says(root, capsys):
     write_dicom(source(root, "007"), radiograph(64, 64), PatientID="../../escaped")
     run(root, capsys)
-    assert "007" in set(read_index(cache_of(root))["patientId"])
+    assert "007" in set(read_index(cache_of(root), SIZE)["patientId"])
     assert not list(root.rglob("escaped*"))
 
 
@@ -126,7 +126,7 @@ def test_changed_sources_are_made_again(root, capsys):
     write_dicom(source(root), radiograph(64, 40, 7))
     os.utime(source(root, "train1"), ns=(1, 1))
     assert run(root, capsys)[0] == (2, 7, 0)
-    expected = np.abs(read_png(cache_of(root) / "train" / "train0.png")[:, 6:26].astype(int) - 128).mean()
+    expected = np.abs(read_png(cache_of(root) / "train" / "train0.png", SIZE)[:, 6:26].astype(int) - 128).mean()
     assert expected > 10
     assert run(root, capsys)[0] == (0, 9, 0)
 
@@ -145,7 +145,7 @@ def test_sources_that_are_gone_leave_the_index(root, capsys):
     run(root, capsys)
     source(root).unlink()
     assert run(root, capsys)[0] == (0, 8, 0)
-    assert "train0" not in set(read_index(cache_of(root))["patientId"])
+    assert "train0" not in set(read_index(cache_of(root), SIZE)["patientId"])
 
 
 def test_another_input_with_the_same_names_sizes_and_times(root, capsys):
@@ -184,7 +184,7 @@ def test_it_goes_on_from_the_journal(root, capsys, cut):
     written = b"".join(lines)
     (cache_of(root) / JOURNAL_CSV).write_bytes(written[: len(written) - cut])
     with pytest.raises(UserError, match="unfinished"):
-        read_index(cache_of(root))
+        read_index(cache_of(root), SIZE)
     kept = 5 if cut == 0 else 4
     assert run(root, capsys)[0] == (9 - kept, kept, 0)
     assert contents(cache_of(root)) == before
@@ -248,12 +248,12 @@ def test_bad_files_are_rows_with_a_reason(root, capsys):
     counts, printed = run(root, capsys)
     assert counts == (49, 0, 2)
     assert "refused train/text.dcm: InvalidDicomError: File is missing DICOM" in printed
-    index = read_index(cache_of(root)).set_index("patientId")
+    index = read_index(cache_of(root), SIZE).set_index("patientId")
     assert index.loc["text", "status"] == "refused"
     assert "DICM" in index.loc["text", "reason"]
     assert np.isnan(index.loc["text", "scale_x"])
-    assert list(index.index[index["status"] == "refused"]) == ["text", "two words,"]
-    assert "letters" in index.loc["two words,", "reason"]
+    assert list(index.index[index["status"] == "refused"]) == ["text", "two%20words%2C%0A"]
+    assert "letters" in index.loc["two%20words%2C%0A", "reason"]
     # the refused ones are tried again: perhaps a decoder was installed
     assert run(root, capsys)[0] == (0, 49, 2)
 
@@ -277,7 +277,7 @@ def test_too_many_refused_is_an_error_after_all_is_written(root):
     assert result.stdout.splitlines()[-1].startswith("8 images written, 0 skipped, 1 refused")
     assert "1 of 9 images (11%) were refused" in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(read_index(cache_of(root))) == 9
+    assert len(read_index(cache_of(root), SIZE)) == 9
 
 
 def test_command_line(root):

@@ -6,13 +6,14 @@ import pytest
 from files import (
     UserError,
     difference,
-    is_complete,
-    mark_complete,
+    fingerprint,
+    line_number,
     read_json,
     read_table,
     write_table,
     write_then_rename,
 )
+from stamps import check_fused, check_stamp, is_complete, mark_complete
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -80,4 +81,48 @@ def test_complete_means_same_facts_and_all_outputs(tmp_path):
     assert not is_complete(stamp, facts, [output])
     output.write_text("x")
     assert is_complete(stamp, facts, [output])
+    mark_complete(stamp, facts, [output])
+    assert is_complete(stamp, facts, [output])
+    assert check_stamp(stamp, {"size": 64}, [output], "make it") == {"size": 64, "views": [1, 2], "lr": 0.1}
+    with pytest.raises(UserError, match=r"s worked from other settings or files \(size: 64 -> 65\); run: make it"):
+        check_stamp(stamp, {"size": 65}, [output], "make it")
     assert not is_complete(stamp, facts | {"size": 65}, [output])
+    output.write_text("y")
+    assert not is_complete(stamp, facts, [output])
+    with pytest.raises(UserError, match=r"out\.csv: not as s wrote it; run: make it"):
+        check_stamp(stamp, facts, [output], "make it")
+
+
+def test_fused_tables_are_those_of_the_predictions_of_now(tmp_path):
+    run, folds, valid = tmp_path / "run", tmp_path / "folds.csv", tmp_path / "run" / "fold0" / "valid.csv"
+    valid.parent.mkdir(parents=True)
+    outputs = [run / f"{name}.csv" for name in ("oof", "oof_plain", "test", "test_by_fold")]
+    for path in (*outputs, folds, valid):
+        path.write_text(path.name)
+    facts = {"runs": "", "run/fold0/valid.csv": fingerprint(valid), "folds.csv": fingerprint(folds)}
+    mark_complete(run / "ensemble.json", facts, outputs)
+    check_fused(run, folds, "make it")
+    for path, message in ((valid, "older than run/fold0/valid.csv"), (folds, "folds.csv: "), (outputs[2], "test.csv")):
+        before = path.read_text()
+        path.write_text("other")
+        with pytest.raises(UserError, match=message):
+            check_fused(run, folds, "make it")
+        path.write_text(before)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "[" * 100_000, '{"a": "x", "b": 1}', '{"a": NaN, "b": 1}', '{"a": 1}'])
+def test_json_without_what_is_expected_is_named(tmp_path, content):
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(UserError, match=r"t\.json: .*delete it and run: make it"):
+        read_json(tmp_path / "t.json", "make it", {"a": int | float, "b": int})
+
+
+def test_lines_are_counted_with_the_empty_ones(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n\n1,2\n\n\n3,4\n")
+    assert [line_number(tmp_path / "t.csv", row) for row in (0, 1)] == [3, 6]
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b, a\n1,2,3\n")
+    with pytest.raises(UserError, match="column a is there twice"):
+        read_table(tmp_path / "t.csv", ["a"])

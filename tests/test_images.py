@@ -439,29 +439,29 @@ def test_read_header(tmp_path):
 
 
 def test_png_round_trip(tmp_path):
-    image = radiograph(64, 48)
+    image = radiograph(64, 64)
     assert write_png(image, tmp_path / "a.png") == (tmp_path / "a.png").stat().st_size
-    np.testing.assert_array_equal(read_png(tmp_path / "a.png"), image)
+    np.testing.assert_array_equal(read_png(tmp_path / "a.png", 64), image)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_png_that_is_missing_or_damaged(tmp_path):
     with pytest.raises(UserError, match=r"a\.png: No such file.*cache_images"):
-        read_png(tmp_path / "a.png")
-    write_png(radiograph(64, 48), tmp_path / "a.png")
+        read_png(tmp_path / "a.png", 64)
+    write_png(radiograph(64, 64), tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     header = whole[:8] + b"\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4)
     for content in (b"", b"text", whole[:-1], whole[: len(whole) // 2], header):
         (tmp_path / "a.png").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.png: damaged PNG file; delete it"):
-            read_png(tmp_path / "a.png")
+            read_png(tmp_path / "a.png", 64)
 
 
 def test_index_that_is_missing_or_unfinished(tmp_path):
     with pytest.raises(UserError, match=r"no such file; run: \./run\.sh cache_images"):
-        read_index(tmp_path)
+        read_index(tmp_path, 64)
     pd.DataFrame(columns=INDEX_COLUMNS).to_csv(tmp_path / INDEX_CSV, index=False)
-    assert list(read_index(tmp_path)) == INDEX_COLUMNS
+    assert list(read_index(tmp_path, 64)) == INDEX_COLUMNS
     (tmp_path / JOURNAL_CSV).touch()
     with pytest.raises(UserError, match="unfinished"):
-        read_index(tmp_path)
+        read_index(tmp_path, 64)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pydicom
@@ -90,6 +91,7 @@ BAD = {
     "pipe": "pipe",
     "loop": "symbolic links",
     "two words": "letters",
+    "tiny ": "letters",
     "semi;colon$(id)": "letters",
     "tiny": "same grey",
     "bomb": "must be from 1 to",
@@ -118,7 +120,7 @@ def write_bad(folder):
     path("folder").mkdir()
     os.mkfifo(path("pipe"))
     path("loop").symlink_to(path("loop"))
-    for name in ("two words", "semi;colon$(id)"):
+    for name in ("two words", "tiny ", "semi;colon$(id)"):
         write_dicom(path(name), PICTURE)
     write_dicom(path("tiny"), np.zeros((1, 1), np.uint8))
     write_dicom(path("bomb"), PICTURE, Rows=20_000, Columns=20_000)
@@ -189,14 +191,14 @@ def test_it_goes_through_and_says_what_it_refused(done):
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_files_are_cached_right(torture, done, name):
-    found = read_png(torture / "caches" / "workers0" / f"png_{SIZE}" / "train" / f"{name}.png").astype(int)
+    found = read_png(torture / "caches" / "workers0" / f"png_{SIZE}" / "train" / f"{name}.png", SIZE).astype(int)
     assert np.abs(found - GOOD[name].expected).max() <= GOOD[name].tolerance
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_refused_with_their_reason(torture, done, name):
     folder = torture / "caches" / "workers0" / f"png_{SIZE}"
-    row = read_index(folder).set_index("patientId").loc[name]
+    row = read_index(folder, SIZE).set_index("patientId").loc[name if name.isalnum() else quote(name)]
     assert row["status"] == "refused"
     assert BAD[name] in row["reason"]
     assert len(row["reason"]) > 10
@@ -248,7 +250,7 @@ def test_headers_of_hostile_files_are_read_or_empty(torture):
     headers = {path.stem: read_header(path) for path in sorted((torture / "input" / TRAIN_IMAGES).iterdir())}
     assert headers["old"]["PatientAge"] == "155"
     assert headers["ageless"]["PatientSex"] == ""
-    assert "AP" in headers["twoviews"]["ViewPosition"]
+    assert headers["twoviews"]["ViewPosition"] == ""
     for name in ("zero", "text", "folder", "pipe", "loop"):
         assert headers[name] == {"patientId": name, "PatientAge": "", "PatientSex": "", "ViewPosition": ""}
     assert not any(SECRET in value for header in headers.values() for value in header.values())
