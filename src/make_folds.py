@@ -132,7 +132,7 @@ def group_by_person(images: pd.DataFrame, people: pd.Series | None) -> pd.Series
             f"people may leak between folds: {int(person.isna().sum())} of {len(person)} images are not in "
             f"{MAPPING_JSON}, such as {images.loc[person.isna(), 'patientId'].iloc[0]}"
         )
-    return person.fillna(images["patientId"])
+    return person.astype(object).fillna(images["patientId"])
 
 
 def indicator_matrix(images: pd.DataFrame) -> NDArray[np.int64]:

@@ -48,6 +48,10 @@ def test_folds_as_written(text, folds):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("runs=a,a", "each once"),
+        ("runs=../a", "names of runs"),
+        ("root=", "say a folder"),
+        ("working=", "say a folder"),
         ("sizee=3", "did you mean size"),
         ("size", "written key=value"),
         ("size=big", "size is a whole number"),

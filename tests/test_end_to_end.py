@@ -9,12 +9,17 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pydicom
 import pytest
 import torch
+
+from files import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = [
@@ -243,6 +248,78 @@ def test_other_settings_are_refused_by_name(world, tmp_path):
         assert re.search(r"stage_2_train_labels.csv: \w{16} -> \w{16}", failed.stderr)
 
 
+@contextmanager
+def edited(path, change):
+    """The file with other bytes while the block runs."""
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    yield
+    path.write_bytes(before)
+
+
+def refused(name, root, *words):
+    failed = stage(name, root, *words, check=False)
+    assert failed.returncode == 1, failed.stdout
+    return failed.stderr
+
+
+def test_what_was_exchanged_or_edited_is_named(world, tmp_path):
+    """Each of these would have ended in wrong numbers without a word."""
+    root = copy_of(world, tmp_path)
+    run, cache = root / "working/tiny", root / "working/png_64"
+    other = {name: (run / "fold1" / name).read_bytes() for name in ("best.pt", "last.pt", "valid.csv")}
+    with edited(run / "fold0/best.pt", lambda _: other["best.pt"]):
+        assert "fold: 1 -> 0" in refused("predict", root)
+    with edited(run / "fold0/last.pt", lambda _: other["last.pt"]):
+        assert "fold: 1 -> 0" in refused("train", root)
+    with edited(run / "fold0/valid.csv", lambda _: other["valid.csv"]):
+        assert "fold0/valid.csv: not as predict wrote it" in refused("ensemble", root)
+    stage("predict", root, "fold=0", "tta=plain")
+    for name in ("evaluate", "make_submission", "report"):
+        assert "are older than tiny/fold0/valid.csv" in refused(name, root, "tta=plain")
+    stage("predict", root, "fold=0")
+    for name in ("oof.csv", "test.csv"):
+        with edited(run / name, lambda content: content.replace(b",0.", b",1.")):
+            assert f"{name}: not as ensemble wrote it" in refused("evaluate", root)
+    with edited(run / "scores.json", lambda _: b'{"threshold": NaN, "oof": "x"}'):
+        assert "'threshold' is missing or makes no sense" in refused("make_submission", root)
+    index = pd.read_csv(cache / "index.csv")
+    with edited(cache / "index.csv", lambda _: index.assign(scale_x=index["scale_x"] * 3).to_csv(index=False).encode()):
+        assert "index.csv, patientId" in refused("train", root, "name=new")
+    picture = sorted((cache / "train").glob("*.png"))[0]
+    small = cv2.imencode(".png", np.zeros((1, 64), np.uint8))[1].tobytes()
+    with edited(picture, lambda _: small):
+        assert f"{picture}: 64 x 1 pixels, not 64 x 64" in refused("train", root, "name=new")
+    folds = pd.read_csv(root / "folds/folds.csv")
+    for column, value, message in (
+        ("target", 1 - folds["target"], "n_boxes does not fit target"),
+        ("class", "Normal", "class is not that of the labels"),
+        ("fold", folds["fold"].where(folds.index > 0), "fold is not 0, 1, 2"),
+        ("patientId", folds["patientId"].iloc[0], "the patientId was there before"),
+        ("age", "old", "age is not a number"),
+    ):
+        with edited(
+            root / "folds/folds.csv", lambda _, c=column, v=value: folds.assign(**{c: v}).to_csv(index=False).encode()
+        ):
+            assert message in refused("make_folds", root)
+
+
+def test_a_short_sample_submission_is_said(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    sample = root / "input/stage_2_sample_submission.csv"
+    sample.write_text("".join(sample.read_text().splitlines(keepends=True)[:5]))
+    for name in ("predict", "ensemble", "evaluate"):
+        stage(name, root)
+    assert "WARNING: 4 test images" in stage("make_submission", root).stdout
+
+
+def test_training_that_runs_away_is_no_success(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    said = refused("train", root, "name=away", "fold=0", "lr=10", "clip=0", "epochs=1")
+    assert "is not finite" in said
+    assert "lower the rates" in said
+
+
 def test_two_runs_fuse(world, tmp_path):
     root = copy_of(world, tmp_path)
     shutil.copytree(root / "working/tiny", root / "working/twin")
@@ -277,6 +354,9 @@ def test_views_that_cost_are_said(world, tmp_path):
     perfect = labels.rename(columns={"Target": "confidence"})[["patientId", "confidence", "x", "y", "width", "height"]]
     perfect["confidence"] = perfect["confidence"].where(perfect["confidence"] == 1).astype(float)
     perfect.to_csv(root / "working/tiny/oof_plain.csv", index=False)
+    stamp = json.loads((root / "working/tiny/ensemble.json").read_text())
+    stamp["outputs"]["oof_plain.csv"] = fingerprint(root / "working/tiny/oof_plain.csv")
+    (root / "working/tiny/ensemble.json").write_text(json.dumps(stamp))
     assert "NOTE: test-time views cost here: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
 
 

@@ -438,6 +438,16 @@ def test_read_header(tmp_path):
     assert read_header(path) == {"patientId": "0a1b", "PatientAge": "", "PatientSex": "", "ViewPosition": ""}
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_what_people_write_into_any_field_stays_there(tmp_path):
+    secrets = {"PatientAge": "DOE", "PatientSex": "DOE^JANE 1950", "ViewPosition": "DOE^JOHN MRN123"}
+    path = write_dicom(tmp_path / "0a1b.dcm", radiograph(8, 8), **secrets)
+    assert read_header(path) == {"patientId": "0a1b"} | dict.fromkeys(secrets, "")
+    path = write_dicom(tmp_path / "a.dcm", radiograph(8, 8), PhotometricInterpretation="DOE JOHN")
+    assert refusal(path) == "the photometric interpretation is none that DICOM knows"
+
+
 def test_png_round_trip(tmp_path):
     image = radiograph(64, 64)
     assert write_png(image, tmp_path / "a.png") == (tmp_path / "a.png").stat().st_size

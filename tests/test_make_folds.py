@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from dicom_files import radiograph, write_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import make_folds
-from competition import FOLD_COLUMNS
+from competition import FOLD_COLUMNS, TRAIN_IMAGES
 from config import parse
 from files import UserError
 
@@ -87,6 +88,43 @@ def test_images_without_labels_and_labels_without_images_are_said(tmp_path, caps
     make_folds.compare_files(np.array(["a", "b", "d"]), tmp_path)
     make_folds.compare_files(np.array(["a"]), tmp_path / "absent")
     assert capsys.readouterr().out == ""
+
+
+def headers_of(*ids):
+    return pd.DataFrame({"patientId": ids, "PatientAge": "", "PatientSex": "", "ViewPosition": ""})
+
+
+def test_a_class_that_contradicts_its_label_is_named():
+    labels = pd.DataFrame({"patientId": ["a", "b", "c"], "Target": [0, 1, 0]})
+    good = pd.Series({"a": "Normal", "b": "Lung Opacity"})
+    assert make_folds.describe_images(labels, good, headers_of())["class"].tolist() == ["Normal", "Lung Opacity", ""]
+    for wrong in ({"a": "Lung Opacity"}, {"b": "Normal"}):
+        with pytest.raises(UserError, match=f"patientId {min(wrong)} is .*1 such image"):
+            make_folds.describe_images(labels, pd.Series({**good, **wrong}), headers_of())
+
+
+def test_images_of_unknown_people_are_said(capsys):
+    images = pd.DataFrame({"patientId": ["a", "b"]})
+    assert make_folds.group_by_person(images, pd.Series({"a": "p", "b": "q"})).tolist() == ["p", "q"]
+    assert capsys.readouterr().out == ""
+    for people, count in (({"a": "p"}, 1), ({}, 2), ({"z": "p"}, 2)):
+        make_folds.group_by_person(images, pd.Series(people, dtype=object))
+        assert f"people may leak between folds: {count} of 2 images" in capsys.readouterr().out
+
+
+def test_headers_that_could_not_be_read_are_read_again(tmp_path):
+    cfg = parse([f"root={tmp_path}", "workers=0"])
+    folder = tmp_path / "input" / TRAIN_IMAGES
+    folder.mkdir(parents=True)
+    for name in "ab":
+        write_dicom(folder / f"{name}.dcm", radiograph(8, 8), ViewPosition="AP")
+    whole = (folder / "b.dcm").read_bytes()
+    (folder / "b.dcm").write_bytes(b"cut")
+    assert make_folds.read_headers(cfg, {"a", "b"})["ViewPosition"].tolist() == ["AP", ""]
+    (folder / "b.dcm").write_bytes(whole)
+    assert make_folds.read_headers(cfg, {"a", "b"})["ViewPosition"].tolist() == ["AP", "AP"]
+    (folder / "b.dcm").unlink()
+    assert make_folds.read_headers(cfg, {"a", "b"})["ViewPosition"].tolist() == ["AP", "AP"]
 
 
 def test_without_people_rates_are_even():
