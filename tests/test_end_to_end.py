@@ -226,7 +226,7 @@ def test_predictions_of_other_folds_are_refused(world, tmp_path):
     folds.assign(fold=1 - folds["fold"]).to_csv(root / "folds/folds.csv", index=False)
     failed = stage("evaluate", root, check=False)
     assert failed.returncode == 1
-    assert "made with other folds" in failed.stderr
+    assert "ensemble worked from other settings or files (folds.csv: " in failed.stderr
 
 
 def test_other_settings_are_refused_by_name(world, tmp_path):
@@ -279,7 +279,7 @@ def test_what_was_exchanged_or_edited_is_named(world, tmp_path):
         assert "are older than tiny/fold0/valid.csv" in refused(name, root, "tta=plain")
     stage("predict", root, "fold=0")
     for name in ("oof.csv", "test.csv"):
-        with edited(run / name, lambda content: content.replace(b",0.", b",1.")):
+        with edited(run / name, lambda content: content.replace(b",0.", b",0.0")):
             assert f"{name}: not as ensemble wrote it" in refused("evaluate", root)
     with edited(run / "scores.json", lambda _: b'{"threshold": NaN, "oof": "x"}'):
         assert "'threshold' is missing or makes no sense" in refused("make_submission", root)
