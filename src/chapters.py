@@ -5,6 +5,7 @@ import pandas as pd
 
 import analysis
 import figures
+from competition import CLASSES
 from facts import Facts, Plot, Table, digits
 from groups import in_square, scores_by_group
 
@@ -46,8 +47,8 @@ def training(facts: Facts) -> list[Plot]:
                 title=title,
                 svg=figures.draw_history(name, facts.histories, columns, label),
                 how=how,
-                alt=f"{title} over {max(len(table) for table in facts.histories.values())} epochs, one line for "
-                f"each of {len(ends)} folds. {last} after the last epoch: {figures.series_words(ends)}.",
+                alt=f"{title} over {max(len(table) for table in facts.histories.values())} epochs, for each of "
+                f"{len(ends)} folds. {last} after the last epoch: {figures.series_words(ends)}.",
                 source="fold*/history.csv",
                 command=facts.command("train"),
             )
@@ -72,18 +73,25 @@ def fold_table(facts: Facts) -> Table:
 def threshold(facts: Facts) -> Plot:
     """mAP over the threshold and the choice."""
     chosen, score = facts.run.scores["threshold"], facts.run.scores["mAP"]
-    near = facts.sweep.loc[facts.sweep["score"] >= 0.95 * facts.sweep["score"].max(), "threshold"]
+    near = plateau(facts.sweep)
     return Plot(
         name="threshold",
         title="mAP against the threshold",
         svg=figures.draw_threshold("threshold", facts.sweep, chosen, score),
         how="Boxes below the threshold are not submitted. A broad top forgives a threshold that is a little off; a "
         "narrow peak is luck. The dashed line is the choice.",
-        alt=f"mAP against the confidence threshold: highest, {score:.4f}, at {chosen:.4f}; within 5 % of that from "
-        f"{near.min():.3f} to {near.max():.3f}.",
+        alt=f"mAP against the confidence threshold: highest, {score:.4f}, at {chosen:.4f}; without a break within 5 % "
+        f"of that from {near.min():.4f} to {near.max():.4f}.",
         source="threshold.csv",
         command=facts.command("evaluate"),
     )
+
+
+def plateau(sweep: pd.DataFrame) -> pd.Series:
+    """The thresholds around the best one, on both sides up to the first whose score is 5 % lower."""
+    high = (sweep["score"] >= 0.95 * sweep["score"].max()).to_numpy()
+    stretch = np.cumsum(np.diff(high, prepend=False))
+    return sweep.loc[stretch == stretch[sweep["score"].to_numpy().argmax()], "threshold"]
 
 
 def threshold_table(facts: Facts) -> Table | None:
@@ -110,8 +118,9 @@ def costs(facts: Facts) -> tuple[Plot, Table]:
     lost = {part: float(parts.loc[part].to_numpy().mean()) for part in analysis.PARTS}
     total = sum(lost.values())
     shares = {part: value / total if total else 0.0 for part, value in lost.items()}
-    # the last part is of no interest where all classes are known
-    named = [part for part in analysis.PARTS if images[part] or "unknown" not in part]
+    # parts by class are of no interest where all or none of the classes are known
+    needless = "unknown" if facts.classes.isin(CLASSES).any() else "Normal"
+    named = [part for part in analysis.PARTS if images[part] or needless not in part]
     rows = [
         [part, str(images[part]), digits(lost[part], ".4f"), digits(shares[part], ".1%"), analysis.PARTS[part]]
         for part in named

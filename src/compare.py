@@ -18,7 +18,7 @@ from runs import Run, compare_runs, differing_settings, find_runs, people_of, re
 
 
 def main(cfg: Config) -> None:
-    runs, refused = find_runs(Path(cfg.working))
+    runs, refused = find_runs(Path(cfg.working), cfg.folds_csv)
     if not runs:
         raise UserError(f"{cfg.working}: no run with scores{explain(refused)}; run: {command(cfg, 'evaluate')}")
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))

@@ -37,7 +37,7 @@ def main(cfg: Config) -> None:
     user = user_slug(cfg.user)
     folder = cfg.run_dir / "kaggle"
     files = run_files(cfg)
-    trained = any(name.startswith("run/fold") for name in files)
+    trained = any(name.endswith(f"/{cfg.checkpoint}.pt") for name in files)
     with only_one(cfg.run_dir), replacing(folder) as new:
         write_dataset(cfg, user, files, new / "dataset")
         write_kernels(cfg, user, trained, new)
@@ -68,7 +68,7 @@ def run_files(cfg: Config) -> dict[str, Path]:
     """
     if cfg.runs:
         raise UserError("runs=: an ensemble of runs has no kernel; make one for each run: name=<run>, without runs=")
-    files = {"weights/" + Path(cfg.weights).name: Path(cfg.weights)} if has_weights_file(cfg) else {}
+    files = {f"weights/{weights_name(cfg)}": Path(cfg.weights)} if has_weights_file(cfg) else {}
     if cfg.folds_csv.is_file():
         files["run/folds.csv"] = cfg.folds_csv
     if not any((cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt").is_file() for fold in cfg.fold_list):
@@ -85,11 +85,16 @@ def has_weights_file(cfg: Config) -> bool:
     return cfg.weights not in ("none", "imagenet")
 
 
+def weights_name(cfg: Config) -> str:
+    """Name of the weights file in the dataset: its own could hold anything, and how it is read goes by the suffix."""
+    return "start.safetensors" if Path(cfg.weights).suffix == ".safetensors" else "start.pth"
+
+
 def check_fold(cfg: Config, fold: int) -> None:
     """Raise UserError unless a fold is trained and predicted with these settings: on Kaggle it would be too late."""
     checkpoint = cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt"
     load_checkpoint(checkpoint, network_facts(cfg), fold)
-    facts = cfg.of_stage("predict") | {"checkpoint": fingerprint(checkpoint), "folds.csv": fingerprint(cfg.folds_csv)}
+    facts = cfg.of_stage("predict") | {"network": fingerprint(checkpoint), "folds.csv": fingerprint(cfg.folds_csv)}
     tables = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
     check_stamp(cfg.fold_dir(fold) / "predict.json", facts, tables, command(cfg, "predict"))
 
@@ -127,7 +132,7 @@ def write_kernels(cfg: Config, user: str, trained: bool, folder: Path) -> None:
         kernel = Kernel(user, cfg.name, words, read_json(scores, expected=SCORES_JSON) if scores.is_file() else None)
         write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
     if has_weights_file(cfg):
-        kernel = Kernel(user, cfg.name, words, weights=Path(cfg.weights).name)
+        kernel = Kernel(user, cfg.name, words, weights=weights_name(cfg))
     else:
         kernel = Kernel(user, cfg.name, [*words, f"weights={cfg.weights}"], internet=cfg.weights == "imagenet")
     write_kernel(training_notebook(kernel), folder / "training", kernel, "-training")

@@ -76,7 +76,8 @@ FINISH = """\
 import pandas as pd
 
 submission = OUTPUT / "submission.csv"
-shutil.copyfile(OUTPUT / "$run.csv", submission)
+if OUTPUT / "$run.csv" != submission:
+    shutil.copyfile(OUTPUT / "$run.csv", submission)
 table = pd.read_csv(submission)
 print(f"{len(table)} images, {table['PredictionString'].notna().sum()} with a box -> {submission}")
 table.dropna().head(10)"""
@@ -88,8 +89,11 @@ at_home = json.loads((BUNDLE / "bundle.json").read_text())["submission"]
 here = hashlib.sha256(submission.read_bytes()).hexdigest()[:16]
 if at_home == here:
     print("the same file, byte for byte, as the one made at home")
+elif at_home == "none":
+    print("no submission was made at home to compare with")
 else:
-    print(f"not the file made at home ({at_home}, here {here}): expected on another kind of device, see above")"""
+    print(f"not the file made at home ({at_home}, here {here}): expected on another kind of device, see above,")
+    print("or if that file was made with another threshold= than this bundle")"""
 
 PICTURES = """\
 from IPython.display import Image

@@ -50,7 +50,7 @@ def make_predictions(cfg: Config, fold: int) -> None:
 def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
     """What a fold's predictions depend on."""
     files = {
-        "checkpoint": cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt",
+        "network": cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt",
         "folds.csv": cfg.folds_csv,
         "index.csv": cfg.cache_dir / "index.csv",
         SAMPLE_CSV: Path(cfg.input) / SAMPLE_CSV,

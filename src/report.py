@@ -18,13 +18,14 @@ from gallery import KINDS, Tile, choose, make_tiles
 from images import GEOMETRY_COLUMNS, read_index
 from metric import mean_average_precision
 from page import render
-from runs import compare_runs, find_runs, people_of, read_run, read_settings
+from runs import as_made, compare_runs, find_runs, people_of, read_run, read_settings
 from stamps import SUBMISSION_JSON, check_fused
 
 HISTORY_COLUMNS = ["epoch", *(column for _, columns, _, _ in chapters.CURVES.values() for column in columns)]
 
 
 def main(cfg: Config) -> None:
+    cfg = as_made(cfg)
     facts = read_facts(cfg)
     words = {**headline(cfg, facts), **comparison(cfg, facts), **all_chapters(facts), "tiles": gallery(cfg, facts)}
     page = render("report.html.j2", kinds=KINDS, settings=settings_table(cfg, facts), **words)
@@ -59,7 +60,8 @@ def read_facts(cfg: Config) -> Facts:
 def read_histories(folder: Path, folds: list[int]) -> dict[int, pd.DataFrame]:
     """fold -> history.csv; a run that fuses others has none."""
     paths = {fold: folder / f"fold{fold}" / "history.csv" for fold in folds}
-    return {fold: read_table(path, HISTORY_COLUMNS) for fold, path in paths.items() if path.is_file()}
+    tables = {fold: read_table(path, HISTORY_COLUMNS) for fold, path in paths.items() if path.is_file()}
+    return {fold: table for fold, table in tables.items() if len(table)}
 
 
 def headline(cfg: Config, facts: Facts) -> dict[str, Any]:
@@ -93,6 +95,8 @@ def submission_words(cfg: Config) -> str:
     content = read_json(path, command(cfg, "make_submission"), SUBMISSION_JSON)
     if content["made_from"].get("scores.json") != fingerprint(cfg.run_dir / "scores.json"):
         return f"The submission is of other predictions. To write it anew: {command(cfg, 'make_submission')}"
+    if content["made_from"].get("submission") != fingerprint(cfg.submission_csv):
+        return f"The submission's file is gone or was changed. To write it anew: {command(cfg, 'make_submission')}"
     share = content["images_with_box"] / max(content["images"], 1)
     return (
         f"{cfg.submission_csv.name} gives {content['images_with_box']} of {content['images']} test images "
@@ -107,7 +111,7 @@ def comparison(cfg: Config, facts: Facts) -> dict[str, Any]:
     plain = dict(facts.run.scores.get("baselines", {}))
     plain["a perfect largest box on each opacity"] = mean_average_precision(facts.truth, perfect)
     rows += [[name, str(len(facts.run.ids)), digits(value, ".4f"), "-"] for name, value in plain.items()]
-    others, refused = find_runs(Path(cfg.working))
+    others, refused = find_runs(Path(cfg.working), cfg.folds_csv)
     others = [run for run in others if run.folder != facts.run.folder]
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
     people = people_of(facts.folds.reset_index())

@@ -1,6 +1,6 @@
 """Finished runs: what a run folder holds, and how runs compare on the images that they share."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from competition import read_predictions
 from config import Config
 from files import UserError, fingerprint, read_json, read_table
 from metric import image_scores, keep_confident
-from stamps import SCORES_JSON
+from stamps import SCORES_JSON, check_fused
 
-# predict.json holds the fingerprint of the checkpoint under this name, and config.yaml what training was told
-AMBIGUOUS = ("checkpoint",)
 DECISIVE = ("folds", "cache", "train", "predict", "ensemble")  # stages whose settings tell runs apart
 
 
@@ -56,14 +54,18 @@ def read_run(folder: Path, predict: str, evaluate: str) -> Run:
     return Run(folder, scores, predictions)
 
 
-def find_runs(working: Path) -> tuple[list[Run], dict[str, str]]:
-    """The scored runs in a folder, best first; and the names of those that are not scored, with the reason."""
+def find_runs(working: Path, folds_csv: Path) -> tuple[list[Run], dict[str, str]]:
+    """The scored runs in a folder, best first; and the names of those that cannot be compared, with the reason.
+
+    Those are not scored, or not since they were predicted or fused anew, or of other folds.
+    """
     runs, refused = [], {}
     for folder in sorted(path for path in working.glob("*") if is_run(path)):
         try:
-            runs.append(
-                read_run(folder, f"./run.sh ensemble name={folder.name}", f"./run.sh evaluate name={folder.name}")
-            )
+            fuse = f"./run.sh ensemble name={folder.name}"
+            run = read_run(folder, fuse, f"./run.sh evaluate name={folder.name}")
+            check_fused(folder, folds_csv, fuse)
+            runs.append(run)
         except UserError as error:
             refused[folder.name] = str(error)
     return sorted(runs, key=lambda run: (-len(run.ids), -run.scores["mAP"], run.name)), refused
@@ -173,14 +175,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
         found |= {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
     for path in [*sorted(folder.glob("fold*/predict.json"))[:1], folder / "ensemble.json"]:
         found |= read_json(path).get("made_from", {}) if path.is_file() else {}
-    return {key: value for key, value in found.items() if key in known and key not in AMBIGUOUS}
+    return {key: value for key, value in found.items() if key in known}
+
+
+def as_made(cfg: Config) -> Config:
+    """The same, but with the settings that the run in its folder was made with, whatever was said now."""
+    own: dict[str, Any] = read_settings(cfg.run_dir)
+    stamp = cfg.run_dir / "ensemble.json"
+    folds = read_json(stamp).get("made_from", {}).get("fold_list") if stamp.is_file() else None
+    if folds:
+        own["fold"] = ",".join(map(str, folds))
+    return replace(cfg, **own)
 
 
 def differing_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of the settings of each run those that are not the same in all; absent ones are "-"."""
+    """Of the settings of each run those that are not the same in all that have them; an ensemble has few."""
     keys = list(dict.fromkeys(key for own in settings.values() for key in own))
-    values = {key: {str(own.get(key, "-")) for own in settings.values()} for key in keys}
-    return {name: {key: own.get(key, "-") for key in keys if len(values[key]) > 1} for name, own in settings.items()}
+    values = {key: {str(own[key]) for own in settings.values() if key in own} for key in keys}
+    return {name: {key: own[key] for key in own if len(values[key]) > 1} for name, own in settings.items()}
 
 
 def people_of(folds: pd.DataFrame) -> pd.Series:

@@ -69,21 +69,21 @@ def make_competition(root, n=60, seed=0, side=64, edit=lambda folds: folds):
     """Labels, classes, folds and a cache of pictures; returns folds and labels."""
     folds, labels = make_images(n, seed)
     folds = edit(folds)
-    for folder in ("input", "folds", "working/png_64/train"):
+    for folder in ("input", "folds", f"working/png_{side}/train"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     labels.to_csv(root / "input" / LABELS_CSV, index=False)
     folds[["patientId", "class"]].to_csv(root / "input" / CLASSES_CSV, index=False)
     folds.to_csv(root / "folds/folds.csv", index=False)
     # one file under many names; noise is the worst that a JPEG can meet
     picture = np.random.default_rng(seed).integers(0, 256, (side, side)).astype(np.uint8)
-    first = root / "working/png_64/picture.png"
+    first = root / f"working/png_{side}/picture.png"
     cv2.imwrite(str(first), picture)
     for name in folds["patientId"]:
-        os.link(first, root / f"working/png_64/train/{name}.png")
+        os.link(first, root / f"working/png_{side}/train/{name}.png")
     index = pd.DataFrame({"patientId": folds["patientId"]}).assign(
-        split="train", status="ok", rows=SIDE, cols=SIDE, scale_x=64 / SIDE, scale_y=64 / SIDE, pad_x=0, pad_y=0
+        split="train", status="ok", rows=SIDE, cols=SIDE, scale_x=side / SIDE, scale_y=side / SIDE, pad_x=0, pad_y=0
     )
-    index.reindex(columns=INDEX_COLUMNS).to_csv(root / "working/png_64/index.csv", index=False)
+    index.reindex(columns=INDEX_COLUMNS).to_csv(root / f"working/png_{side}/index.csv", index=False)
     return folds, labels
 
 
@@ -107,12 +107,14 @@ def make_run(root, predictions, name="first", epochs=3, **settings):
         (folder / "best.pt").write_bytes(b"0" * 2**20)
     evaluate.main(parse(words(root, name)))
     (root / "submissions").mkdir(exist_ok=True)
+    csv = root / f"submissions/{name}.csv"
+    csv.write_text("patientId,PredictionString\n")
     content = {
         "threshold": 0.4321,
         "threshold_from": "as many as single folds give a box",
         "images": 20,
         "images_with_box": 5,
-        "made_from": {"scores.json": fingerprint(run / "scores.json")},
+        "made_from": {"scores.json": fingerprint(run / "scores.json"), "submission": fingerprint(csv)},
     }
     (root / f"submissions/{name}.json").write_text(json.dumps(content))
     return run

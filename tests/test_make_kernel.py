@@ -354,8 +354,8 @@ def test_a_run_that_is_not_whole_or_of_other_settings_has_no_kernel(world, tmp_p
     words = [f"root={home}"]
     before = contents(home)
     for word, reason in {
-        "tta=plain": r"predict\.json is of other settings or files \(tta: plain,hflip -> plain\)",
-        "box_scale=0.9": r"ensemble\.json is of other .*box_scale: 1.0 -> 0.9",
+        "tta=plain": r"predict worked from other settings or files \(tta: plain,hflip -> plain\)",
+        "box_scale=0.9": r"ensemble worked from other .*box_scale: 1.0 -> 0.9",
         "lr=0.01": r"best\.pt was made with other settings.*lr: 0.001 -> 0.01",
         "runs=a,b": "an ensemble of runs has no kernel",
         "user=": "Kaggle user name",
@@ -363,12 +363,29 @@ def test_a_run_that_is_not_whole_or_of_other_settings_has_no_kernel(world, tmp_p
         with pytest.raises(UserError, match=reason):
             make_kernel.main(config(world, *words, word))
     assert contents(home) == before
-    (home / "working/tiny.Run/scores.json").write_text('{"oof": "other"}')
+    scores = json.loads((home / "working/tiny.Run/scores.json").read_text())
+    (home / "working/tiny.Run/scores.json").write_text(json.dumps(scores | {"oof": "other"}))
     with pytest.raises(UserError, match="of other predictions"):
         make_kernel.main(config(world, *words))
     (home / "working/tiny.Run/fold1/best.pt").unlink()
     with pytest.raises(UserError, match=r"fold1/best\.pt: no such file; train this fold first"):
         make_kernel.main(config(world, *words))
+
+
+def test_folds_alone_are_no_trained_run(world, tmp_path, capsys):
+    """And a file of weights may have any name; a run any that a run may have."""
+    weights = tmp_path / "it's my $weights.pth"
+    shutil.copyfile(world / "home/working/tiny.Run/fold1/best.pt", weights)
+    make_kernel.main(config(world, "name=submission", f"weights={weights}", f"working={tmp_path}"))
+    assert "is not trained" in capsys.readouterr().out
+    bundle = tmp_path / "submission/kaggle"
+    assert (bundle / "dataset/run/folds.csv").is_file()
+    assert not (bundle / "inference").exists()
+    assert [path.name for path in (bundle / "dataset/weights").iterdir()] == ["start.pth"]
+    (notebook,) = (bundle / "training").glob("*.ipynb")
+    cells = [cell["source"] for cell in read_json(notebook)["cells"] if cell["cell_type"] == "code"]
+    assert all(compile("".join(cell), "cell", "exec") for cell in cells)
+    assert any('if OUTPUT / "submission.csv" != submission' in "".join(cell) for cell in cells)
 
 
 def test_only_the_test_images(world, tmp_path, capsys):

@@ -172,7 +172,7 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path):
     with pytest.raises(UserError, match="plain tensors"):
         make_encoder("resnet18", str(tmp_path / "hostile.pt"))
     with pytest.raises(UserError, match="not a checkpoint"):
-        load_checkpoint(tmp_path / "hostile.pt", {})
+        load_checkpoint(tmp_path / "hostile.pt", {}, 0)
     assert not (tmp_path / "owned").exists()
 
 
@@ -190,9 +190,11 @@ def test_weights_that_cannot_be_fetched_stop_the_run(monkeypatch):
 
 
 def test_checkpoint_of_other_settings_names_them(tmp_path):
-    save_checkpoint({"made_from": {"size": 512, "lr": 0.1}}, tmp_path / "last.pt")
+    save_checkpoint({"made_from": {"size": 512, "lr": 0.1}, "fold": 1}, tmp_path / "last.pt")
     with pytest.raises(UserError, match="size: 512 -> 64"):
-        load_checkpoint(tmp_path / "last.pt", {"size": 64, "lr": 0.1})
+        load_checkpoint(tmp_path / "last.pt", {"size": 64, "lr": 0.1}, 1)
+    with pytest.raises(UserError, match="fold: 1 -> 0"):
+        load_checkpoint(tmp_path / "last.pt", {"size": 512}, 0)
 
 
 # views
@@ -268,7 +270,7 @@ def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
         write_png(image, tmp_path / f"{k}.png")
         paths.append(tmp_path / f"{k}.png")
     samples = Samples(
-        list("abcdef"), paths, np.full((6, 4), np.nan), np.zeros(6, int), np.ones((6, 4)), np.ones((6, 2), int)
+        list("abcdef"), paths, np.full((6, 4), np.nan), np.zeros(6, int), np.ones((6, 4)), np.full((6, 2), 32)
     )
     dataset = make_train_set(parse([]), 0, samples)
 
@@ -306,9 +308,9 @@ def test_a_checkpoint_has_the_same_bytes_whether_its_run_was_stopped_or_not(tmp_
     """Rows that come from a file share no strings and tuples with those of this process."""
     rows = [{"epoch": epoch, "phase": "".join(["a", "ll"])} for epoch in (1, 2)]
     groups = [{"betas": (0.9, 0.99), "phase": "all"}] * 2
-    save_checkpoint({"made_from": {}, "history": rows[:1], "groups": groups}, tmp_path / "half.pt")
-    half = load_checkpoint(tmp_path / "half.pt", {})
-    save_checkpoint({"made_from": {}, "history": rows, "groups": groups}, tmp_path / "straight.pt")
+    save_checkpoint({"made_from": {}, "fold": 0, "history": rows[:1], "groups": groups}, tmp_path / "half.pt")
+    half = load_checkpoint(tmp_path / "half.pt", {}, 0)
+    save_checkpoint({"made_from": {}, "fold": 0, "history": rows, "groups": groups}, tmp_path / "straight.pt")
     half["history"].append(rows[1])
     save_checkpoint(half, tmp_path / "stopped.pt")
     assert (tmp_path / "straight.pt").read_bytes() == (tmp_path / "stopped.pt").read_bytes()

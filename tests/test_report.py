@@ -1,5 +1,6 @@
 """The report as a person meets it: in a headless browser where there is one, and as the file that it is."""
 
+import html
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from run_files import make_competition, make_predictions, make_run, words
 
+import chapters
 import report
 from config import parse
 from files import UserError
@@ -205,7 +207,7 @@ def test_without_scores_or_with_old_ones_the_command_is_said(tmp_path):
     assert "Traceback" not in done.stderr
     folds = tmp_path / "folds/folds.csv"
     folds.write_text(folds.read_text().replace("AP", "PA"))
-    with pytest.raises(UserError, match="made with other folds"):
+    with pytest.raises(UserError, match="ensemble worked from other settings or files"):
         report.main(parse(words(tmp_path)))
 
 
@@ -236,7 +238,7 @@ def large(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")
     _, labels = make_competition(root, 26_684, side=512)
     make_run(root, make_predictions(labels), "first", epochs=40)
-    report.main(parse(words(root)))
+    report.main(parse(words(root, "first", "size=512")))
     return root / "working/first/report.html"
 
 
@@ -249,6 +251,25 @@ def test_the_page_stays_small_for_the_whole_challenge(large):
     assert len(without_pictures) < 600_000
     longest = max(len(path) for path in re.findall(r' d="([^"]*)"', without_pictures))
     assert longest < 40_000, "curves are thinned"
+
+
+def test_the_plateau_ends_where_the_score_falls():
+    """Two peaks of the same height are not one plateau."""
+    sweep = pd.DataFrame({"threshold": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "score": [0.1, 0.96, 1.0, 0.5, 0.99, 0.2]})
+    assert chapters.plateau(sweep).tolist() == [0.8, 0.7]
+
+
+def test_commands_on_the_page_are_those_of_the_run_whatever_was_said(tmp_path):
+    _, labels = make_competition(tmp_path, 60)
+    run = make_run(tmp_path, make_predictions(labels), lr=0.01)
+    report.main(parse([*words(tmp_path), "encoder=resnet50"]))
+    text = html.unescape((run / "report.html").read_text())
+    assert "lr=0.01" in text
+    assert "encoder=resnet50" in text, "no file of the run says otherwise"
+    (tmp_path / "submissions/first.csv").unlink()
+    (run / "fold0/history.csv").write_text((run / "fold0/history.csv").read_text().splitlines()[0] + "\n")
+    report.main(parse(words(tmp_path)))
+    assert "The submission's file is gone or was changed" in html.unescape((run / "report.html").read_text())
 
 
 # from here on in a browser
