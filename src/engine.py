@@ -111,7 +111,7 @@ def explain_resources(cfg: Config) -> Iterator[None]:
                 f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs}: lower one of them; "
                 "batch_size and size are part of a run: give it another name="
             ) from None
-        if "DataLoader worker" in message and "killed" in message:
+        if "DataLoader worker" in message and ("killed" in message or "exited unexpectedly" in message):
             raise UserError(
                 f"a loader process was killed, probably by the kernel for lack of memory ({message.splitlines()[0]}): "
                 f"lower workers= or memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"

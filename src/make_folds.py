@@ -209,7 +209,7 @@ def check_existing(path: Path, stamp: Path, facts: dict[str, object], images: pd
     if folds["patientId"].tolist() != images["patientId"].tolist():
         raise UserError(f"{path}: its images are not those of the labels; {remedy}")
     for column in ("target", "n_boxes", "class"):
-        unlike = folds[column].fillna("").ne(images[column])
+        unlike = folds[column].astype(object).fillna("").ne(images[column])
         if unlike.any():
             name = folds.loc[unlike, "patientId"].iloc[0]
             raise UserError(f"{path}, patientId {name}: {column} is not that of the labels and classes; {remedy}")

@@ -83,6 +83,7 @@ def test_memory_is_taken_where_it_fits(tmp_path):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "lower one of them"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"), "batch_size="),
         (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), "workers="),
+        (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), "workers="),
     ],
 )
 def test_lack_of_memory_names_the_setting(error, said):
