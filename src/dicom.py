@@ -55,7 +55,11 @@ def refusing() -> Iterator[None]:
     except Exception as error:
         # these two bring whole sentences; the text of others, a KeyError say, means nothing without the name
         name = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
-        raise Refused(printable(name + str(error))[:300]) from error
+        # what stands in a field that should hold a number may be anything, a name as well
+        text = re.sub(
+            r"^(invalid literal for .*?|could not convert string to float): .*", r"\1", str(error), flags=re.S
+        )
+        raise Refused(printable(name + text)[:300]) from error
 
 
 @contextmanager

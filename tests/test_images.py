@@ -446,6 +446,12 @@ def test_what_people_write_into_any_field_stays_there(tmp_path):
     assert read_header(path) == {"patientId": "0a1b"} | dict.fromkeys(secrets, "")
     path = write_dicom(tmp_path / "a.dcm", radiograph(8, 8), PhotometricInterpretation="DOE JOHN")
     assert refusal(path) == "the photometric interpretation is none that DICOM knows"
+    for tag in ("NumberOfFrames", "WindowCenter"):
+        content = write_dicom(
+            tmp_path / "a.dcm", radiograph(8, 8), **{tag: "1234567890", "WindowWidth": 5}
+        ).read_bytes()
+        (tmp_path / "a.dcm").write_bytes(content.replace(b"1234567890", b"DOE^JOHNNY"))
+        assert "DOE" not in refusal(tmp_path / "a.dcm")
 
 
 def test_png_round_trip(tmp_path):
