@@ -10,13 +10,18 @@ import torch
 from omegaconf import OmegaConf
 
 from competition import LABELS_CSV
-from config import Config
+from config import Config, command
 from files import UserError, difference, fingerprint, write_then_rename
 from images import GEOMETRY_COLUMNS, read_index
 
 
 def network_facts(cfg: Config) -> dict[str, Any]:
-    """What must agree between a trained network and whoever uses it; where its encoder started does not matter."""
+    """What must agree between a trained network and whoever uses it; where its encoder started does not matter.
+
+    Raises UserError if there are no folds.
+    """
+    if not cfg.folds_csv.is_file():
+        raise UserError(f"{cfg.folds_csv}: no such file; run: {command(cfg, 'make_folds')}")
     settings = cfg.of_stage("folds", "cache", "train")
     del settings["weights"]
     return settings | {"folds.csv": fingerprint(cfg.folds_csv)}

@@ -66,6 +66,8 @@ def run_folders(cfg: Config) -> list[Path]:
     names = cfg.runs.split(",") if cfg.runs else [cfg.name]
     if cfg.runs and cfg.name in names:
         raise UserError(f"name={cfg.name} is one of runs={cfg.runs}: give the ensemble a name of its own")
+    if not cfg.folds_csv.is_file():
+        raise UserError(f"{cfg.folds_csv}: no such file; run: {command(cfg, 'make_folds')}")
     folders = [Path(cfg.working) / name for name in names]
     for folder in folders:
         for fold in cfg.fold_list:

@@ -40,6 +40,7 @@ def make_predictions(cfg: Config, fold: int) -> None:
         print(f"fold {fold}: predictions complete -> {outputs[0]}")
         return
     model = load_network(cfg, fold)
+    check_inputs(cfg)
     begin(stamp)
     predict_fold(cfg, fold, model)
     mark_complete(stamp, facts, outputs)
@@ -69,6 +70,13 @@ def load_network(cfg: Config, fold: int) -> Any:
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
     return model
+
+
+def check_inputs(cfg: Config) -> None:
+    """Raise UserError for a file that is missing or broken, before the tables of an earlier run are given up."""
+    read_folds(cfg.folds_csv, command(cfg, "make_folds"))
+    read_index(cfg.cache_dir, cfg.size)
+    read_sample(Path(cfg.input))
 
 
 def predict_fold(cfg: Config, fold: int, model: Any) -> None:

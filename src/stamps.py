@@ -74,6 +74,8 @@ def check_fused(run_dir: Path, folds_csv: Path, maker: str) -> None:
 
     maker: the command that fuses them anew. They would be scored with the wrong folds otherwise, or be a mixture.
     """
+    if not folds_csv.is_file():
+        raise UserError(f"{folds_csv}: no such file; run make_folds again: the same seed gives the same folds")
     outputs = [run_dir / f"{name}.csv" for name in ("oof", "oof_plain", "test", "test_by_fold")]
     made_from = check_stamp(run_dir / "ensemble.json", {"folds.csv": fingerprint(folds_csv)}, outputs, maker)
     for name, found in made_from.items():

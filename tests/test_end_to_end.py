@@ -304,6 +304,25 @@ def test_what_was_exchanged_or_edited_is_named(world, tmp_path):
             assert message in refused("make_folds", root)
 
 
+def test_what_is_missing_is_said_and_nothing_is_given_up_for_it(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    index, folds = root / "working/png_64/index.csv", root / "folds/folds.csv"
+    stamps = {path: path.read_bytes() for path in root.rglob("predict.json")}
+    assert len(stamps) == 2
+    for path, maker, names in (
+        (folds, "make_folds", ("train", "predict", "ensemble", "evaluate", "make_submission", "report")),
+        (index, "cache_images", ("train", "predict", "make_submission", "report")),
+    ):
+        path.rename(tmp_path / path.name)
+        for name in names:
+            said = refused(name, root, *(["name=new"] if name == "train" else []))
+            assert f"{path}: no such file; run" in said, name
+            assert maker in said, name
+        (tmp_path / path.name).rename(path)
+    assert {path: path.read_bytes() for path in stamps} == stamps
+    assert "predictions complete" in stage("predict", root).stdout
+
+
 def test_a_short_sample_submission_is_said(world, tmp_path):
     root = copy_of(world, tmp_path)
     sample = root / "input/stage_2_sample_submission.csv"
