@@ -143,54 +143,64 @@ def costs(facts: Facts) -> tuple[Plot, Table]:
 
 
 def confidence(facts: Facts) -> list[Plot]:
-    """Calibration, ROC, and the overlaps of the boxes."""
+    """Calibration, ROC, and the overlaps of the boxes; those that there is something to show of."""
+    plots = (calibration_plot(facts), roc_plot(facts), overlap_plot(facts))
+    return [plot for plot in plots if plot]
+
+
+def calibration_plot(facts: Facts) -> Plot:
     positive = facts.positive.to_numpy()
     bins = analysis.calibration(facts.top, positive)
     error, brier = analysis.calibration_error(bins), analysis.brier(facts.top, positive)
-    curve, at = analysis.roc(facts.top, positive, facts.run.scores["threshold"])
+    return Plot(
+        name="calibration",
+        title="Calibration",
+        svg=figures.draw_calibration("calibration", bins),
+        how="Each point is a tenth of the images. On the dotted line a confidence of 0.7 means that 7 in 10 have "
+        "an opacity; below it the network is too sure. Bars: 95 % intervals. The metric asks for the order only.",
+        alt=f"Calibration in {len(bins)} bins: mean confidence "
+        f"{figures.series_words(bins['confidence'].tolist(), 2)}; "
+        f"share with an opacity {figures.series_words(bins['share'].tolist(), 2)}. "
+        f"Expected calibration error {error:.3f}, Brier score {brier:.3f}.",
+        source="oof.csv",
+        command=facts.command("ensemble"),
+    )
+
+
+def roc_plot(facts: Facts) -> Plot | None:
+    """None where all images are positive, or none is."""
+    curve, at = analysis.roc(facts.top, facts.positive.to_numpy(), facts.run.scores["threshold"])
+    if curve.empty:
+        return None
+    return Plot(
+        name="roc",
+        title="ROC: opacity or not",
+        svg=figures.draw_roc("roc", curve, at),
+        how="The further to the upper left, the better confidence tells opacity from none. The point is the "
+        "threshold. View position alone reaches an area of 0.71 on the challenge's images.",
+        alt=f"ROC curve with an area of {facts.run.scores['AUC']:.3f}. At the threshold {at[1]:.1%} of the "
+        f"opacities get a box, and {at[0]:.1%} of the other images.",
+        source="oof.csv",
+        command=facts.command("ensemble"),
+    )
+
+
+def overlap_plot(facts: Facts) -> Plot | None:
+    """None where no positive image has a box above the threshold."""
     iou = analysis.overlaps(facts.truth, facts.kept)
-    shared = {"source": "oof.csv", "command": facts.command("ensemble")}
-    plots = [
-        Plot(
-            name="calibration",
-            title="Calibration",
-            svg=figures.draw_calibration("calibration", bins),
-            how="Each point is a tenth of the images. On the dotted line a confidence of 0.7 means that 7 in 10 have "
-            "an opacity; below it the network is too sure. Bars: 95 % intervals. The metric asks for the order only.",
-            alt=f"Calibration in {len(bins)} bins: mean confidence "
-            f"{figures.series_words(bins['confidence'].tolist(), 2)}; "
-            f"share with an opacity {figures.series_words(bins['share'].tolist(), 2)}. "
-            f"Expected calibration error {error:.3f}, Brier score {brier:.3f}.",
-            **shared,
-        )
-    ]
-    if len(curve):
-        plots.append(
-            Plot(
-                name="roc",
-                title="ROC: opacity or not",
-                svg=figures.draw_roc("roc", curve, at),
-                how="The further to the upper left, the better confidence tells opacity from none. The point is the "
-                "threshold. View position alone reaches an area of 0.71 on the challenge's images.",
-                alt=f"ROC curve with an area of {facts.run.scores['AUC']:.3f}. At the threshold {at[1]:.1%} of the "
-                f"opacities get a box, and {at[0]:.1%} of the other images.",
-                **shared,
-            )
-        )
-    if len(iou):
-        plots.append(
-            Plot(
-                name="overlaps",
-                title="Overlap of boxes with the truth",
-                svg=figures.draw_overlaps("overlaps", iou),
-                how="Every box above the threshold on an image with an opacity, and its IoU with the true box that it "
-                "overlaps most. The metric's thresholds are shaded: right of it a box always counts, left of it never.",
-                alt=f"{len(iou)} boxes: median IoU {np.median(iou):.3f}; {np.mean(iou > 0.4):.1%} above 0.40, "
-                f"{np.mean(iou > 0.75):.1%} above 0.75.",
-                **shared,
-            )
-        )
-    return plots
+    if not len(iou):
+        return None
+    return Plot(
+        name="overlaps",
+        title="Overlap of boxes with the truth",
+        svg=figures.draw_overlaps("overlaps", iou),
+        how="Every box above the threshold on an image with an opacity, and its IoU with the true box that it "
+        "overlaps most. The metric's thresholds are shaded: right of it a box always counts, left of it never.",
+        alt=f"{len(iou)} boxes: median IoU {np.median(iou):.3f}; {np.mean(iou > 0.4):.1%} above 0.40, "
+        f"{np.mean(iou > 0.75):.1%} above 0.75.",
+        source="oof.csv",
+        command=facts.command("ensemble"),
+    )
 
 
 def groups(facts: Facts) -> tuple[Plot, Table]:
