@@ -98,7 +98,7 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
                 learner.fit_one_cycle(phase.epochs, list(phase.rates) if len(phase.rates) > 1 else phase.rates[0])
         seconds += time.perf_counter() - start
         loader = make_loader(ImageDataset(data.valid), 16, 0, cpu)
-        (found,) = predict_views(model, loader, [View()], cpu, "")
+        (found,) = predict_views(model, loader, [View()], cpu, torch.float32, "")
         tables.append(prediction_table(data.valid, *found, cfg.size))
     return {"fastai": pd.concat(tables).assign(seconds=seconds)}
 

@@ -16,14 +16,14 @@ from images import GEOMETRY_COLUMNS, read_index
 
 
 def network_facts(cfg: Config) -> dict[str, Any]:
-    """What must agree between a trained network and whoever uses it; where its encoder started does not matter.
+    """What must agree between a trained network and whoever uses it: not where its encoder started, nor the precision.
 
     Raises UserError if there are no folds.
     """
     if not cfg.folds_csv.is_file():
         raise UserError(f"{cfg.folds_csv}: no such file; run: {command(cfg, 'make_folds')}")
     settings = cfg.of_stage("folds", "cache", "train")
-    del settings["weights"]
+    del settings["weights"], settings["precision"]
     return settings | {"folds.csv": fingerprint(cfg.folds_csv)}
 
 
@@ -34,6 +34,7 @@ def training_facts(cfg: Config) -> dict[str, Any]:
     start = cfg.weights if cfg.weights in ("none", "imagenet") else f"file {fingerprint(Path(cfg.weights))}"
     return network_facts(cfg) | {
         "weights": start,
+        "precision": cfg.precision,
         LABELS_CSV: fingerprint(Path(cfg.input) / LABELS_CSV),
         "cached images": hashlib.sha256(images.to_csv(index=False).encode()).hexdigest()[:16],
     }

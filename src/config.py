@@ -18,7 +18,7 @@ WORKSPACE = Path(__file__).resolve().parent.parent
 
 
 def setting(default: Any, stage: str, meaning: str) -> Any:
-    """A dataclass field that knows the stage whose result it changes and what to print in the help."""
+    """A dataclass field that knows the stage whose result it changes (or stages: `a, b`) and what the help says."""
     return field(default=default, metadata={"stage": stage, "meaning": meaning})
 
 
@@ -53,6 +53,11 @@ class Config:
     # training
     encoder: str = setting("resnet34", "train", "an encoder of segmentation-models-pytorch")
     weights: str = setting("imagenet", "train", "encoder's start: imagenet (downloaded), none (random), or a file")
+    precision: str = setting(
+        "auto",
+        "train, predict",
+        "of training and prediction: float32, bfloat16 (mixed), auto (bfloat16 where the device multiplies in it)",
+    )
     head: str = setting("places", "train", "places: a box at each place of a map; flat: the fast.ai post's, one box")
     epochs: int = setting(12, "train", "passes over the training images")
     batch_size: int = setting(8, "train", "images per step")
@@ -150,7 +155,8 @@ class Config:
 
     def of_stage(self, *stages: str) -> dict[str, Any]:
         """The settings that change the result of the named stages, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["stage"] in stages}
+        asked = set(stages)
+        return {f.name: getattr(self, f.name) for f in fields(self) if asked & set(f.metadata["stage"].split(", "))}
 
 
 PRESETS: dict[str, dict[str, str]] = {

@@ -24,7 +24,7 @@ from checkpoint import load_checkpoint, save_checkpoint, save_config, training_f
 from config import Config
 from dataset import FoldData, ImageDataset, ImageMemory, Samples, load_fold, make_loader, memory_for, to_device
 from files import UserError, read_table, write_table
-from inference import mixed_precision, pick_device, precision, prediction_table, to_numpy
+from inference import device_name, mixed_precision, pick_device, pick_precision, prediction_table, to_numpy
 from model import build_model
 from parallel import count_workers
 from phases import Phase, phase_at
@@ -41,6 +41,7 @@ class Training:
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
     device: torch.device
+    precision: torch.dtype
     phase: Phase
     history: list[dict[str, Any]]
 
@@ -81,6 +82,7 @@ def train_fold(cfg: Config, fold: int) -> None:
     if saved and done:
         run.load(saved)
         print(f"fold {fold}: goes on after epoch {done} of {cfg.total_epochs}")
+    print(f"fold {fold}: on {device_name(device)} in {str(run.precision).removeprefix('torch.')}")
     save_config(cfg, folder / "config.yaml")
     with explain_resources(cfg):
         run_epochs(cfg, fold, run, data, facts)
@@ -199,7 +201,7 @@ def check_finite(losses: list[Tensor], rows: list[Tensor], loader: DataLoader[An
 
 def train_step(run: Training, targets: dict[str, Tensor], clip: float = 0.0) -> Tensor:
     """Forward, backward, a step of weights and rates; returns the loss, detached, without waiting for a GPU."""
-    with mixed_precision(run.device):
+    with mixed_precision(run.device, run.precision):
         outputs = run.model(targets["image"])
     loss: Tensor = run.model.loss(outputs, targets)
     run.optimizer.zero_grad(set_to_none=True)
@@ -220,7 +222,7 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
     losses, boxes, confidences = [], [], []
     for batch in loader:
         targets = to_device(batch, run.device)
-        with mixed_precision(run.device):
+        with mixed_precision(run.device, run.precision):
             outputs = run.model(targets["image"])
         losses.append(float(run.model.loss(outputs, targets)) * len(batch["row"]))
         box, confidence = run.model.decode(outputs)
@@ -284,5 +286,6 @@ def start_phase(
     optimizer = make_optimizer(model, phase.rates, share, cfg.weight_decay)
     steps = n_images // min(cfg.batch_size, n_images) * phase.epochs
     schedule = make_schedule(optimizer, phase.schedule, steps, phase.epochs)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision(device) == torch.float16)
-    return Training(model, optimizer, schedule, scaler, device, phase, history or [])
+    precision = pick_precision(cfg.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    return Training(model, optimizer, schedule, scaler, device, precision, phase, history or [])

@@ -64,21 +64,34 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def precision(device: torch.device) -> torch.dtype:
-    """float32 on the CPU; on a GPU bfloat16, or float16 where bfloat16 is not supported."""
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
-def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
-    dtype = precision(device)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the device multiplies in it, else float16 on a GPU and float32 on any other device."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it; where oneDNN has to emulate them, float32 is faster."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def mixed_precision(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 @torch.inference_mode()
 def predict_views(
-    model: Any, loader: DataLoader[Any], views: Sequence[View], device: torch.device, title: str
+    model: Any, loader: DataLoader[Any], views: Sequence[View], device: torch.device, precision: torch.dtype, title: str
 ) -> list[tuple[Floats, Floats]]:
     """For each view boxes (N, n, 4) xyxy in [0, 1] of the image itself, and confidences (N, n).
 
@@ -89,8 +102,10 @@ def predict_views(
     for batch in tqdm(loader, desc=title, unit="batch", leave=False):
         images = batch["image"].to(device, non_blocking=True)
         for view, parts in zip(views, collected, strict=True):
-            with mixed_precision(device):
-                boxes, confidences = model.decode(model(view.image(images)))
+            seen = view.image(images)  # in full precision: 8 bits cannot say where a pixel comes from
+            with mixed_precision(device, precision):
+                outputs = model(seen)
+            boxes, confidences = model.decode(outputs)
             parts.append((view.undo_boxes(to_numpy(boxes)), to_numpy(confidences)))
     return [(np.concatenate([b for b, _ in parts]), np.concatenate([c for _, c in parts])) for parts in collected]
 

@@ -74,6 +74,8 @@ def check(settings: dict[str, Any]) -> None:
             raise UserError(f"{key}={settings[key]}: must be from {low:g} to {high:g}")
     if settings["head"] not in ("places", "flat"):
         raise UserError(f"head={settings['head']}: places or flat")
+    if settings["precision"] not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"precision={settings['precision']}: auto, float32 or bfloat16")
     if settings["full_image_negatives"] and settings["head"] != "flat":
         raise UserError("full_image_negatives=true: only head=flat regresses negatives at all; say head=flat")
     if settings["phases"]:

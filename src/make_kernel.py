@@ -11,7 +11,6 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 from checkpoint import load_checkpoint, network_facts
@@ -143,8 +142,8 @@ def run_words(cfg: Config) -> list[str]:
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
     usual = parse(preset)
     stages = ("folds", "cache", "train", "predict", "ensemble", "submit")
-    names = [f.name for f in fields(Config) if f.metadata["stage"] in stages and f.name not in ("weights", "runs")]
-    differing = {name: getattr(cfg, name) for name in names if getattr(cfg, name) != getattr(usual, name)}
+    settings = {key: value for key, value in cfg.of_stage(*stages).items() if key not in ("weights", "runs")}
+    differing = {key: value for key, value in settings.items() if value != getattr(usual, key)}
     return [f"name={cfg.name}", f"fold={cfg.fold}", *preset, *(f"{key}={value}" for key, value in differing.items())]
 
 

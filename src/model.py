@@ -65,12 +65,12 @@ class SingleBoxModel(nn.Module):
         for level in (1, 0):
             below = self.lateral[level](features[level])
             pyramid = interpolate(pyramid, size=below.shape[-2:], mode="nearest") + below
-        grid = place_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid)
+        grid = place_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
         # lungs stand where they stand: the convolutions may know where they look
-        position = (2 * grid - 1).permute(2, 0, 1).expand(len(pyramid), -1, -1, -1)
+        position = (2 * grid - 1).permute(2, 0, 1).to(pyramid.dtype).expand(len(pyramid), -1, -1, -1)
         pyramid = self.mix(torch.cat([pyramid, position], dim=1))
         place = self.place(pyramid).flatten(1).float()
-        centres = grid.reshape(-1, 2).float()
+        centres = grid.reshape(-1, 2)
         box = self.box(pyramid).flatten(2).transpose(1, 2).float()
         boxes = torch.cat([centres + REACH * box[..., :2].tanh(), box[..., 2:].exp().clamp(max=1.0)], dim=2)
         looked_at = (pyramid.flatten(2) * place.softmax(1)[:, None]).sum(2)
@@ -116,10 +116,10 @@ def presence(place: Tensor) -> Tensor:
     return place.logsumexp(dim=1) - math.log(place.shape[1])
 
 
-def place_centres(rows: int, cols: int, like: Tensor) -> Tensor:
-    """(rows, cols, 2): x, y in [0, 1] of the centre of each cell; dtype and device of `like`."""
-    y = (torch.arange(rows, dtype=like.dtype, device=like.device) + 0.5) / rows
-    x = (torch.arange(cols, dtype=like.dtype, device=like.device) + 0.5) / cols
+def place_centres(rows: int, cols: int, device: torch.device) -> Tensor:
+    """(rows, cols, 2) float32, whatever precision the network has: x, y in [0, 1] of the centre of each cell."""
+    y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows
+    x = (torch.arange(cols, dtype=torch.float32, device=device) + 0.5) / cols
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)
 
 

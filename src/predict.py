@@ -19,7 +19,7 @@ from engine import explain_resources
 from files import UserError, fingerprint, only_one, read_table, write_table
 from fusion import fuse_tables
 from images import read_index
-from inference import parse_views, pick_device, predict_views, prediction_table
+from inference import parse_views, pick_device, pick_precision, predict_views, prediction_table
 from model import build_model
 from parallel import count_workers
 from stamps import begin, is_complete, mark_complete
@@ -114,10 +114,11 @@ def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: s
     no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
     samples = make_samples(seen, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
     device = pick_device(cfg.device)
+    precision = pick_precision(cfg.precision, device)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
     loader = make_loader(ImageDataset(samples), 2 * cfg.batch_size, workers, device)
     with explain_resources(cfg):
-        views = predict_views(model.to(device), loader, parse_views(cfg.tta, cfg.tta_scales), device, title)
+        views = predict_views(model.to(device), loader, parse_views(cfg.tta, cfg.tta_scales), device, precision, title)
     return [with_empty_rows(prediction_table(samples, *view, cfg.size), ids) for view in views]
 
 

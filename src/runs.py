@@ -1,6 +1,6 @@
 """Finished runs: what a run folder holds, and how runs compare on the images that they share."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def training_seconds(folder: Path) -> float:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings that a run was made with, as far as its files tell: training, then prediction and ensemble."""
-    known = {f.name for f in fields(Config) if f.metadata["stage"] in DECISIVE}
+    known = Config().of_stage(*DECISIVE)
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("fold*/config.yaml"))[:1]:
         try:

@@ -248,6 +248,19 @@ def test_other_settings_are_refused_by_name(world, tmp_path):
         assert re.search(r"stage_2_train_labels.csv: \w{16} -> \w{16}", failed.stderr)
 
 
+def test_in_another_precision_tables_are_made_again_but_no_network_trains_on(world, tmp_path):
+    root = copy_of(world, tmp_path)
+    tables = []
+    for precision in ("float32", "bfloat16"):
+        assert "predicted" in stage("predict", root, "fold=0", f"precision={precision}").stdout
+        tables.append(pd.read_csv(root / "working" / "tiny" / "fold0" / "valid_plain.csv"))
+    assert "complete" in stage("predict", root, "fold=0", "precision=bfloat16").stdout
+    confidences = [table.groupby("patientId")["confidence"].max().fillna(0).to_numpy() for table in tables]
+    assert not np.array_equal(*confidences)
+    assert np.abs(np.subtract(*confidences)).max() < 0.05
+    assert "precision: auto -> float32" in refused("train", root, "precision=float32")
+
+
 @contextmanager
 def edited(path, change):
     """The file with other bytes while the block runs."""

@@ -58,7 +58,7 @@ def test_map_follows_from_the_size(model, size):
 
 
 def test_centres_run_along_rows():
-    centres = place_centres(2, 4, torch.zeros(1)).reshape(-1, 2)
+    centres = place_centres(2, 4, CPU).reshape(-1, 2)
     assert centres[1].tolist() == [0.375, 0.25]
     assert centres[-1].tolist() == [0.875, 0.75]
 
@@ -215,9 +215,10 @@ class BrightSquare(nn.Module):
         return torch.stack(boxes)[:, None].float(), torch.ones(len(boxes), 1)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize(("rows", "cols"), [(1024, 1024), (2048, 1536), (700, 1400)])
-def test_every_view_finds_the_same_box(tmp_path, size, rows, cols):
+def test_every_view_finds_the_same_box(tmp_path, size, rows, cols, precision):
     """From a picture to the table in original pixels: within half a pixel for flips, a cached one or two for zooms."""
     scale = size / max(rows, cols)
     pad = [(size - round(cols * scale)) // 2, (size - round(rows * scale)) // 2]
@@ -236,7 +237,9 @@ def test_every_view_finds_the_same_box(tmp_path, size, rows, cols):
     expected = np.array(
         [(left - pad[0]) / scale, (top - pad[1]) / scale, (right - left) / scale, (bottom - top) / scale]
     )
-    for view, (boxes, confidence) in zip(views, predict_views(BrightSquare(), loader, views, CPU, ""), strict=True):
+    for view, (boxes, confidence) in zip(
+        views, predict_views(BrightSquare(), loader, views, CPU, precision, ""), strict=True
+    ):
         found = prediction_table(samples, boxes, confidence, size)[["x", "y", "width", "height"]].to_numpy()[0]
         tolerance = 0.5 if view.zoom == 1 else 1.5 / scale
         assert found == pytest.approx(expected, abs=tolerance), view
