@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
@@ -22,33 +23,18 @@ from typing import Any
 os.environ["TQDM_DISABLE"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-import cv2
-import numpy as np
 import torch
+from pictures import make_images
 
 from config import Config, parse
-from dataset import FoldData, Samples, to_device
+from dataset import FoldData, Samples, make_loader, to_device
 from engine import keep_freed_memory, make_loaders, start_model, start_phase, train_epoch, train_step
-from images import write_png
 from inference import pick_device
 from parallel import count_workers
 
 CPU_BATCH = 8
 AUGMENTATION = {"max_rotate": 7.0, "min_zoom": 0.9, "max_zoom": 1.1, "max_lighting": 0.15, "max_warp": 0.0}
 WORDS = ["weights=none", "shift=0"]
-
-
-def make_images(folder: Path, n: int, size: int) -> Samples:
-    """Smooth random pictures as PNG, every third with a box."""
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{size}_{k}.png" for k in range(n)]
-    for path in paths:
-        write_png(cv2.resize(rng.integers(0, 255, (16, 16), dtype=np.uint8), (size, size)), path)
-    corner = rng.uniform(0.1, 0.5, (n, 2)) * size
-    boxes = np.concatenate([corner, corner + size / 4], axis=1)
-    boxes[np.arange(n) % 3 > 0] = np.nan
-    labels = np.where(np.isnan(boxes[:, 0]), np.arange(n) % 2, 2)
-    return Samples([path.stem for path in paths], paths, boxes, labels, np.ones((n, 4)), np.full((n, 2), size))
 
 
 class Ours:
@@ -60,20 +46,21 @@ class Ours:
             keep_freed_memory()
         model = start_model(cfg, data, self.device)
         self.run = start_phase(cfg, model, len(data.train.ids) * 1000, cfg.phase_list[0])
-        self.dataset, self.loader, _ = make_loaders(cfg, 0, data, self.device)
-        self.batch = to_device(next(iter(self.loader)), self.device)
+        epochs = range(1000)
+        loader, _ = make_loaders(cfg, 0, data, self.device, epochs)
+        self.batches, self.n_steps, self.ids = iter(loader), len(loader) // len(epochs), data.train.ids
+        self.batch = to_device(next(iter(make_loader(loader.dataset, cfg.batch_size, 0, self.device))), self.device)
         self.cfg = cfg
 
     def epoch(self) -> float:
         start = time.perf_counter()
-        train_epoch(self.run, self.loader, "", self.cfg.clip)
-        self.dataset.epoch += 1
+        train_epoch(self.run, islice(self.batches, self.n_steps), self.ids, "", self.cfg.clip)
         return time.perf_counter() - start
 
     def steps(self) -> float:
         """As many steps as an epoch has, without loader and augmentation."""
         start = time.perf_counter()
-        for _ in range(len(self.loader)):
+        for _ in range(self.n_steps):
             train_step(self.run, self.batch, self.cfg.clip)
         wait_for(self.device)
         return time.perf_counter() - start

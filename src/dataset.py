@@ -163,7 +163,7 @@ def machine_memory() -> int:
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Samples as tensors. With an augmentation, image k of epoch e always changes in the same way."""
+    """Samples as tensors: dataset[k] as they are, dataset[epoch, k] as the augmentation changes them in that epoch."""
 
     def __init__(
         self,
@@ -173,27 +173,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
         memory: ImageMemory | None = None,
     ) -> None:
         self.samples, self.augmentation, self.seed, self.memory = samples, augmentation, seed, memory
-        # shared with loader processes, which live through all epochs
-        self.shared_epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        return int(self.shared_epoch)
-
-    @epoch.setter
-    def epoch(self, number: int) -> None:
-        self.shared_epoch.fill_(number)
 
     def __len__(self) -> int:
         return len(self.samples.ids)
 
-    def __getitem__(self, k: int) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """image (1, S, S) uint8; box (4,) float32 cxcywh in [0, 1], zeros without one; has_box; label; row."""
+        epoch, k = key if isinstance(key, tuple) else (None, key)
         image = self.memory.read(k) if self.memory else read_png(self.samples.paths[k], self.samples.side(k))
         box = self.samples.boxes_xyxy[k]
-        if self.augmentation:
+        if self.augmentation and epoch is not None:
             # seeded by image and epoch, not by worker: the number of workers changes nothing
-            rng = np.random.default_rng([*self.seed, self.epoch, k])
+            rng = np.random.default_rng([*self.seed, epoch, k])
             image, box = self.augmentation(image, box, rng)
         box_cxcywh = xyxy_to_cxcywh(box) / len(image)
         has_box = bool(np.all(box_cxcywh[2:] > 0))
@@ -206,33 +197,43 @@ class ImageDataset(Dataset[dict[str, Any]]):
         }
 
 
-class EpochSampler(Sampler[int]):
-    """A new order each epoch that depends on the seed and the epoch alone."""
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, image), epoch after epoch; the order in each depends on the seed and the epoch alone.
 
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
+    One stream over all epochs: loader processes begin the next epoch while the last one is validated. Started anew for
+    each, they would let a GPU wait for its first batch; in short epochs of large batches a fifth of the time.
+    A last batch of an epoch that is not full is left out: batch statistics of a single image are none.
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, epochs: range) -> None:
+        self.n_images, self.seed, self.epochs = len(dataset), dataset.seed, epochs
+        self.batch_size = min(batch_size, self.n_images)
+
+    @property
+    def steps(self) -> int:
+        """Batches of one epoch."""
+        return self.n_images // self.batch_size
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.steps * len(self.epochs)
 
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng([*self.dataset.seed, self.dataset.epoch])
-        return iter(rng.permutation(len(self.dataset)).tolist())
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in self.epochs:
+            order = np.random.default_rng([*self.seed, epoch]).permutation(self.n_images)
+            for rows in order[: self.steps * self.batch_size].reshape(self.steps, -1).tolist():
+                yield [(epoch, row) for row in rows]
 
 
-def make_loader(dataset: ImageDataset, batch_size: int, workers: int, device: torch.device) -> DataLoader[Any]:
-    """Batches: shuffled and whole where the dataset augments, in order and complete where it does not.
-
-    A last training batch that is not full is dropped: batch statistics of a single image are none.
-    """
-    training = dataset.augmentation is not None
+def make_loader(
+    dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device
+) -> DataLoader[Any]:
+    """Batches as EpochBatches says; or, given their size, all images once, in order and as they are."""
+    how = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
     return DataLoader(
         dataset,
-        batch_size=min(batch_size, len(dataset)),
-        sampler=EpochSampler(dataset) if training else None,
-        drop_last=training,
+        **how,
         num_workers=workers,
-        # starting a process per core costs a second or two, which small epochs would pay again and again
+        # starting a process per core costs a second or two, which each validation would pay again
         persistent_workers=workers > 0,
         # forked processes share ImageMemory; newer Pythons start them otherwise unless told
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,

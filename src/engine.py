@@ -4,8 +4,9 @@ import contextlib
 import ctypes
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from augment import Augmentation
 from boxes import xyxy_to_cxcywh
 from checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
 from config import Config
-from dataset import FoldData, ImageDataset, ImageMemory, Samples, load_fold, make_loader, memory_for, to_device
+from dataset import (
+    EpochBatches,
+    FoldData,
+    ImageDataset,
+    ImageMemory,
+    Samples,
+    load_fold,
+    make_loader,
+    memory_for,
+    to_device,
+)
 from files import UserError, read_table, write_table
 from inference import device_name, mixed_precision, pick_device, pick_precision, prediction_table, to_numpy
 from model import build_model
@@ -124,18 +135,21 @@ def explain_resources(cfg: Config) -> Iterator[None]:
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dict[str, Any]) -> None:
     """Train, validate, save; epoch by epoch, phase by phase."""
     folder = cfg.fold_dir(fold)
-    train, train_loader, valid_loader = make_loaders(cfg, fold, data, run.device)
-    for epoch in range(len(run.history), cfg.total_epochs):
+    epochs = range(len(run.history), cfg.total_epochs)
+    train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
+    steps = len(train_loader) // max(1, len(epochs))
+    stream = iter(train_loader)
+    for epoch in epochs:
         phase, within = phase_at(cfg.phase_list, epoch)
         if within == 0 and epoch > 0:
-            run = start_phase(cfg, run.model, len(train), phase, run.history)
-        train.epoch = epoch
+            run = start_phase(cfg, run.model, len(data.train.ids), phase, run.history)
         started = time.perf_counter()
         # dropout draws from the global generator: seeded here, a resumed run draws what a straight one does
         torch.manual_seed((cfg.seed * 1000 + fold) * 1000 + epoch + 1)
         title = f"fold {fold} epoch {epoch + 1}/{cfg.total_epochs}"
         scores: dict[str, Any] = {"epoch": epoch + 1, "phase": phase.part}
-        scores |= train_epoch(run, train_loader, title, cfg.clip)
+        batches = tqdm(islice(stream, steps), desc=title, total=steps, unit="batch", leave=False)
+        scores |= train_epoch(run, batches, data.train.ids, title, cfg.clip)
         scores |= validate(run, valid_loader, data, cfg.size)
         if not np.isfinite(scores["valid_loss"]):
             raise UserError(
@@ -169,29 +183,31 @@ def rank(scores: dict[str, Any]) -> tuple[float, float]:
     return scores["mAP"], -scores["valid_loss"]
 
 
-def train_epoch(run: Training, loader: DataLoader[Any], title: str, clip: float) -> dict[str, float]:
-    """One pass over the training images; returns the head's highest rate and the mean loss.
+def train_epoch(
+    run: Training, batches: Iterable[dict[str, Any]], ids: Sequence[str], title: str, clip: float
+) -> dict[str, float]:
+    """A step for each batch; returns the head's highest rate and the mean loss.
 
-    Raises UserError if the loss is not finite.
+    Raises UserError if the loss is not finite; ids: the patientId of each `row`.
     """
     train_mode(run.model, run.phase.first_stage)
     losses: list[Tensor] = []
     rates: list[float] = []
     rows: list[Tensor] = []
-    for batch in tqdm(loader, desc=title, unit="batch", leave=False):
+    for batch in batches:
         rates.append(run.optimizer.param_groups[-1]["lr"])
         losses.append(train_step(run, to_device(batch, run.device), clip))
         rows.append(batch["row"])
         # a step late: to ask for this step's loss now would leave a GPU without work until the next is told
-        check_finite(losses[:-1], rows[:-1], loader, title)
-    check_finite(losses, rows, loader, title)
+        check_finite(losses[:-1], rows[:-1], ids, title)
+    check_finite(losses, rows, ids, title)
     return {"lr": max(rates), "train_loss": float(torch.stack(losses).mean())}
 
 
-def check_finite(losses: list[Tensor], rows: list[Tensor], loader: DataLoader[Any], title: str) -> None:
+def check_finite(losses: list[Tensor], rows: list[Tensor], ids: Sequence[str], title: str) -> None:
     """Raise UserError, with the batch's images, if the last of these losses is not finite."""
     if losses and not torch.isfinite(losses[-1]):
-        names = [loader.dataset.samples.ids[row] for row in rows[-1].tolist()]  # type: ignore[attr-defined]
+        names = [ids[row] for row in rows[-1].tolist()]
         raise UserError(
             f"{title}, batch {len(losses)}: the loss is not finite; images {', '.join(names)}. What was saved is the "
             "state before this epoch. The same command would meet this batch again: lower the rates, or look at "
@@ -240,16 +256,15 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
 
 
 def make_loaders(
-    cfg: Config, fold: int, data: FoldData, device: torch.device
-) -> tuple[ImageDataset, DataLoader[Any], DataLoader[Any]]:
-    """The augmented training images, and the loaders of the training and of the validation images."""
+    cfg: Config, fold: int, data: FoldData, device: torch.device, epochs: range
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """The loaders of the training images, augmented, for these epochs, and of the validation images."""
     train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
     train = make_train_set(cfg, fold, data.train, train_memory)
     valid = ImageDataset(data.valid, memory=valid_memory)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
     return (
-        train,
-        make_loader(train, cfg.batch_size, workers, device),
+        make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device),
         make_loader(valid, 2 * cfg.batch_size, workers, device),
     )
 

@@ -7,6 +7,7 @@ weights on disk.
 """
 
 import copy
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from checkpoint import load_checkpoint, training_facts
 from config import Config, load_config
-from dataset import load_fold, make_loader, to_device
+from dataset import EpochBatches, load_fold, make_loader, to_device
 from engine import make_train_set, start_model, start_phase, train_step
 from files import UserError, write_table
 from inference import pick_device
@@ -38,7 +39,9 @@ def main(cfg: Config) -> None:
     torch.manual_seed(cfg.seed * 1000 + fold)
     model = start_model(cfg, data, pick_device(cfg.device))
     take_saved(cfg, fold, model)
-    loader = make_loader(make_train_set(cfg, fold, data.train), cfg.batch_size, 0, pick_device(cfg.device))
+    train = make_train_set(cfg, fold, data.train)
+    # a new epoch has at least one batch
+    loader = make_loader(train, EpochBatches(train, cfg.batch_size, range(STEPS)), 0, pick_device(cfg.device))
     tables = []
     for number, phase in enumerate(cfg.phase_list, 1):
         table = range_test(cfg, copy.deepcopy(model), loader, phase)
@@ -72,7 +75,7 @@ def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -
     train_mode(model, phase.first_stage)
     rows: list[dict[str, float]] = []
     average = 0.0
-    for step, batch in enumerate(endless(loader, STEPS), 1):
+    for step, batch in enumerate(islice(loader, STEPS), 1):
         rate = run.optimizer.param_groups[-1]["lr"]
         loss = float(train_step(run, to_device(batch, run.device)))
         if not np.isfinite(loss):
@@ -84,17 +87,6 @@ def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -
     if len(rows) < STEPS // 10 + 2:
         raise UserError(f"phase {phase}: the loss runs away from the start; look at the images and settings")
     return pd.DataFrame(rows)
-
-
-def endless(loader: Any, steps: int) -> Any:
-    """That many batches, epoch after epoch."""
-    while steps > 0:
-        for batch in loader:
-            yield batch
-            steps -= 1
-            if not steps:
-                return
-        loader.dataset.epoch += 1
 
 
 def steepest(table: pd.DataFrame) -> float:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from boxes import box_iou, scale_boxes, xywh_to_xyxy
 from competition import BOX_COLUMNS, PREDICTION_COLUMNS, largest_box
@@ -20,6 +19,10 @@ BOX_SCALES = (0.8, 0.875, 0.95, 1.0, 1.05)
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     """Area under the ROC curve of each image's highest confidence for "has an opacity"; NaN if all are alike."""
+    from sklearn.metrics import (
+        roc_auc_score,  # takes most of a second to import, which training spends on its first step
+    )
+
     top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
     positive = top.index.isin(truth["patientId"])
     return float(roc_auc_score(positive, top)) if 0 < positive.sum() < len(positive) else float("nan")

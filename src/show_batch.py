@@ -41,9 +41,8 @@ def choose(dataset: ImageDataset) -> list[int]:
 
 def draw_epoch(dataset: ImageDataset, rows: list[int], epoch: int, names: list[str]) -> list[Picture]:
     """One row of tiles: these images as they are changed in an epoch."""
-    dataset.epoch = epoch
     tiles = []
-    for sample in (dataset[row] for row in rows):
+    for sample in (dataset[epoch, row] for row in rows):
         image = sample["image"][0].numpy()
         boxes = cxcywh_to_xyxy(sample["box"].numpy().astype(float)[None])[: int(sample["has_box"])] * len(image)
         tiles.append(draw_tile(image, [(boxes, GREEN)], f"epoch {epoch + 1}", names[sample["label"]]))

@@ -15,7 +15,7 @@ from torch import nn
 from backbone import make_encoder
 from checkpoint import load_checkpoint, save_checkpoint
 from config import parse
-from dataset import ImageDataset, Samples, check_inside, make_loader, make_samples
+from dataset import EpochBatches, ImageDataset, Samples, check_inside, make_loader, make_samples
 from engine import make_train_set, start_phase, train_epoch
 from files import UserError
 from images import write_png
@@ -277,22 +277,38 @@ def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
     )
     dataset = make_train_set(parse([]), 0, samples)
 
-    loaders = {workers: make_loader(dataset, 2, workers, CPU) for workers in (0, 2)}
+    def epochs(which, workers):
+        """Rows (epochs, 6) and images (epochs, 6, ...) as the batches of these epochs bring them."""
+        batches = EpochBatches(dataset, 2, which)
+        found = list(make_loader(dataset, batches, workers, CPU))
+        assert len(found) == len(batches) == 3 * len(which)
+        rows, images = (torch.cat([batch[key] for batch in found]) for key in ("row", "image"))
+        return rows.reshape(len(which), 6), images.reshape(len(which), 6, 32, 32)
 
-    def epoch(number, workers):
-        dataset.epoch = number
-        batches = list(loaders[workers])
-        return torch.cat([batch["row"] for batch in batches]), torch.cat([batch["image"] for batch in batches])
-
-    rows, images = epoch(0, 0)
-    again_rows, again = epoch(0, 2)
+    rows, images = epochs(range(2), 0)
+    again_rows, again = epochs(range(2), 2)
     assert torch.equal(rows, again_rows)
     assert torch.equal(images, again)
-    other_rows, other = epoch(1, 0)
-    assert not torch.equal(images[rows.argsort()], other[other_rows.argsort()])
-    assert not torch.equal(rows, other_rows)
-    # the loader processes of epoch 0 are still there, and know that it is another epoch
-    assert torch.equal(epoch(1, 2)[1], other)
+    assert [sorted(row) for row in rows.tolist()] == [list(range(6))] * 2
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(images[0][rows[0].argsort()], images[1][rows[1].argsort()])
+    # who goes on after the first epoch sees what the second one of a straight run sees
+    later_rows, later = epochs(range(1, 2), 0)
+    assert torch.equal(later_rows[0], rows[1])
+    assert torch.equal(later[0], images[1])
+
+
+@pytest.mark.parametrize(("n_images", "batch_size", "steps"), [(7, 2, 3), (6, 2, 3), (3, 8, 1)])
+def test_batches_of_an_epoch_are_full_and_hold_no_image_twice(n_images, batch_size, steps):
+    nothing = np.full((n_images, 4), np.nan)
+    samples = Samples([""] * n_images, [], nothing, np.zeros(n_images, int), nothing, np.zeros((n_images, 2), int))
+    batches = list(EpochBatches(ImageDataset(samples, seed=(1, 2)), batch_size, range(3)))
+    assert len(batches) == 3 * steps
+    assert {len(batch) for batch in batches} == {min(batch_size, n_images)}
+    for epoch in range(3):
+        keys = [key for batch in batches[epoch * steps : (epoch + 1) * steps] for key in batch]
+        assert {number for number, _ in keys} == {epoch}
+        assert len({row for _, row in keys}) == len(keys)
 
 
 def test_tables_of_samples_join_by_id():
@@ -337,7 +353,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_its_images(tmp_path,
     boxes = np.array([[8.0, 8, 40, 40]] * 4)
     samples = Samples(list("abcd"), paths, boxes, np.zeros(4, int), np.ones((4, 4)), np.full((4, 2), 64))
     cfg = parse(["size=64", "batch_size=2", "weights=none", "encoder=resnet18"])
-    loader = make_loader(make_train_set(cfg, 0, samples), 2, 0, CPU)
+    train = make_train_set(cfg, 0, samples)
+    loader = make_loader(train, EpochBatches(train, 2, range(1)), 0, CPU)
     order = [name for batch in loader for name in np.array(samples.ids)[batch["row"]]]
     run = start_phase(cfg, model, 4, cfg.phase_list[0])
     bad = order.index("c") // 2
@@ -345,4 +362,4 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_its_images(tmp_path,
     loss = model.loss
     monkeypatch.setattr(model, "loss", lambda out, to: loss(out, to) * (np.nan if 2 in to["row"].tolist() else 1))
     with pytest.raises(UserError, match=f"batch {bad + 1}: the loss is not finite; images {pair[0]}, {pair[1]}"):
-        train_epoch(run, loader, "fold 0 epoch 1/1", clip=5.0)
+        train_epoch(run, loader, samples.ids, "fold 0 epoch 1/1", clip=5.0)
