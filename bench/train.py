@@ -5,7 +5,8 @@
 
 Random weights and made-up pictures: what they show does not matter for speed. fastai's learner gets the network and
 the loss of this project, so that what is compared is everything around them. Each side has a process of its own;
-epochs alternate; ratios are medians. On a GPU both sides take bfloat16 and one loader process per core, at 512 px.
+epochs alternate; ratios are medians. On a GPU both sides take bfloat16 and one loader process per core, at 512 px. On
+a CPU fastai has float32 only (its mixed precision is for CUDA); where ours is bfloat16, float32 is measured as well.
 """
 
 import os
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context, set_start_method
@@ -29,7 +31,7 @@ from pictures import make_images
 from config import Config, parse
 from dataset import FoldData, Samples, make_loader, to_device
 from engine import keep_freed_memory, make_loaders, start_model, start_phase, train_epoch, train_step
-from inference import pick_device
+from inference import pick_device, pick_precision
 from parallel import count_workers
 
 CPU_BATCH = 8
@@ -113,7 +115,7 @@ def serve(side: str, samples: Samples, cfg: Config, threads: int, pipe: Any) -> 
     set_start_method("fork", force=True)  # of fastai's loader processes; a spawned process would spawn, too
     few = Samples(*(getattr(samples, name)[: cfg.batch_size] for name in Samples.__dataclass_fields__))
     data = FoldData(samples, few, None)  # type: ignore[arg-type]
-    runner: Any = Ours(cfg, data) if side == "ours" else Theirs(cfg, data)
+    runner: Any = Theirs(cfg, data) if side == "fastai" else Ours(cfg, data)
     while (question := pipe.recv()) != "end":
         pipe.send(highest_memory(runner.device) if question == "memory" else getattr(runner, question)())
 
@@ -130,26 +132,37 @@ def compare(folder: str, n: int, cfg: Config, rounds: int, threads: int) -> None
     title, key = f"{cfg.size} px, batches of {cfg.batch_size}", f"{cfg.size}px_batch{cfg.batch_size}"
     context, pipes, processes = get_context("spawn"), {}, []
     samples = make_images(Path(folder), n, cfg.size)
-    for side in ("ours", "fastai"):
+    for side, own in sides(cfg).items():
         pipes[side], other = context.Pipe()
-        processes.append(context.Process(target=serve, args=(side, samples, cfg, threads, other)))
+        processes.append(context.Process(target=serve, args=(side, samples, own, threads, other)))
         processes[-1].start()
     ask = partial(answer, pipes)
     for side in pipes:
         ask(side, "epoch")  # warms up, and fills our memory of decoded images
     times = []
     for number in range(rounds):
-        times.append((ask("ours", "epoch"), ask("fastai", "epoch"), ask("ours", "steps")))
-        a, b, c = (n / seconds for seconds in times[-1])
-        print(f"{title}, round {number + 1}: ours {a:.1f}, fastai {b:.1f}, our network alone {c:.1f} images/s")
-    peaks = [ask(side, "memory") for side in pipes]
+        times.append({side: ask(side, "epoch") for side in pipes} | {"our network alone": ask("ours", "steps")})
+        rates = ", ".join(f"{side} {n / seconds:.1f}" for side, seconds in times[-1].items())
+        print(f"{title}, round {number + 1}: {rates} images/s")
+    peaks = {side: ask(side, "memory") for side in pipes}
     for side, process in zip(pipes, processes, strict=True):
         pipes[side].send("end")
         process.join()
-    print(f"{title}, highest memory: ours {peaks[0]:.0f} MB, fastai {peaks[1]:.0f} MB")
-    print(f"ratio images_per_second_to_fastai_{key} {statistics.median(b / a for a, b, _ in times):.2f}")
-    print(f"ratio share_of_the_networks_own_rate_{key} {statistics.median(c / a for a, _, c in times):.3f}")
-    print(f"ratio memory_of_fastai_to_ours_{key} {peaks[1] / peaks[0]:.2f}")
+    print(f"{title}, highest memory: " + ", ".join(f"{side} {peak:.0f} MB" for side, peak in peaks.items()))
+    for side in [side for side in pipes if side != "fastai"]:
+        faster = statistics.median(seconds["fastai"] / seconds[side] for seconds in times)
+        print(f"ratio images_per_second_to_fastai_{key}{side.removeprefix('ours').replace(' ', '_')} {faster:.2f}")
+    share = statistics.median(seconds["our network alone"] / seconds["ours"] for seconds in times)
+    print(f"ratio share_of_the_networks_own_rate_{key} {share:.3f}")
+    print(f"ratio memory_of_fastai_to_ours_{key} {peaks['fastai'] / peaks['ours']:.2f}")
+
+
+def sides(cfg: Config) -> dict[str, Config]:
+    """What is compared: ours, on a CPU in float32 as well if that is not what it takes by itself, and fastai."""
+    device = pick_device(cfg.device)
+    differs = device.type == "cpu" and pick_precision(cfg.precision, device) != torch.float32
+    own = {"ours in float32": replace(cfg, precision="float32")} if differs else {}
+    return {"ours": cfg, **own, "fastai": cfg}
 
 
 def answer(pipes: dict[str, Any], side: str, question: str) -> float:
