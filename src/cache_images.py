@@ -9,6 +9,7 @@ cheap and right after a decoder was installed.
 
 import csv
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -38,7 +39,7 @@ Key = tuple[str, str]
 def main(cfg: Config) -> None:
     sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else tuple(SPLITS))
     with only_one(cfg.cache_dir, wait=True):
-        recipe = name_recipe(Path(cfg.input))
+        recipe = name_recipe(Path(cfg.input), cfg.cache_dir)
         known = read_rows(cfg.cache_dir / INDEX_CSV) + read_rows(cfg.cache_dir / JOURNAL_CSV)
         kept = keep_valid(known, sources, cfg.cache_dir, recipe)
         todo = [path for path in sources if key_of(path) not in kept]
@@ -84,12 +85,14 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*", text) is not None
 
 
-def name_recipe(folder: Path) -> str:
+def name_recipe(folder: Path, cache_dir: Path) -> str:
     """Short name of all that a PNG depends on beside its source's bytes and `size`, which names the cache.
 
-    With the input's path in it: another data set can have the same names, sizes and (from an archive) times.
+    With the way from the cache to the input in it: another data set can have the same names, sizes and (from an
+    archive) times. The way and not the place, so that a workspace that is moved as a whole keeps its cache.
     """
-    return hashlib.sha256(f"{VERSION} {folder.resolve()}".encode()).hexdigest()[:8]
+    way = os.path.relpath(folder.resolve(), cache_dir.resolve())
+    return hashlib.sha256(f"{VERSION} {way}".encode()).hexdigest()[:8]
 
 
 def keep_valid(rows: Iterable[Row], sources: Sequence[Path], cache_dir: Path, recipe: str) -> dict[Key, Row]:

@@ -163,6 +163,14 @@ def test_another_input_with_the_same_names_sizes_and_times(root, capsys):
     assert contents(cache_of(root)) == first
 
 
+def test_a_workspace_that_is_moved_keeps_its_cache(root, capsys):
+    run(root, capsys)
+    before = contents(cache_of(root))
+    moved = root.rename(root.with_name("moved elsewhere"))
+    assert run(moved, capsys)[0] == (0, 9, 0)
+    assert contents(cache_of(moved)) == before
+
+
 def test_index_of_another_version_is_not_trusted(root, capsys, monkeypatch):
     run(root, capsys)
     monkeypatch.setattr(cache_images, "VERSION", 0)
