@@ -23,7 +23,7 @@ from pictures import make_images
 from torch.utils.data import DataLoader, Sampler
 
 from config import parse
-from dataset import EpochBatches, ImageDataset, ImageMemory, make_loader
+from dataset import EpochBatches, ImageDataset, ImageMemory, make_loader, one_thread
 from engine import make_train_set
 from parallel import count_workers
 
@@ -59,6 +59,7 @@ def compare(dataset: ImageDataset, batch: int, rate: float, workers: int) -> Non
         num_workers=workers,
         persistent_workers=True,
         multiprocessing_context="fork",
+        worker_init_fn=one_thread,
     )
     limit = ours.steps * batch / rate
     seconds(islice(stream, ours.steps), 0.0)

@@ -2,6 +2,7 @@
 
     python bench/quality.py [quick=true] [epochs=10] [jobs=2]              on the synthetic competition, 64 px, 2 folds
     python bench/quality.py input=<Kaggle's files> [size=96] [n_folds=2]   on real ones
+    python bench/quality.py recipes=default precision=float32              one recipe, in another precision
 
 fastai: fastai's own learner with the post's network, loss, rates and freezing (its one cycle, its augmentations);
 post: preset=fastai, the same in this project; default: this project's recipe. Out-of-fold scores of the last epoch,
@@ -39,7 +40,9 @@ def stage(name: str, *words: str) -> None:
 def world_words(root: str, seed: int, words: dict[str, str]) -> list[str]:
     """The settings that all recipes share."""
     own = {"root": root, "seed": str(seed), "size": "64", "n_folds": "2", "weights": "none", "demo_train": "300"}
-    own |= {key: value for key, value in words.items() if key in ("size", "n_folds", "demo_train", "input")}
+    own |= {
+        key: value for key, value in words.items() if key in ("size", "n_folds", "demo_train", "input", "precision")
+    }
     return [f"{key}={value}" for key, value in own.items()]
 
 
@@ -146,7 +149,8 @@ def measure(folder: str, words: dict[str, str], seeds: range, epochs: int) -> pd
         return rows
 
     with ThreadPoolExecutor(int(words.get("jobs", 2))) as pool:
-        jobs = [(recipe, world) for recipe in RECIPES for world in worlds]
+        recipes = words.get("recipes", ",".join(RECIPES)).split(",")
+        jobs = [(recipe, world) for recipe in recipes for world in worlds]
         return pd.DataFrame([row for rows in pool.map(run, jobs) for row in rows])
 
 
@@ -167,7 +171,7 @@ def main(words: dict[str, str]) -> None:
         print(
             f"{recipe:16}" + "  ".join(f"{s} {mean.loc[recipe, s]:.4f} ± {spread.loc[recipe, s]:.4f}" for s in SCORES)
         )
-    for peer in ("fastai", "post"):
+    for peer in ("fastai", "post") if "recipes" not in words else ():
         for score in ("mAP", "AUC", "IoU"):
             # a peer that finds nothing scores 0: then the ratio says nothing but that
             ratio = mean.loc["default", score] / mean.loc[peer, score] if mean.loc[peer, score] else np.inf

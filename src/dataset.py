@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -227,18 +228,29 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 def make_loader(
     dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device
 ) -> DataLoader[Any]:
-    """Batches as EpochBatches says; or, given their size, all images once, in order and as they are."""
+    """Batches as EpochBatches says; or, given their size, all images once, in order and as they are.
+
+    With loader processes OpenCV keeps to one thread from here on, in this process too.
+    """
+    if workers:
+        # its threads do not survive a fork: a process that inherits them hangs; nor need processes threads of their own
+        one_thread()
     how = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
     return DataLoader(
         dataset,
         **how,
         num_workers=workers,
+        worker_init_fn=one_thread,
         # starting a process per core costs a second or two, which each validation would pay again
         persistent_workers=workers > 0,
         # forked processes share ImageMemory; newer Pythons start them otherwise unless told
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
     )
+
+
+def one_thread(_: int = 0) -> None:
+    cv2.setNumThreads(1)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:

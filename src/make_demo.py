@@ -24,7 +24,7 @@ from competition import (
     TEST_IMAGES,
     TRAIN_IMAGES,
 )
-from config import PRESETS, Config, load_config
+from config import Config, command, load_config
 from files import (
     UserError,
     difference,
@@ -165,9 +165,7 @@ def summary(cfg: Config, cohorts: list[list[Member]]) -> str:
     lines = [f"{len(cohorts[0])} training images of {persons} persons with {boxes[0]} boxes:"]
     lines += [f"  {kind:<30} AP {row.get('AP', 0):>4}   PA {row.get('PA', 0):>4}" for kind, row in counts.iterrows()]
     lines += [f"{len(cohorts[1])} test images with {boxes[1]} boxes; their truth: {cfg.test_labels}"]
-    usual = PRESETS.get(cfg.preset, {}).get("root")
-    given = " ".join([f"preset={cfg.preset}"] * bool(cfg.preset) + [f"root={cfg.root}"] * (cfg.root != usual))
-    return "\n".join([*lines, f"input: {cfg.input}", f"next: ./run.sh make_folds {given}"])
+    return "\n".join([*lines, f"input: {cfg.input}", f"next: {command(cfg, 'make_folds')}"])
 
 
 if __name__ == "__main__":

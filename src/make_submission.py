@@ -107,6 +107,8 @@ def print_submission(cfg: Config, checked: pd.DataFrame, threshold: float, reaso
     print(f"{with_box} of {total} images ({with_box / total:.1%}) got a box, {len(boxes)} boxes")
     if len(boxes):
         print(f"confidences from {boxes['confidence'].min():.4f} to {boxes['confidence'].max():.4f}")
+    else:
+        print("WARNING: without any box it scores 0 on each image with an opacity; say a lower threshold=")
     print(f"checked against the sample submission -> {cfg.submission_csv}")
     if cfg.preset == "demo":
         print("synthetic images: nothing to upload; with Kaggle's files in input/ the command would stand here")

@@ -123,6 +123,8 @@ def test_what_the_user_reads(world):
     for word in ("train_loss", "valid_loss", "AUC", "IoU", "mAP"):
         assert word in said["train"].stdout
     assert "0 people in more than one fold" in said["make_folds"].stdout
+    assert "next: ./run.sh make_folds" in said["make_demo"].stdout
+    assert "size=64" in said["make_demo"].stdout.splitlines()[-1]
     assert "kaggle competitions submit -c rsna-pneumonia-detection-challenge" in said["make_submission"].stdout
     table = said["summary"].stdout
     for line in ("fold 0", "fold 1", "out of fold", "submission, test images", "no boxes", "median box on every image"):
@@ -343,6 +345,7 @@ def test_a_short_sample_submission_is_said(world, tmp_path):
     for name in ("predict", "ensemble", "evaluate"):
         stage(name, root)
     assert "WARNING: 4 test images" in stage("make_submission", root).stdout
+    assert "WARNING: without any box" in stage("make_submission", root, "threshold=1").stdout
 
 
 def test_training_that_runs_away_is_no_success(world, tmp_path):

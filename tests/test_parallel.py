@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -59,12 +60,12 @@ def test_memory_holds_the_images_for_all_processes(tmp_path):
     held = samples(tmp_path)
     memory = ImageMemory(held.paths, 64)
     plain = [batch["image"] for batch in make_loader(ImageDataset(held), 2, 0, torch.device("cpu"))]
-    dataset = ImageDataset(held, memory=memory)
-    first = [batch["image"] for batch in make_loader(dataset, 2, 2, torch.device("cpu"))]
+    remembered = ImageDataset(held, memory=memory)
+    first = [batch["image"] for batch in make_loader(remembered, 2, 2, torch.device("cpu"))]
     assert memory.decoded.all(), "what the loader processes decoded is seen by this one"
     for path in held.paths:
         path.unlink()
-    again = [batch["image"] for batch in make_loader(dataset, 2, 0, torch.device("cpu"))]
+    again = [batch["image"] for batch in make_loader(remembered, 2, 0, torch.device("cpu"))]
     for one, two, three in zip(plain, first, again, strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one, three)
@@ -112,3 +113,19 @@ def test_a_loader_process_that_the_kernel_kills_is_reported_as_that(tmp_path):
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="shapes"), explain_resources(parse([])):
         raise RuntimeError("shapes differ")
+
+
+class OpencvThreads(ImageDataset):
+    """In place of its class an image has the number of threads that OpenCV would use."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) | {"label": cv2.getNumThreads()}
+
+
+def test_opencv_has_one_thread_in_loader_processes(tmp_path):
+    """A pool that is there at the fork can hang the child; and a process per core needs no threads of its own."""
+    cv2.setNumThreads(3)
+    found = [
+        batch["label"].tolist() for batch in make_loader(OpencvThreads(samples(tmp_path)), 2, 2, torch.device("cpu"))
+    ]
+    assert found == [[1, 1]] * 3
