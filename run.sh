@@ -117,7 +117,7 @@ case "$command" in
         ;;
     demo)
         python=$(find_python "$here/requirements.txt")
-        echo "run.sh: demo with $python: make_demo, then $stages; all of it in $here/demo"
+        echo "run.sh: demo with $python: make_demo, then $stages"
         words=(preset=demo ${words[@]+"${words[@]}"})
         run_stages make_demo $stages
         ;;

@@ -31,7 +31,9 @@ class Config:
     fold: str = setting("all", "run", "folds to work on: all, 3, 0,2 or 0..4 (both ends)")
     preset: str = setting("", "run", "start from named settings: demo, fastai, or fastai,demo (the later ones win)")
     device: str = setting("auto", "run", "auto (GPU if there is one), cpu, cuda, cuda:1, mps")
-    workers: int = setting(-1, "run", "processes that decode and load; -1: one per core, 0: the main one")
+    workers: int = setting(
+        -1, "run", "processes that decode and load; -1: one per core, 0: none; training on a CPU: none"
+    )
     jobs: int = setting(1, "run", "folds trained at the same time; they share the cores")
     memory: float = setting(0.5, "run", "keep the decoded images in memory if they take no more than this share of it")
     strict: bool = setting(False, "run", "end with an error if one image is refused; false: if more than 5 % are")

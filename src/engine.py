@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import errno
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,8 +58,13 @@ class Training:
     phase: Phase
     history: list[dict[str, Any]]
 
+    @property
+    def computed_in(self) -> str:
+        return str(self.precision).removeprefix("torch.")
+
     def state(self) -> dict[str, Any]:
         return {
+            "computed_in": self.computed_in,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -75,6 +82,12 @@ class Training:
 
 def train_fold(cfg: Config, fold: int) -> None:
     """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others."""
+    with explain_failures(cfg):
+        train_or_go_on(cfg, fold)
+
+
+def train_or_go_on(cfg: Config, fold: int) -> None:
+    """Train what the fold's last.pt leaves to do."""
     folder = cfg.fold_dir(fold)
     facts = training_facts(cfg)
     saved = load_checkpoint(folder / "last.pt", facts, fold) if (folder / "last.pt").is_file() else None
@@ -89,14 +102,15 @@ def train_fold(cfg: Config, fold: int) -> None:
         keep_freed_memory()
     model = start_model(cfg, data, device)
     done = len(saved["history"]) if saved and (folder / "best.pt").is_file() else 0
+    if saved and not done:
+        print(f"fold {fold}: begins anew, since {folder / 'best.pt'} is gone and with it the best epoch so far")
     run = start_phase(cfg, model, len(data.train.ids), phase_at(cfg.phase_list, max(done - 1, 0))[0])
     if saved and done:
         run.load(saved)
-        print(f"fold {fold}: goes on after epoch {done} of {cfg.total_epochs}")
-    print(f"fold {fold}: on {device_name(device)} in {str(run.precision).removeprefix('torch.')}")
+        print(f"fold {fold}: goes on after epoch {done} of {cfg.total_epochs}, so far in {saved['computed_in']}")
+    print(f"fold {fold}: on {device_name(device)} in {run.computed_in}")
     save_config(cfg, folder / "config.yaml")
-    with explain_resources(cfg):
-        run_epochs(cfg, fold, run, data, facts)
+    run_epochs(cfg, fold, run, data, facts)
 
 
 def keep_freed_memory() -> None:
@@ -113,16 +127,19 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def explain_resources(cfg: Config) -> Iterator[None]:
-    """Turn what PyTorch says when memory ends into a UserError with the setting to lower."""
+def explain_failures(cfg: Config) -> Iterator[None]:
+    """Turn what PyTorch and Python say when memory ends, or when a loader process fails, into a UserError."""
     try:
         yield
-    except RuntimeError as error:
+    except UserError as error:
+        # PyTorch hands on what a loader process raised, with the process's traceback for a message
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    except (RuntimeError, MemoryError, OSError) as error:
         message = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message:
+        if is_memory(error):
             raise UserError(
-                f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs}: lower one of them; "
-                "batch_size and size are part of a run: give it another name="
+                f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs} memory={cfg.memory}: "
+                "lower one of them; batch_size and size are part of a run: give it another name="
             ) from None
         if "DataLoader worker" in message and ("killed" in message or "exited unexpectedly" in message):
             raise UserError(
@@ -130,6 +147,13 @@ def explain_resources(cfg: Config) -> Iterator[None]:
                 f"lower workers= or memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"
             ) from None
         raise
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether it says that memory ended: the GPU's, this process's, or that of its decoded images."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dict[str, Any]) -> None:
@@ -153,8 +177,8 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dic
         scores |= validate(run, valid_loader, data, cfg.size)
         if not np.isfinite(scores["valid_loss"]):
             raise UserError(
-                f"{title}: the loss on the validation images is not finite. What was saved is the state before this "
-                "epoch. The same command would come here again: lower the rates, and give the run another name="
+                f"{title}: the loss on the validation images is not finite. Finished epochs are kept. The same "
+                "command would come here again: lower the rates, and give the run another name="
             )
         print(f"{title}: " + "  ".join(f"{key} {value:.4f}" for key, value in list(scores.items())[3:]), flush=True)
         run.history.append(scores)
@@ -205,30 +229,32 @@ def train_epoch(
 
 
 def check_finite(losses: list[Tensor], rows: list[Tensor], ids: Sequence[str], title: str) -> None:
-    """Raise UserError, with the batch's images, if the last of these losses is not finite."""
+    """Raise UserError, with the batch's images, if the last of these losses, as of train_step, is not finite."""
     if losses and not torch.isfinite(losses[-1]):
         names = [ids[row] for row in rows[-1].tolist()]
         raise UserError(
-            f"{title}, batch {len(losses)}: the loss is not finite; images {', '.join(names)}. What was saved is the "
-            "state before this epoch. The same command would meet this batch again: lower the rates, or look at "
+            f"{title}, batch {len(losses)}: the loss or its gradient is not finite; images {', '.join(names)}. "
+            "Finished epochs are kept. The same command would meet this batch again: lower the rates, or look at "
             "these images, and give the run another name="
         )
 
 
 def train_step(run: Training, targets: dict[str, Tensor], clip: float = 0.0) -> Tensor:
-    """Forward, backward, a step of weights and rates; returns the loss, detached, without waiting for a GPU."""
+    """Forward, backward, a step of weights and rates; returns the loss, detached, without waiting for a GPU.
+
+    It is NaN where the gradient is not finite, but for float16, whose scaler leaves out such steps.
+    """
     with mixed_precision(run.device, run.precision):
         outputs = run.model(targets["image"])
     loss: Tensor = run.model.loss(outputs, targets)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(loss).backward()
-    if clip:
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.model.parameters(), clip)
+    run.scaler.unscale_(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), clip or math.inf)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.schedule.step()
-    return loss.detach()
+    return loss.detach() if run.scaler.is_enabled() else loss.detach() + 0 * norm
 
 
 @torch.inference_mode()
@@ -262,10 +288,11 @@ def make_loaders(
     train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
     train = make_train_set(cfg, fold, data.train, train_memory)
     valid = ImageDataset(data.valid, memory=valid_memory)
-    workers = count_workers(cfg.workers) if device.type != "cpu" else 0
+    workers = count_workers(cfg.workers, cfg.jobs) if device.type != "cpu" else 0
     return (
         make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device),
-        make_loader(valid, 2 * cfg.batch_size, workers, device),
+        # nothing to augment there, and the others begin with the next epoch meanwhile
+        make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device),
     )
 
 

@@ -7,6 +7,7 @@ weights on disk.
 """
 
 import copy
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from checkpoint import load_checkpoint, training_facts
 from config import Config, load_config
 from dataset import EpochBatches, load_fold, make_loader, to_device
-from engine import make_train_set, start_model, start_phase, train_step
+from engine import Training, explain_failures, make_train_set, start_model, start_phase, train_step
 from files import UserError, write_table
+from flat import FlatModel
 from inference import pick_device
 from phases import Phase
 from recipe import train_mode
@@ -27,14 +29,20 @@ from sheet import new_figure, save_figure
 
 LOWEST, HIGHEST = 1e-7, 1.0  # of the head's rate; the other groups keep their share of it
 STEPS = 100
+SETTLE = 20  # batches before the test, for a loss that is measured first
 WINDOW = 15  # steps: a decade of the rate
 GIVE_UP = 4.0  # times the lowest smoothed loss
-FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "clip", "batch_size")
+FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "clip", "batch_size", "precision")
 SMOOTH = 0.9  # what the running mean of the loss keeps per step
 
 
 def main(cfg: Config) -> None:
-    fold = cfg.fold_list[0]
+    with explain_failures(cfg):
+        test_phases(cfg, cfg.fold_list[0])
+
+
+def test_phases(cfg: Config, fold: int) -> None:
+    """The range test of each phase, with a copy of the network for each."""
     data = load_fold(cfg, fold)
     torch.manual_seed(cfg.seed * 1000 + fold)
     model = start_model(cfg, data, pick_device(cfg.device))
@@ -73,11 +81,12 @@ def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -
         group["lr"] = group["initial_lr"] = group["lr"] / head * LOWEST
     run.schedule = LambdaLR(run.optimizer, lambda step: (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
     train_mode(model, phase.first_stage)
+    settle_loss(run, islice(loader, SETTLE))
     rows: list[dict[str, float]] = []
     average = 0.0
     for step, batch in enumerate(islice(loader, STEPS), 1):
         rate = run.optimizer.param_groups[-1]["lr"]
-        loss = float(train_step(run, to_device(batch, run.device)))
+        loss = float(train_step(run, to_device(batch, run.device), cfg.clip))
         if not np.isfinite(loss):
             break
         average = SMOOTH * average + (1 - SMOOTH) * loss
@@ -87,6 +96,16 @@ def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -
     if len(rows) < STEPS // 10 + 2:
         raise UserError(f"phase {phase}: the loss runs away from the start; look at the images and settings")
     return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def settle_loss(run: Training, batches: Iterable[Any]) -> None:
+    """Let a network that measures the parts of its loss do so, and hold them: the test needs one and the same loss."""
+    if isinstance(run.model, FlatModel):
+        for batch in batches:
+            targets = to_device(batch, run.device)
+            run.model.loss(run.model(targets["image"]), targets)
+        run.model.hold_scale()
 
 
 def steepest(table: pd.DataFrame) -> float:
@@ -122,7 +141,8 @@ def write_results(cfg: Config, table: pd.DataFrame) -> None:
         axis.semilogx(rows["lr"], rows["smoothed"])
         axis.axvline(limit(rows) / 3, linestyle="--", color="0.4")
         axis.set(title=f"phase {number}: {rows['part'].iloc[0]}", xlabel="head's rate", ylabel="loss")
-        axis.set_ylim(0.9 * rows["smoothed"].min(), 1.1 * rows["smoothed"].iloc[0] + 0.5)
+        # the first steps hardly learn: about their loss the curve begins, though single batches lie anywhere
+        axis.set_ylim(0.9 * rows["smoothed"].min(), 1.3 * rows["loss"].iloc[: STEPS // 3].median())
     save_figure(figure, cfg.run_dir / "find_lr.png")
     print(f"range test -> {cfg.run_dir / 'find_lr.csv'} and {cfg.run_dir / 'find_lr.png'}")
 

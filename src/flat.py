@@ -86,6 +86,10 @@ class FlatModel(nn.Module):
         if self.sums[2] > 0:
             self.scale.copy_(self.sums[0] / self.sums[2] / (self.sums[1] / self.sums[3]))
 
+    def hold_scale(self) -> None:
+        """Measure no more, and keep the scale of the losses as it is."""
+        self.sums[3] = max(MEASURED, float(self.sums[3]))
+
     def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Boxes (B, 1, 4) xyxy in [0, 1], corners in order, and confidences (B, 1): the opacity's probability."""
         first, second = outputs["boxes"][:, :2], outputs["boxes"][:, 2:]

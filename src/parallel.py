@@ -24,11 +24,15 @@ Result = TypeVar("Result")
 BATCH = 8
 
 
-def count_workers(workers: int) -> int:
-    """The config's `workers` as a number of processes: -1 is one per core that this process may use."""
+def count_workers(workers: int, jobs: int = 1) -> int:
+    """The config's `workers` as a number of processes: -1 is one per core that this process may use.
+
+    Of that each of several `jobs` at the same time gets its part, one at least.
+    """
     if workers >= 0:
         return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
 
 
 def map_files(
@@ -131,7 +135,7 @@ def run_jobs(function: Callable[..., None], jobs: Mapping[str, tuple[object, ...
     (unless OMP_NUM_THREADS is set) and show no progress bars, which would write over each other. What a UserError
     says is printed when it happens. On Ctrl-C the running jobs are stopped.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_workers(-1) // at_once)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(count_workers(-1, at_once)))
     if at_once > 1:
         os.environ["TQDM_DISABLE"] = "1"
     waiting, running, failed = list(jobs), dict[str, BaseProcess](), dict[str, str]()

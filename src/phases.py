@@ -17,7 +17,7 @@ class Phase:
 
     part: str  # head; last1 .. last4: the head and that many of the encoder's last stages; all
     epochs: int
-    rates: tuple[float, ...]  # peak rates from the encoder's input to the head; a single one goes for all
+    rates: tuple[float, ...]  # peak rates from the encoder's input to the head; of a single one see make_optimizer
     schedule: str
 
     @property

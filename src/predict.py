@@ -15,7 +15,7 @@ from checkpoint import load_checkpoint, network_facts
 from competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
 from config import Config, command, load_config
 from dataset import ImageDataset, make_loader, make_samples
-from engine import explain_resources
+from engine import explain_failures
 from files import UserError, fingerprint, only_one, read_table, write_table
 from fusion import fuse_tables
 from images import read_index
@@ -117,7 +117,7 @@ def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: s
     precision = pick_precision(cfg.precision, device)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
     loader = make_loader(ImageDataset(samples), 2 * cfg.batch_size, workers, device)
-    with explain_resources(cfg):
+    with explain_failures(cfg):
         views = predict_views(model.to(device), loader, parse_views(cfg.tta, cfg.tta_scales), device, precision, title)
     return [with_empty_rows(prediction_table(samples, *view, cfg.size), ids) for view in views]
 

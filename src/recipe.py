@@ -56,7 +56,7 @@ def train_mode(model: nn.Module, first_stage: int) -> None:
 def make_optimizer(model: nn.Module, rates: Sequence[float], encoder_share: float, weight_decay: float) -> AdamW:
     """AdamW over the weights that train, in groups by rate, each with and without decay.
 
-    rates: from the encoder's input to the head; a single one is the head's, of which the encoder gets encoder_share.
+    rates: from the encoder's input to the head; a single one is the head's, and the encoder gets encoder_share of it.
     Biases and the scales of normalisation layers are not decayed: shrinking them only works against the layer.
     Without decay AdamW is Adam.
     """
@@ -89,7 +89,8 @@ def make_schedule(optimizer: AdamW, schedule: str, steps: int, epochs: int) -> L
     steps = max(steps, 2)
     if schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps, pct_start=0.25)
+        # PyTorch divides by the length of the climb, a step less than this share: of four steps nothing would be left
+        return OneCycleLR(optimizer, max_lr=peaks, total_steps=steps, pct_start=0.25 if steps != 4 else 0.5)
     if schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
     if schedule == "sgdr":

@@ -4,6 +4,7 @@ python src/show_history.py [name=...] [fold=0..4]   -> working/<name>/history.pn
 """
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from competition import read_folds
 from config import Config, command, load_config
@@ -12,7 +13,7 @@ from sheet import new_figure, save_figure
 
 CURVES = {
     "loss": ["train_loss", "valid_loss"],
-    "learning rate of the head": ["lr"],
+    "learning rate of the head, each epoch's highest": ["lr"],
     "AUC, opacity or not": ["AUC"],
     "accuracy": ["accuracy"],
     "IoU on positives": ["IoU"],
@@ -42,6 +43,7 @@ def draw(cfg: Config, histories: dict[int, pd.DataFrame]) -> None:
         for epoch in phase.index[phase != phase.shift()][1:]:
             axis.axvline(epoch + 0.5, linestyle=":", color="0.5")
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(fontsize="small")
     save_figure(figure, cfg.run_dir / "history.png")
 

@@ -37,16 +37,17 @@ def main(cfg: Config) -> None:
 def choose(
     truth: pd.DataFrame, kept: pd.DataFrame, predictions: pd.DataFrame, seed: int
 ) -> list[tuple[str, list[str]]]:
-    """Titles and patientIds of the sheet's rows; an image stands in the first row that it fits."""
+    """Titles and patientIds of the sheet's rows. Best and worst share the hits; random is of all images."""
     scores = image_scores(truth, kept).mean(axis=1).sort_values(ascending=False, kind="stable")
     hits = [name for name in scores.index if name in set(truth["patientId"]) and name in set(kept["patientId"])]
     missed = sorted(set(truth["patientId"]) - set(kept["patientId"]))
     alarms = kept[~kept["patientId"].isin(truth["patientId"])].sort_values("confidence", ascending=False)
+    half = min(PER_ROW, (len(hits) + 1) // 2)
     rng = np.random.default_rng(seed)
     everything = sorted(set(predictions["patientId"]))
     return [
-        ("best", hits[:PER_ROW]),
-        ("worst", hits[PER_ROW:][::-1][:PER_ROW]),
+        ("best", hits[:half]),
+        ("worst", hits[half:][::-1][:PER_ROW]),
         ("missed", missed[:PER_ROW]),
         ("false alarm", alarms["patientId"].drop_duplicates().tolist()[:PER_ROW]),
         ("random", rng.permutation(everything)[:PER_ROW].tolist()),

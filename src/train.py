@@ -14,12 +14,13 @@ from parallel import run_jobs
 
 def main(cfg: Config) -> None:
     jobs = {str(fold): (cfg, fold) for fold in cfg.fold_list}
-    failed = run_jobs(train_one, jobs, cfg.jobs)
+    failures = run_jobs(train_one, jobs, cfg.jobs)
+    failed = {fold: failures[fold] for fold in jobs if fold in failures}
     if failed:
         reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in failed.items())
         again = command(cfg, "train", fold=",".join(failed))
         done = ", ".join(fold for fold in jobs if fold not in failed)
-        raise UserError(f"{reasons}. {f'Fold {done}: complete. ' if done else ''}To go on: {again}")
+        raise UserError(f"{reasons}. {f'Fold {done}: complete. ' if done else ''}Once that is mended: {again}")
 
 
 def train_one(cfg: Config, fold: int) -> None:

@@ -1,5 +1,6 @@
 """The network, its weights and its views: shapes, what the loss pulls at, and boxes that survive a flip."""
 
+import copy
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -346,7 +347,16 @@ def test_a_box_that_ends_beyond_its_image_is_named(right, bottom, leaves):
         check_inside(truth, images)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_batch_and_its_images(tmp_path, model, monkeypatch):
+def infinite_slope(loss, outputs):
+    """The same loss, whose gradient is not finite."""
+    return loss + (0 * outputs["logits"].sum()).sqrt()
+
+
+@pytest.mark.parametrize("clip", [5.0, 0.0])
+@pytest.mark.parametrize("spoil", [lambda loss, _: loss * np.nan, infinite_slope])
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_the_batch_and_its_images(
+    tmp_path, model, monkeypatch, spoil, clip
+):
     for name in "abcd":
         write_png(np.full((64, 64), 90, np.uint8), tmp_path / f"{name}.png")
     paths = [tmp_path / f"{name}.png" for name in "abcd"]
@@ -356,10 +366,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_its_images(tmp_path,
     train = make_train_set(cfg, 0, samples)
     loader = make_loader(train, EpochBatches(train, 2, range(1)), 0, CPU)
     order = [name for batch in loader for name in np.array(samples.ids)[batch["row"]]]
+    model = copy.deepcopy(model)
     run = start_phase(cfg, model, 4, cfg.phase_list[0])
     bad = order.index("c") // 2
     pair = order[2 * bad : 2 * bad + 2]
     loss = model.loss
-    monkeypatch.setattr(model, "loss", lambda out, to: loss(out, to) * (np.nan if 2 in to["row"].tolist() else 1))
-    with pytest.raises(UserError, match=f"batch {bad + 1}: the loss is not finite; images {pair[0]}, {pair[1]}"):
-        train_epoch(run, loader, samples.ids, "fold 0 epoch 1/1", clip=5.0)
+
+    def spoiled(outputs, targets):
+        own = loss(outputs, targets)
+        return spoil(own, outputs) if 2 in targets["row"].tolist() else own
+
+    monkeypatch.setattr(model, "loss", spoiled)
+    message = f"batch {bad + 1}: the loss or its gradient is not finite; images {pair[0]}, {pair[1]}"
+    with pytest.raises(UserError, match=message):
+        train_epoch(run, loader, samples.ids, "fold 0 epoch 1/1", clip)

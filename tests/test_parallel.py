@@ -1,5 +1,6 @@
 """Jobs in processes of their own: one that fails or is killed leaves the others alone."""
 
+import errno
 import os
 import signal
 import time
@@ -12,10 +13,10 @@ import torch
 
 from config import parse
 from dataset import FoldData, ImageDataset, ImageMemory, Samples, make_loader, memory_for
-from engine import explain_resources
+from engine import explain_failures
 from files import UserError
 from images import write_png
-from parallel import run_jobs
+from parallel import count_workers, run_jobs
 
 
 def job(folder, what):
@@ -81,6 +82,8 @@ def test_memory_is_taken_where_it_fits(tmp_path):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
+        (MemoryError(), "memory="),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory="),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "lower one of them"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"), "batch_size="),
         (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), "workers="),
@@ -88,7 +91,7 @@ def test_memory_is_taken_where_it_fits(tmp_path):
     ],
 )
 def test_lack_of_memory_names_the_setting(error, said):
-    with pytest.raises(UserError, match=said), explain_resources(parse([])):
+    with pytest.raises(UserError, match=said), explain_failures(parse([])):
         raise error
 
 
@@ -105,13 +108,28 @@ def test_a_loader_process_that_the_kernel_kills_is_reported_as_that(tmp_path):
     loader = make_loader(KilledAtThree(samples(tmp_path)), 1, 1, torch.device("cpu"))
     with (
         pytest.raises(UserError, match=r"a loader process was killed, probably by the kernel.*lower workers="),
-        explain_resources(parse([])),
+        explain_failures(parse([])),
     ):
         list(loader)
 
 
+def test_a_damaged_png_in_a_loader_process_is_said_in_one_line(tmp_path):
+    images = ImageDataset(samples(tmp_path))
+    images.samples.paths[3].write_bytes(b"x")
+    with pytest.raises(UserError) as failure, explain_failures(parse([])):
+        list(make_loader(images, 2, 1, torch.device("cpu")))
+    assert str(failure.value).startswith(f"{images.samples.paths[3]}: damaged PNG file; delete it and run: ")
+
+
+def test_processes_are_shared_by_jobs():
+    cores = count_workers(-1)
+    assert count_workers(-1, 2) == max(1, cores // 2)
+    assert count_workers(-1, 10 * cores) == 1
+    assert count_workers(3, 2) == 3
+
+
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes"), explain_resources(parse([])):
+    with pytest.raises(RuntimeError, match="shapes"), explain_failures(parse([])):
         raise RuntimeError("shapes differ")
 
 

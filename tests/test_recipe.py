@@ -161,6 +161,15 @@ def test_courses():
     assert (flat == 1).all()
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_courses_of_few_steps(schedule):
+    """Small data, large batches and short phases make them."""
+    for steps in range(1, 13):
+        rates = course(schedule, steps, epochs=1)
+        assert (rates >= 0).all()
+        assert 0.03 < rates.max() <= 1 + 1e-12, steps
+
+
 def test_the_triangle_of_2018():
     assert triangle(0) == pytest.approx(1 / 32)
     assert triangle(0.475) == pytest.approx(1)
