@@ -3,8 +3,8 @@
     python bench/scale.py [images=26684] [few=600]
 
 Made-up tables, and PNG files that are a few pictures under many names. Start-up is the real script's, from the command
-until the first step is done, beside what a bare Python needs to import the packages that it cannot do without. The growth is that of the second epoch's seconds, with validation and scores, from few images to four times as
-many.
+until the first step is done, beside what a bare Python needs to import the packages that it cannot do without. The
+growth is that of the second epoch's seconds, with validation and scores, from few images to four times as many.
 """
 
 import re

@@ -32,7 +32,7 @@ class Config:
     preset: str = setting("", "run", "start from named settings: demo, fastai, or fastai,demo (the later ones win)")
     device: str = setting("auto", "run", "auto (GPU if there is one), cpu, cuda, cuda:1, mps")
     workers: int = setting(
-        -1, "run", "processes that decode and load; -1: one per core, 0: none; training on a CPU: none"
+        -1, "run", "processes that decode and load; -1: one per core, 0: none (as training on a CPU)"
     )
     jobs: int = setting(1, "run", "folds trained at the same time; they share the cores")
     memory: float = setting(0.5, "run", "keep the decoded images in memory if they take no more than this share of it")
