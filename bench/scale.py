@@ -1,6 +1,6 @@
 """How training starts on a competition of the challenge's size, and what an epoch costs as the images grow.
 
-    python bench/scale.py [images=26684] [few=600]
+    python bench/scale.py [images=26684] [few=600] [rounds=3]
 
 Made-up tables, and PNG files that are a few pictures under many names. Start-up is the real script's, from the command
 until the first step is done, beside what a bare Python needs to import the packages that it cannot do without. The
@@ -25,7 +25,6 @@ from images import INDEX_COLUMNS, write_png
 
 SIDE, SIZE = 1024, 32
 PACKAGES = "torch, torchvision, segmentation_models_pytorch, pandas, cv2, pydicom, omegaconf"
-ROUNDS = 3
 
 
 def make_workspace(root: Path, n: int) -> None:
@@ -96,7 +95,7 @@ def main(words: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_workspace(Path(folder, "all"), n)
         rounds = []
-        for _ in range(ROUNDS):
+        for _ in range(int(words.get("rounds", 3))):
             bar, first = start_up(Path(folder, "all"))
             bare = imports()
             print(f"{n} images: {bar:.2f} s to the first epoch, {first:.2f} s to its first step; imports {bare:.2f} s")

@@ -69,6 +69,15 @@ def test_the_scale_is_the_ratio_of_the_losses_over_the_first_batches():
     assert float(twin.scale) == settled, "the scale goes with the checkpoint"
 
 
+def test_the_scale_can_be_held():
+    model = make().train()
+    model.loss(outputs_with([[16.0, 24.0, 48.0, 44.0], [0.0, 0.0, 64.0, 32.0]]), TARGETS)
+    model.hold_scale()
+    held = float(model.scale)
+    model.loss(outputs_with([[16.0, 24.0, 48.0, 64.0], [0.0, 0.0, 64.0, 32.0]]), TARGETS)
+    assert float(model.scale) == held != 1
+
+
 def test_validation_does_not_touch_the_scale():
     model = make().eval()
     model.loss(outputs_with([[16.0, 24.0, 48.0, 44.0], [0.0, 0.0, 64.0, 32.0]]), TARGETS)

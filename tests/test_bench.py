@@ -1,0 +1,27 @@
+"""The benchmarks that need no peer's package run as their own words say, and print their ratios."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "ratios"),
+    [
+        ("loader", "size=64 batch=8 images=64 rate=2000 workers=1", ["share_of_the_clocks_rate", "to_a_loader_that"]),
+        ("scale", "images=50 few=10 rounds=1", ["start_up_to_bare_imports", "cost_per_image_of_40_to_10"]),
+    ],
+)
+def test_it_runs_and_prints_its_ratios(script, words, ratios):
+    command = [sys.executable, str(BENCH / f"{script}.py"), *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for ratio in ratios:
+        found = re.search(rf"^ratio {ratio}\w* ([\d.]+)$", done.stdout, re.MULTILINE)
+        assert found, done.stdout
+        assert float(found[1]) > 0
