@@ -172,7 +172,7 @@ PRESETS: dict[str, dict[str, str]] = {
         "epochs": "10",
         "jobs": "2",
     },
-    # the recipe of the fast.ai post, to the letter: no test-time views, no clipping, Adam (AdamW without decay)
+    # the recipe of the fast.ai post in all but lighting: no test-time views, no clipping, Adam (AdamW without decay)
     "fastai": {
         "name": "fastai",
         "head": "flat",
