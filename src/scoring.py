@@ -19,9 +19,8 @@ BOX_SCALES = (0.8, 0.875, 0.95, 1.0, 1.05)
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     """Area under the ROC curve of each image's highest confidence for "has an opacity"; NaN if all are alike."""
-    from sklearn.metrics import (
-        roc_auc_score,  # takes most of a second to import, which training spends on its first step
-    )
+    # here, since it takes most of a second to import: training has begun by then
+    from sklearn.metrics import roc_auc_score
 
     top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
     positive = top.index.isin(truth["patientId"])
