@@ -39,7 +39,7 @@ Key = tuple[str, str]
 def main(cfg: Config) -> None:
     sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else tuple(SPLITS))
     with only_one(cfg.cache_dir, wait=True):
-        recipe = name_recipe(Path(cfg.input), cfg.cache_dir)
+        recipe = name_recipe(Path(cfg.input), cfg.cache_dir, Path(cfg.root))
         known = read_rows(cfg.cache_dir / INDEX_CSV) + read_rows(cfg.cache_dir / JOURNAL_CSV)
         kept = keep_valid(known, sources, cfg.cache_dir, recipe)
         todo = [path for path in sources if key_of(path) not in kept]
@@ -85,14 +85,16 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*", text) is not None
 
 
-def name_recipe(folder: Path, cache_dir: Path) -> str:
+def name_recipe(folder: Path, cache_dir: Path, root: Path) -> str:
     """Short name of all that a PNG depends on beside its source's bytes and `size`, which names the cache.
 
-    With the way from the cache to the input in it: another data set can have the same names, sizes and (from an
-    archive) times. The way and not the place, so that a workspace that is moved as a whole keeps its cache.
+    With the input's place in it: another data set can have the same names, sizes and (from an archive) times. If it
+    lies in the workspace, that is its place there, so that a workspace that is moved keeps its cache.
     """
-    way = os.path.relpath(folder.resolve(), cache_dir.resolve())
-    return hashlib.sha256(f"{VERSION} {way}".encode()).hexdigest()[:8]
+    place = folder.resolve()
+    moves_along = place.is_relative_to(root.resolve())
+    where = os.path.relpath(place, cache_dir.resolve()) if moves_along else place
+    return hashlib.sha256(f"{VERSION} {where}".encode()).hexdigest()[:8]
 
 
 def keep_valid(rows: Iterable[Row], sources: Sequence[Path], cache_dir: Path, recipe: str) -> dict[Key, Row]:

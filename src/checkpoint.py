@@ -73,7 +73,8 @@ def load_checkpoint(path: Path, facts: dict[str, Any], fold: int) -> dict[str, A
         raise UserError(f"{path}: no such file; train this fold first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        made_from = content["made_from"] | {"fold": content["fold"]}
+        # a checkpoint from before there was a choice of precision does not speak of it
+        made_from = {"precision": "auto"} | content["made_from"] | {"fold": content["fold"]}
     except Exception as error:  # a broken file fails in as many ways as there are bytes
         raise UserError(f"{path}: not a checkpoint ({type(error).__name__}); delete it and train again") from None
     wanted = facts | {"fold": fold}

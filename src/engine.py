@@ -76,7 +76,8 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty in any other precision than float16; then it begins anew
+            self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
 
 
@@ -107,7 +108,8 @@ def train_or_go_on(cfg: Config, fold: int) -> None:
     run = start_phase(cfg, model, len(data.train.ids), phase_at(cfg.phase_list, max(done - 1, 0))[0])
     if saved and done:
         run.load(saved)
-        print(f"fold {fold}: goes on after epoch {done} of {cfg.total_epochs}, so far in {saved['computed_in']}")
+        before = saved.get("computed_in", "float32")
+        print(f"fold {fold}: goes on after epoch {done} of {cfg.total_epochs}, so far in {before}")
     print(f"fold {fold}: on {device_name(device)} in {run.computed_in}")
     save_config(cfg, folder / "config.yaml")
     run_epochs(cfg, fold, run, data, facts)
@@ -134,26 +136,35 @@ def explain_failures(cfg: Config) -> Iterator[None]:
     except UserError as error:
         # PyTorch hands on what a loader process raised, with the process's traceback for a message
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-    except (RuntimeError, MemoryError, OSError) as error:
-        message = str(error)
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
         if is_memory(error):
             raise UserError(
                 f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs} memory={cfg.memory}: "
                 "lower one of them; batch_size and size are part of a run: give it another name="
             ) from None
-        if "DataLoader worker" in message and ("killed" in message or "exited unexpectedly" in message):
+        if is_dead_loader(error):
+            said = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"a loader process was killed, probably by the kernel for lack of memory ({message.splitlines()[0]}): "
-                f"lower workers= or memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"
+                f"a loader process was killed, probably by the kernel for lack of memory ({said}): lower workers= or "
+                f"memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"
             ) from None
         raise
 
 
+def is_dead_loader(error: Exception) -> bool:
+    """Whether it says that a loader process is no more: PyTorch noticed, or what the process sent is gone with it."""
+    message = str(error)
+    noticed = "DataLoader worker" in message and ("killed" in message or "exited unexpectedly" in message)
+    return noticed or isinstance(error, ConnectionError | EOFError)
+
+
 def is_memory(error: Exception) -> bool:
     """Whether it says that memory ended: the GPU's, this process's, or that of its decoded images."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # of what a loader process raised PyTorch keeps the text alone
+    texts = ("can't allocate memory", "Unable to allocate", "Caught MemoryError", f"[Errno {errno.ENOMEM}]")
+    return any(text in str(error) for text in texts)
 
 
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from dataset import EpochBatches, load_fold, make_loader, to_device
 from engine import Training, explain_failures, make_train_set, start_model, start_phase, train_step
 from files import UserError, write_table
 from flat import FlatModel
-from inference import pick_device
+from inference import mixed_precision, pick_device
 from phases import Phase
 from recipe import train_mode
 from sheet import new_figure, save_figure
@@ -104,7 +104,9 @@ def settle_loss(run: Training, batches: Iterable[Any]) -> None:
     if isinstance(run.model, FlatModel):
         for batch in batches:
             targets = to_device(batch, run.device)
-            run.model.loss(run.model(targets["image"]), targets)
+            with mixed_precision(run.device, run.precision):
+                outputs = run.model(targets["image"])
+            run.model.loss(outputs, targets)
         run.model.hold_scale()
 
 

@@ -165,17 +165,18 @@ def training_seconds(folder: Path) -> float:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings that a run was made with, as far as its files tell: training, then prediction and ensemble."""
-    known = Config().of_stage(*DECISIVE)
-    found: dict[str, Any] = {}
+    known, found, trained = Config().of_stage(*DECISIVE), dict[str, Any](), Config().of_stage("train")
     for path in sorted(folder.glob("fold*/config.yaml"))[:1]:
         try:
             content = OmegaConf.to_container(OmegaConf.load(path))
         except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a settings file ({str(error).splitlines()[0]}); train again") from None
         found |= {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+    # prediction may have had a precision of its own
+    trained = {key: found[key] for key in trained if key in found}
     for path in [*sorted(folder.glob("fold*/predict.json"))[:1], folder / "ensemble.json"]:
         found |= read_json(path).get("made_from", {}) if path.is_file() else {}
-    return {key: value for key, value in found.items() if key in known}
+    return {key: value for key, value in (found | trained).items() if key in known}
 
 
 def as_made(cfg: Config) -> Config:

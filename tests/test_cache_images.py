@@ -166,9 +166,22 @@ def test_another_input_with_the_same_names_sizes_and_times(root, capsys):
 def test_a_workspace_that_is_moved_keeps_its_cache(root, capsys):
     run(root, capsys)
     before = contents(cache_of(root))
-    moved = root.rename(root.with_name("moved elsewhere"))
+    moved = root.rename(root.with_name(f"moved {root.name}"))
     assert run(moved, capsys)[0] == (0, 9, 0)
     assert contents(cache_of(moved)) == before
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_so_does_one_whose_input_stays_where_it_is(root, capsys, linked):
+    outside = (root / "input").rename(root.with_name(f"disk of {root.name}"))
+    if linked:
+        (root / "input").symlink_to(outside)
+    words = [] if linked else [f"input={outside}"]
+    run(root, capsys, *words)
+    deeper = root.with_name(f"deeper {root.name}")
+    deeper.mkdir()
+    moved = root.rename(deeper / "workspace")
+    assert run(moved, capsys, *words)[0] == (0, 9, 0)
 
 
 def test_index_of_another_version_is_not_trusted(root, capsys, monkeypatch):

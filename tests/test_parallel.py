@@ -83,10 +83,16 @@ def test_memory_is_taken_where_it_fits(tmp_path):
     ("error", "said"),
     [
         (MemoryError(), "memory="),
+        (
+            RuntimeError("Caught MemoryError in DataLoader worker process 0.\nUnable to allocate 9 TiB"),
+            "lower one of them",
+        ),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory="),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "lower one of them"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"), "batch_size="),
         (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), "workers="),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "loader process was killed.*workers="),
+        (EOFError(), "loader process was killed.*workers="),
         (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), "workers="),
     ],
 )

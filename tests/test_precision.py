@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import engine
 from config import parse
 from engine import start_phase, train_step
 from files import UserError
@@ -77,3 +78,17 @@ def test_a_step_runs_in_the_precision_that_is_asked_for(precision, dtype):
     assert seen == [dtype]
     assert loss.dtype == F32
     assert {value.dtype for value in [*model.parameters(), *(p.grad for p in model.parameters())]} == {F32}
+
+
+@pytest.mark.parametrize(("before", "after"), [("bfloat16", F16), ("auto", F16), ("float32", BF16)])
+def test_a_training_goes_on_in_another_precision(monkeypatch, before, after):
+    """As where `auto` means something else on the machine that goes on."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    cfg = parse([f"precision={before}", "weights=none"])
+    model = SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.0, box_weight=1.0)
+    state = start_phase(cfg, model, 80, cfg.phase_list[0]).state()
+    monkeypatch.setattr(engine, "pick_precision", lambda *_: after)
+    run = start_phase(cfg, model, 80, cfg.phase_list[0])
+    run.load(state)
+    assert run.computed_in == str(after).removeprefix("torch.")
+    assert run.scaler.is_enabled() == (after == F16)
