@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from checkpoint import load_checkpoint, training_facts
 from config import Config, load_config
 from dataset import EpochBatches, load_fold, make_loader, to_device
-from engine import Training, explain_failures, make_train_set, start_model, start_phase, train_step
+from engine import Training, make_train_set, start_model, start_phase, train_step
+from failures import explain_failures
 from files import UserError, write_table
 from flat import FlatModel
 from inference import mixed_precision, pick_device

@@ -15,7 +15,7 @@ from checkpoint import load_checkpoint, network_facts
 from competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
 from config import Config, command, load_config
 from dataset import ImageDataset, make_loader, make_samples
-from engine import explain_failures
+from failures import explain_failures
 from files import UserError, fingerprint, only_one, read_table, write_table
 from fusion import fuse_tables
 from images import read_index

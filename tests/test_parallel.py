@@ -13,7 +13,7 @@ import torch
 
 from config import parse
 from dataset import FoldData, ImageDataset, ImageMemory, Samples, make_loader, memory_for
-from engine import explain_failures
+from failures import explain_failures
 from files import UserError
 from images import write_png
 from parallel import count_workers, run_jobs

@@ -1,0 +1,49 @@
+"""What PyTorch and Python say when training or prediction breaks off, turned into what to do about it."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+import torch
+
+from config import Config
+from files import UserError
+
+
+@contextlib.contextmanager
+def explain_failures(cfg: Config) -> Iterator[None]:
+    """Turn what PyTorch and Python say when memory ends, or when a loader process fails, into a UserError."""
+    try:
+        yield
+    except UserError as error:
+        # PyTorch hands on what a loader process raised, with the process's traceback for a message
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
+        if is_memory(error):
+            raise UserError(
+                f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs} memory={cfg.memory}: "
+                "lower one of them; batch_size and size are part of a run: give it another name="
+            ) from None
+        if is_dead_loader(error):
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"a loader process was killed, probably by the kernel for lack of memory ({said}): lower workers= or "
+                f"memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"
+            ) from None
+        raise
+
+
+def is_dead_loader(error: Exception) -> bool:
+    """Whether it says that a loader process is no more: PyTorch noticed, or what the process sent is gone with it."""
+    message = str(error)
+    noticed = "DataLoader worker" in message and ("killed" in message or "exited unexpectedly" in message)
+    return noticed or isinstance(error, ConnectionError | EOFError)
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether it says that memory ended: the GPU's, this process's, or that of its decoded images."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # of what a loader process raised PyTorch keeps the text alone
+    texts = ("can't allocate memory", "Unable to allocate", "Caught MemoryError", f"[Errno {errno.ENOMEM}]")
+    return any(text in str(error) for text in texts)
