@@ -110,9 +110,9 @@ def collect_wheels(target: Path, source: str) -> list[str]:
         else:
             complete.append(python)
     if not complete:
-        way_out = f"wheels={source} lacks it" if source else "Is there internet? Without it, say wheels=<folder>"
+        way_out = f"wheels={source} lacks some" if source else "Is there internet? Without it, say wheels=<folder>"
         raise UserError(
-            f"no wheels for Kaggle: pip says '{reasons[0]}'. {way_out}; made elsewhere by: "
+            f"no wheels for Kaggle: pip says '{reasons[0]}'. {way_out}: made elsewhere by "
             f"pip download --no-deps --only-binary=:all: {shlex.join(pins())}"
         )
     return complete
