@@ -29,8 +29,8 @@ from pydicom import dcmread
 from pydicom.pixels import pixel_array
 
 from cache_images import cache_image, list_sources
-from config import Config, load_config
-from parallel import map_files
+from rsna.core.config import Config, load_config
+from rsna.core.executor import map_files
 
 Seconds = float
 COMPETITION = 26_684 + 3_000

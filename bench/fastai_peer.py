@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataset import Samples
-from recipe import stage_of
+from rsna.data.dataset import Samples
+from rsna.training.optim import stage_of
 
 warnings.filterwarnings("ignore", message=".*torch.jit.*")
 try:

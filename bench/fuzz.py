@@ -25,11 +25,11 @@ import pydicom
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from dicom_files import GDCM_SYNTAXES, radiograph, write_dicom
+from helpers.dicom_files import GDCM_SYNTAXES, radiograph, write_dicom
 from pydicom import uid
 
 from cache_images import cache_image
-from parallel import map_files
+from rsna.core.executor import map_files
 
 SIZE = 64
 TIME_LIMIT = 5.0  # seconds for a file of a few kilobytes; whole ones take milliseconds

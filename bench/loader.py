@@ -22,10 +22,10 @@ import torch
 from pictures import make_images
 from torch.utils.data import DataLoader, Sampler
 
-from config import parse
-from dataset import EpochBatches, ImageDataset, ImageMemory, make_loader, one_thread
-from engine import make_train_set
-from parallel import count_workers
+from rsna.core.config import parse
+from rsna.core.executor import count_workers
+from rsna.data.dataset import EpochBatches, ImageDataset, ImageMemory, make_loader, one_thread
+from rsna.training.loop import make_train_set
 
 CPU = torch.device("cpu")
 ROUNDS = 5

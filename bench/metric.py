@@ -12,7 +12,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from metric import IOU_THRESHOLDS, threshold_sweep
+from rsna.evaluation.metric import IOU_THRESHOLDS, threshold_sweep
 
 N_IMAGES, N_POSITIVE = 26684, 6012  # the challenge's
 N_THRESHOLDS = 100

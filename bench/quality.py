@@ -57,8 +57,8 @@ def post_phases(epochs: int) -> str:
 
 def run_ours(recipe: str, world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
     """Out-of-fold tables by title, from the engine and the stages after it."""
-    from config import parse
-    from engine import train_fold
+    from rsna.core.config import parse
+    from rsna.training.loop import train_fold
 
     own = ["preset=fastai", f"phases={post_phases(epochs)}"] if recipe == "post" else [f"epochs={epochs}"]
     words = [*own, *world, f"name={recipe}", "checkpoint=last"]
@@ -80,10 +80,10 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
     import fastai_peer
     import torch
 
-    from config import parse
-    from dataset import ImageDataset, load_fold, make_loader
-    from inference import View, predict_views, prediction_table
-    from model import build_model
+    from rsna.core.config import parse
+    from rsna.data.dataset import ImageDataset, load_fold, make_loader
+    from rsna.inference.predictor import View, predict_views, prediction_table
+    from rsna.models.single_box import build_model
 
     cfg = parse(["preset=fastai", f"phases={post_phases(epochs)}", *world])
     augmentation = {"max_rotate": 30.0, "min_zoom": 1.0, "max_zoom": 1.0, "max_lighting": 0.1, "max_warp": 0.0}
@@ -108,9 +108,9 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
 
 def run_one(recipe: str, world: list[str], epochs: int) -> None:
     """One recipe on one seed; prints its scores as JSON."""
-    import scoring
-    from competition import LABELS_CSV, read_labels, truth_boxes
-    from config import parse
+    from rsna.core.config import parse
+    from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
+    from rsna.evaluation import scores as scoring
 
     tables = run_fastai(world, epochs) if recipe == "fastai" else run_ours(recipe, world, epochs)
     truth = truth_boxes(read_labels(Path(parse(world).input) / LABELS_CSV))

@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from pictures import make_images
 
-from config import Config, parse
-from dataset import FoldData, Samples, make_loader, to_device
-from engine import keep_freed_memory, make_loaders, start_model, start_phase, train_epoch, train_step
-from inference import pick_device, pick_precision
-from parallel import count_workers
+from rsna.core.config import Config, parse
+from rsna.core.executor import count_workers
+from rsna.data.dataset import FoldData, Samples, make_loader, to_device
+from rsna.inference.predictor import pick_device, pick_precision
+from rsna.training.loop import keep_freed_memory, make_loaders, start_model, start_phase, train_epoch, train_step
 
 CPU_BATCH = 8
 AUGMENTATION = {"max_rotate": 7.0, "min_zoom": 0.9, "max_zoom": 1.1, "max_lighting": 0.15, "max_warp": 0.0}

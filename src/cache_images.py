@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
-from config import Config, load_config
-from dicom import Refused, describe, open_dicom, refusing, time_limit
-from files import UserError, only_one
-from images import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, Row, read_rows, square, write_png, write_rows
-from parallel import map_files
+from rsna.core.config import Config, load_config
+from rsna.core.executor import map_files
+from rsna.core.files import UserError, only_one
+from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, Row, read_rows, square, write_png, write_rows
+from rsna.data.competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
+from rsna.data.dicom import Refused, describe, open_dicom, refusing, time_limit
 
 SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
 # raise it when the same DICOM gives another PNG than before: caches are then made anew

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from competition import LABELS_CSV, read_folds, read_labels, truth_boxes
-from config import Config, command, load_config
-from files import UserError, write_table
-from runs import Run, compare_runs, differing_settings, find_runs, people_of, read_settings
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import UserError, write_table
+from rsna.data.competition import LABELS_CSV, read_folds, read_labels, truth_boxes
+from rsna.evaluation.runs import Run, compare_runs, differing_settings, find_runs, people_of, read_settings
 
 
 def main(cfg: Config) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from competition import PREDICTION_COLUMNS, read_predictions
-from config import Config, command, load_config
-from files import UserError, fingerprint, only_one, read_table, write_table
-from fusion import fuse_tables
-from scoring import with_scaled_boxes
-from stamps import begin, check_stamp, is_complete, mark_complete
+from rsna.core.artifacts import begin, check_stamp, is_complete, mark_complete
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import UserError, fingerprint, only_one, read_table, write_table
+from rsna.data.competition import PREDICTION_COLUMNS, read_predictions
+from rsna.evaluation.scores import with_scaled_boxes
+from rsna.inference.box_fusion import fuse_tables
 
 SOURCES = ("valid", "valid_plain", "test")
 OUTPUTS = ("oof", "oof_plain", "test", "test_by_fold")

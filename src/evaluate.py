@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import scoring
-from competition import LABELS_CSV, read_folds, read_labels, read_people, read_predictions, truth_boxes
-from config import Config, command, load_config
-from files import UserError, fingerprint, only_one, read_table, write_json, write_table
-from metric import best_threshold, image_scores, keep_confident, threshold_sweep
-from stamps import check_fused
-from submission import SUBMISSION_COLUMNS, parse_submission
+from rsna.core.artifacts import check_fused
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import UserError, fingerprint, only_one, read_table, write_json, write_table
+from rsna.data.competition import LABELS_CSV, read_folds, read_labels, read_people, read_predictions, truth_boxes
+from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
+from rsna.evaluation import scores as scoring
+from rsna.evaluation.metric import best_threshold, image_scores, keep_confident, threshold_sweep
 
 
 def main(cfg: Config) -> None:

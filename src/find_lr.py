@@ -16,17 +16,17 @@ import pandas as pd
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from checkpoint import load_checkpoint, training_facts
-from config import Config, load_config
-from dataset import EpochBatches, load_fold, make_loader, to_device
-from engine import Training, make_train_set, start_model, start_phase, train_step
-from failures import explain_failures
-from files import UserError, write_table
-from flat import FlatModel
-from inference import mixed_precision, pick_device
-from phases import Phase
-from recipe import train_mode
-from sheet import new_figure, save_figure
+from rsna.core.config import Config, load_config
+from rsna.core.files import UserError, write_table
+from rsna.core.phases import Phase
+from rsna.data.dataset import EpochBatches, load_fold, make_loader, to_device
+from rsna.inference.predictor import mixed_precision, pick_device
+from rsna.models.checkpoint import load_checkpoint, training_facts
+from rsna.models.device import explain_failures
+from rsna.models.fastai import FlatModel
+from rsna.reporting.montage import new_figure, save_figure
+from rsna.training.loop import Training, make_train_set, start_model, start_phase, train_step
+from rsna.training.optim import train_mode
 
 LOWEST, HIGHEST = 1e-7, 1.0  # of the head's rate; the other groups keep their share of it
 STEPS = 100

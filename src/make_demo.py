@@ -11,9 +11,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from challenge_dicom import write_dicom
-from cohort import Member, draw_cohort
-from competition import (
+from rsna.core.artifacts import is_complete, mark_complete
+from rsna.core.config import Config, command, load_config
+from rsna.core.executor import map_files
+from rsna.core.files import (
+    UserError,
+    difference,
+    only_one,
+    read_json,
+    write_json,
+    write_table,
+    write_then_rename,
+)
+from rsna.data.competition import (
     BOX_COLUMNS,
     CLASS_COLUMNS,
     CLASSES_CSV,
@@ -24,19 +34,9 @@ from competition import (
     TEST_IMAGES,
     TRAIN_IMAGES,
 )
-from config import Config, command, load_config
-from files import (
-    UserError,
-    difference,
-    only_one,
-    read_json,
-    write_json,
-    write_table,
-    write_then_rename,
-)
-from parallel import map_files
-from phantom import lay_out, render
-from stamps import is_complete, mark_complete
+from rsna.synthetic.dicom_writer import write_dicom
+from rsna.synthetic.patients import Member, draw_cohort
+from rsna.synthetic.phantom import lay_out, render
 
 VERSION = 3  # raise it when the same settings give other files
 SAMPLE_PREDICTION = "0.5 0 0 100 100"

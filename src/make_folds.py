@@ -9,7 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from competition import (
+from rsna.core.artifacts import changed_outputs, mark_complete
+from rsna.core.config import Config, command, load_config
+from rsna.core.executor import map_files
+from rsna.core.files import UserError, difference, fingerprint, only_one, read_json, read_table, write_table
+from rsna.data.competition import (
     CLASSES,
     CLASSES_CSV,
     FOLD_COLUMNS,
@@ -23,12 +27,8 @@ from competition import (
     read_labels,
     read_people,
 )
-from config import Config, command, load_config
-from dicom import read_header
-from files import UserError, difference, fingerprint, only_one, read_json, read_table, write_table
-from parallel import map_files
-from stamps import changed_outputs, mark_complete
-from stratification import assign_folds
+from rsna.data.dicom import read_header
+from rsna.data.folds import assign_folds
 
 
 def main(cfg: Config) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checkpoint import load_checkpoint, network_facts
-from config import Config, command, load_config, parse
-from files import UserError, fingerprint, only_one, read_json
-from kaggle_bundle import (
+from rsna.core.artifacts import SCORES_JSON, check_fused, check_stamp
+from rsna.core.config import Config, command, load_config, parse
+from rsna.core.files import UserError, fingerprint, only_one, read_json
+from rsna.kaggle.bundle import (
     address_of,
     check_limits,
     collect_wheels,
@@ -27,9 +27,9 @@ from kaggle_bundle import (
     user_slug,
     write_metadata,
 )
-from kaggle_client import Upload, instructions, push_command, upload_and_submit
-from notebooks import Kernel, inference_notebook, training_notebook, write_kernel
-from stamps import SCORES_JSON, check_fused, check_stamp
+from rsna.kaggle.client import Upload, instructions, push_command, upload_and_submit
+from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
+from rsna.models.checkpoint import load_checkpoint, network_facts
 
 
 def main(cfg: Config) -> None:

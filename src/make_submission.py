@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from competition import LABELS_CSV, PREDICTION_COLUMNS, SAMPLE_CSV, read_predictions, read_sample
-from config import Config, command, load_config
-from files import UserError, fingerprint, only_one, read_json, read_table, write_json, write_then_rename
-from images import read_index
-from metric import halfway, keep_confident
-from stamps import SCORES_JSON, check_fused
-from submission import check_submission, format_submission
+from rsna.core.artifacts import SCORES_JSON, check_fused
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import UserError, fingerprint, only_one, read_json, read_table, write_json, write_then_rename
+from rsna.data.cache import read_index
+from rsna.data.competition import LABELS_CSV, PREDICTION_COLUMNS, SAMPLE_CSV, read_predictions, read_sample
+from rsna.data.submission_format import check_submission, format_submission
+from rsna.evaluation.metric import halfway, keep_confident
 
 
 def main(cfg: Config) -> None:

@@ -11,18 +11,18 @@ from typing import Any
 
 import pandas as pd
 
-from checkpoint import load_checkpoint, network_facts
-from competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
-from config import Config, command, load_config
-from dataset import ImageDataset, make_loader, make_samples
-from failures import explain_failures
-from files import UserError, fingerprint, only_one, read_table, write_table
-from fusion import fuse_tables
-from images import read_index
-from inference import parse_views, pick_device, pick_precision, predict_views, prediction_table
-from model import build_model
-from parallel import count_workers
-from stamps import begin, is_complete, mark_complete
+from rsna.core.artifacts import begin, is_complete, mark_complete
+from rsna.core.config import Config, command, load_config
+from rsna.core.executor import count_workers
+from rsna.core.files import UserError, fingerprint, only_one, read_table, write_table
+from rsna.data.cache import read_index
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
+from rsna.data.dataset import ImageDataset, make_loader, make_samples
+from rsna.inference.box_fusion import fuse_tables
+from rsna.inference.predictor import parse_views, pick_device, pick_precision, predict_views, prediction_table
+from rsna.models.checkpoint import load_checkpoint, network_facts
+from rsna.models.device import explain_failures
+from rsna.models.single_box import build_model
 
 
 def main(cfg: Config) -> None:

@@ -9,17 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-import chapters
-from competition import LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
-from config import Config, command, load_config
-from facts import Facts, Table, digits
-from files import fingerprint, only_one, read_json, read_table, write_then_rename
-from gallery import KINDS, Tile, choose, make_tiles
-from images import GEOMETRY_COLUMNS, read_index
-from metric import mean_average_precision
-from page import render
-from runs import as_made, compare_runs, find_runs, people_of, read_run, read_settings
-from stamps import SUBMISSION_JSON, check_fused
+from rsna.core.artifacts import SUBMISSION_JSON, check_fused
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import fingerprint, only_one, read_json, read_table, write_then_rename
+from rsna.data.cache import GEOMETRY_COLUMNS, read_index
+from rsna.data.competition import LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
+from rsna.evaluation.metric import mean_average_precision
+from rsna.evaluation.runs import as_made, compare_runs, find_runs, people_of, read_run, read_settings
+from rsna.reporting import sections as chapters
+from rsna.reporting.elements import Facts, Table, digits
+from rsna.reporting.gallery import KINDS, Tile, choose, make_tiles
+from rsna.reporting.page import render
 
 HISTORY_COLUMNS = ["epoch", *(column for _, columns, _, _ in chapters.CURVES.values() for column in columns)]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from boxes import cxcywh_to_xyxy
-from competition import CLASSES
-from config import Config, load_config
-from dataset import ImageDataset, load_fold
-from engine import make_train_set
-from images import write_png
-from sheet import GREEN, Picture, draw_tile, stack_rows
+from rsna.core.config import Config, load_config
+from rsna.data.boxes import cxcywh_to_xyxy
+from rsna.data.cache import write_png
+from rsna.data.competition import CLASSES
+from rsna.data.dataset import ImageDataset, load_fold
+from rsna.reporting.montage import GREEN, Picture, draw_tile, stack_rows
+from rsna.training.loop import make_train_set
 
 PER_ROW, EPOCHS = 6, 4
 

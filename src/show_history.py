@@ -6,10 +6,10 @@ python src/show_history.py [name=...] [fold=0..4]   -> working/<name>/history.pn
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from competition import read_folds
-from config import Config, command, load_config
-from files import read_table
-from sheet import new_figure, save_figure
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import read_table
+from rsna.data.competition import read_folds
+from rsna.reporting.montage import new_figure, save_figure
 
 CURVES = {
     "loss": ["train_loss", "valid_loss"],

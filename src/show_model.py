@@ -5,11 +5,11 @@ python src/show_model.py [preset=...] [head=...] [phases=...] [size=...]
 
 import torch
 
-from backbone import normalise
-from config import Config, load_config
-from model import build_model
-from recipe import check_stages, freeze, rates_by_stage
-from sheet import optional
+from rsna.core.config import Config, load_config
+from rsna.models.backbone import normalise
+from rsna.models.single_box import build_model
+from rsna.reporting.montage import optional
+from rsna.training.optim import check_stages, freeze, rates_by_stage
 
 
 def main(cfg: Config) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from boxes import xywh_to_xyxy
-from competition import BOX_COLUMNS, LABELS_CSV, read_labels, read_predictions, truth_boxes
-from config import Config, command, load_config
-from files import read_json
-from images import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
-from metric import image_scores, keep_confident
-from sheet import GREEN, YELLOW, Picture, draw_tile, stack_rows
-from stamps import SCORES_JSON
+from rsna.core.artifacts import SCORES_JSON
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import read_json
+from rsna.data.boxes import xywh_to_xyxy
+from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
+from rsna.data.competition import BOX_COLUMNS, LABELS_CSV, read_labels, read_predictions, truth_boxes
+from rsna.evaluation.metric import image_scores, keep_confident
+from rsna.reporting.montage import GREEN, YELLOW, Picture, draw_tile, stack_rows
 
 PER_ROW = 6
 

@@ -6,13 +6,13 @@ python src/show_submission.py [name=...]   -> working/<name>/submission.png
 import numpy as np
 import pandas as pd
 
-from boxes import xywh_to_xyxy
-from competition import BOX_COLUMNS
-from config import Config, load_config
-from files import UserError
-from images import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
-from sheet import YELLOW, Picture, draw_tile, stack_rows
-from submission import parse_submission
+from rsna.core.config import Config, load_config
+from rsna.core.files import UserError
+from rsna.data.boxes import xywh_to_xyxy
+from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
+from rsna.data.competition import BOX_COLUMNS
+from rsna.data.submission_format import parse_submission
+from rsna.reporting.montage import YELLOW, Picture, draw_tile, stack_rows
 
 PER_ROW = 6
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-import scoring
-from competition import LABELS_CSV, read_labels, truth_boxes
-from config import Config, command, load_config
-from files import UserError, fingerprint, read_json
-from stamps import SCORES_JSON, SUBMISSION_JSON
-from submission import parse_submission
+from rsna.core.artifacts import SCORES_JSON, SUBMISSION_JSON
+from rsna.core.config import Config, command, load_config
+from rsna.core.files import UserError, fingerprint, read_json
+from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
+from rsna.data.submission_format import parse_submission
+from rsna.evaluation import scores as scoring
 
 Row = tuple[str, Any, Any, Any, str]
 

@@ -7,9 +7,9 @@ Each fold trains in a process of its own: one that fails does not stop the other
 
 import gc
 
-from config import Config, command, load_config
-from files import UserError, only_one
-from parallel import run_jobs
+from rsna.core.config import Config, command, load_config
+from rsna.core.executor import run_jobs
+from rsna.core.files import UserError, only_one
 
 
 def main(cfg: Config) -> None:
@@ -28,7 +28,7 @@ def train_one(cfg: Config, fold: int) -> None:
         # imported in the fold's own process only: PyTorch takes seconds to start, a quarter of them for collecting
         # garbage among modules that all stay
         gc.disable()
-        from engine import train_fold
+        from rsna.training.loop import train_fold
 
         gc.freeze()
         gc.enable()

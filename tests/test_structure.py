@@ -1,74 +1,78 @@
-"""The rules of the house: verbs import nouns, nouns never verbs, no cycles, no name that hides a package."""
+"""The structure of the project: commands in src/, concerns in src/rsna/, imports in one direction."""
 
 import ast
-import importlib.util
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "src").glob("*.py"))}
+SRC = ROOT / "src"
+# the order of imports: a concern imports from itself and from those before it
+CONCERNS = ["core", "data", "evaluation", "models", "inference", "training", "reporting", "kaggle", "synthetic"]
+COMMANDS = {path.stem: ast.parse(path.read_text()) for path in sorted(SRC.glob("*.py")) if path.stem != "__init__"}
+MODULES = {
+    ".".join(path.relative_to(SRC).with_suffix("").parts): ast.parse(path.read_text())
+    for path in sorted((SRC / "rsna").rglob("*.py"))
+    if path.name != "__init__.py"
+}
+MOST_MODULES = 12
 
 
-def imports(tree):
+def imported(tree):
+    """The dotted names that a module imports, anywhere in it; `from a import b` gives both a and a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (name.name.split(".")[0] for name in node.names)
+            yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are bare"
-            yield str(node.module).split(".")[0]
+            assert node.level == 0, "imports are absolute"
+            yield str(node.module)
+            yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def is_verb(tree):
-    return any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
+GRAPH = {name: {other for other in imported(tree) if other in MODULES} for name, tree in MODULES.items()}
 
 
-GRAPH = {name: {other for other in imports(tree) if other in SOURCES} for name, tree in SOURCES.items()}
-VERBS = {name for name, tree in SOURCES.items() if is_verb(tree)}
+def concern(module):
+    return CONCERNS.index(module.split(".")[1])
 
 
-def test_there_are_both_kinds():
-    assert {
-        "make_folds",
-        "cache_images",
-        "train",
-        "predict",
-        "ensemble",
-        "evaluate",
-        "make_submission",
-        "make_demo",
-    } <= VERBS
-    assert {"config", "boxes", "metric", "images", "files", "model"} <= set(SOURCES) - VERBS
+def test_every_folder_is_a_known_concern_and_is_not_crowded():
+    folders = {path.name: path for path in (SRC / "rsna").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert sorted(folders) == sorted(CONCERNS)
+    for name, path in folders.items():
+        modules = [file for file in path.glob("*.py") if file.name != "__init__.py"]
+        assert 0 < len(modules) <= MOST_MODULES, f"{name}: {len(modules)} modules"
 
 
-def test_nobody_imports_a_verb():
-    assert {name: used & VERBS for name, used in GRAPH.items() if used & VERBS} == {}
+@pytest.mark.parametrize("module", MODULES)
+def test_concerns_import_only_from_those_before_them(module):
+    assert [other for other in GRAPH[module] if concern(other) > concern(module)] == []
 
 
-def test_no_cycles():
-    assert len(list(TopologicalSorter(GRAPH).static_order())) == len(SOURCES)
+def test_there_is_no_import_cycle():
+    assert len(list(TopologicalSorter(GRAPH).static_order())) == len(MODULES)
 
 
-def test_no_name_hides_a_package_or_a_folder():
-    elsewhere = [path for path in sys.path if Path(path).resolve() != ROOT / "src"]
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
-    for name in SOURCES:
-        assert name not in folders
-        assert name not in sys.stdlib_module_names
-        assert (
-            importlib.util.find_spec(name) is None or importlib.machinery.PathFinder.find_spec(name, elsewhere) is None
-        )
+def test_nobody_imports_a_command():
+    trees = MODULES | COMMANDS
+    trees |= {
+        str(path): ast.parse(path.read_text())
+        for folder in ("tests", "bench")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    for name, tree in trees.items():
+        used = set(imported(tree)) & COMMANDS.keys()
+        assert not used, f"{name} imports the command {used}"
 
 
-def test_verbs_end_alike():
-    for name in VERBS:
-        assert ast.unparse(SOURCES[name].body[-1]) == "if __name__ == '__main__':\n    main(load_config())", name
-        (main,) = [node for node in SOURCES[name].body if getattr(node, "name", "") == "main"]
-        assert main.end_lineno - main.lineno <= 16, f"{name}: main reads as the stage's summary"
+def test_no_command_hides_a_module_of_python():
+    assert [name for name in COMMANDS if name in sys.stdlib_module_names] == []
 
 
 def test_public_functions_have_types():
-    for name, tree in SOURCES.items():
+    for name, tree in (MODULES | COMMANDS).items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assert node.returns is not None, f"{name}.{node.name}"

@@ -19,9 +19,9 @@ import pydicom
 import pytest
 import torch
 
-from files import fingerprint
+from rsna.core.files import fingerprint
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = [
     *("make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary", "report"),
 ]

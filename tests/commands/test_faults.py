@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from files import only_one
+from rsna.core.files import only_one
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["make_demo", "make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission"]
 WORDS = [
     *("size=64", "n_folds=2", "epochs=3", "batch_size=8", "encoder=resnet18", "weights=none", "bootstrap=50"),

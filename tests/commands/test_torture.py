@@ -13,16 +13,16 @@ from urllib.parse import quote
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import GDCM_SYNTAXES, jpeg, radiograph, write_dicom
+from helpers.dicom_files import GDCM_SYNTAXES, jpeg, radiograph, write_dicom
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
 import cache_images
 from cache_images import cache_image
-from competition import HEADERS_CSV, TEST_IMAGES, TRAIN_IMAGES
-from dicom import read_header
-from images import INDEX_CSV, read_index, read_png
+from rsna.data.cache import INDEX_CSV, read_index, read_png
+from rsna.data.competition import HEADERS_CSV, TEST_IMAGES, TRAIN_IMAGES
+from rsna.data.dicom import read_header
 
 SCRIPT = Path(cache_images.__file__)
 SIZE = 64

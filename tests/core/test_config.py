@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from config import PRESETS, WORKSPACE, Config, command, parse
-from files import UserError
-from limits import parse_folds
+from rsna.core.config import PRESETS, WORKSPACE, Config, command, parse
+from rsna.core.files import UserError
+from rsna.core.validation import parse_folds
 
 
 def test_defaults_are_the_workspace():

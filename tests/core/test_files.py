@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from files import (
+from rsna.core.artifacts import check_fused, check_stamp, is_complete, mark_complete
+from rsna.core.files import (
     UserError,
     difference,
     fingerprint,
@@ -13,7 +14,6 @@ from files import (
     write_table,
     write_then_rename,
 )
-from stamps import check_fused, check_stamp, is_complete, mark_complete
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from config import parse
-from dataset import FoldData, ImageDataset, ImageMemory, Samples, make_loader, memory_for
-from failures import explain_failures
-from files import UserError
-from images import write_png
-from parallel import count_workers, run_jobs
+from rsna.core.config import parse
+from rsna.core.executor import count_workers, run_jobs
+from rsna.core.files import UserError
+from rsna.data.cache import write_png
+from rsna.data.dataset import FoldData, ImageDataset, ImageMemory, Samples, make_loader, memory_for
+from rsna.models.device import explain_failures
 
 
 def job(folder, what):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from augment import Augmentation, warp
-from boxes import (
+from rsna.data.augment import Augmentation, warp
+from rsna.data.boxes import (
     affine_boxes,
     box_area,
     box_iou,

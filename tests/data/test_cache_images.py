@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import radiograph, write_dicom
+from helpers.dicom_files import radiograph, write_dicom
 from pydicom import uid
 
 import cache_images
 from cache_images import main
-from competition import TEST_IMAGES, TRAIN_IMAGES
-from config import parse
-from files import UserError
-from images import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows
-from parallel import map_files
+from rsna.core.config import parse
+from rsna.core.executor import map_files
+from rsna.core.files import UserError
+from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows
+from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 
 SCRIPT = Path(cache_images.__file__)
 SIZE = 32

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from competition import largest_box, read_classes, read_labels, read_people, read_sample, truth_boxes
-from files import UserError
+from rsna.core.files import UserError
+from rsna.data.competition import largest_box, read_classes, read_labels, read_people, read_sample, truth_boxes
 
 HEADER = "patientId,x,y,width,height,Target\n"
 

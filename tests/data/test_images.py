@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from dicom_files import GDCM_SYNTAXES, jpeg, radiograph, write_dicom
+from helpers.dicom_files import GDCM_SYNTAXES, jpeg, radiograph, write_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import uid
@@ -17,10 +17,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from codec import coded_size
-from dicom import MAX_PIXELS, Refused, open_dicom, read_grey, read_header
-from files import UserError
-from images import (
+from rsna.core.files import UserError
+from rsna.data.cache import (
     INDEX_COLUMNS,
     INDEX_CSV,
     JOURNAL_CSV,
@@ -32,6 +30,8 @@ from images import (
     read_png,
     write_png,
 )
+from rsna.data.decoders import coded_size
+from rsna.data.dicom import MAX_PIXELS, Refused, open_dicom, read_grey, read_header
 
 NATIVE = [
     uid.ImplicitVRLittleEndian,

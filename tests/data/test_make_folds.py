@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dicom_files import radiograph, write_dicom
+from helpers.dicom_files import radiograph, write_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import make_folds
-from competition import FOLD_COLUMNS, TRAIN_IMAGES
-from config import parse
-from files import UserError
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.data.competition import FOLD_COLUMNS, TRAIN_IMAGES
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna"
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evaluate
-from competition import PREDICTION_COLUMNS
-from config import parse
-from files import UserError, write_table
-from submission import check_submission, format_submission, parse_submission
+from rsna.core.config import parse
+from rsna.core.files import UserError, write_table
+from rsna.data.competition import PREDICTION_COLUMNS
+from rsna.data.submission_format import check_submission, format_submission, parse_submission
 
 
 def shapes_of(ids, rows=1024, cols=1024):

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import analysis
-from boxes import box_iou
-from competition import BOX_COLUMNS, CLASSES, PREDICTION_COLUMNS
-from groups import UNKNOWN, groups_of_images, scores_by_group
-from metric import IOU_THRESHOLDS, image_scores
+from rsna.data.boxes import box_iou
+from rsna.data.competition import BOX_COLUMNS, CLASSES, PREDICTION_COLUMNS
+from rsna.evaluation import error_analysis as analysis
+from rsna.evaluation.metric import IOU_THRESHOLDS, image_scores
+from rsna.evaluation.subgroups import UNKNOWN, groups_of_images, scores_by_group
 
 IMAGES = ("a", "b", "c", "d")
 

@@ -7,17 +7,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.run_files import make_competition, make_predictions, make_run, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_files import make_competition, make_predictions, make_run, words
 
 import compare
-from config import parse
-from files import UserError
-from metric import image_scores, keep_confident, mean_average_precision
-from runs import differing_settings, paired_difference, ratio_difference, read_settings, training_seconds
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.evaluation.metric import image_scores, keep_confident, mean_average_precision
+from rsna.evaluation.runs import (
+    differing_settings,
+    paired_difference,
+    ratio_difference,
+    read_settings,
+    training_seconds,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from competition import PREDICTION_COLUMNS
-from metric import (
+from rsna.data.competition import PREDICTION_COLUMNS
+from rsna.evaluation.metric import (
     IOU_THRESHOLDS,
     best_threshold,
     bootstrap_interval,

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import scoring
-from competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
-from files import UserError
 from make_submission import threshold_of_share
-from scoring import accuracy, corner_errors, scale_scores, with_scaled_boxes
+from rsna.core.files import UserError
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
+from rsna.evaluation import scores as scoring
+from rsna.evaluation.scores import accuracy, corner_errors, scale_scores, with_scaled_boxes
 
 
 def predictions(*rows):

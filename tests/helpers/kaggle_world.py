@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distribution
 from pathlib import Path
 
-from kaggle_bundle import PACKAGES
+from rsna.kaggle.bundle import PACKAGES
 
 SKIPPED = {"INSTALLER", "REQUESTED", "direct_url.json"}
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 import evaluate
-from competition import CLASSES, CLASSES_CSV, LABELS_CSV
-from config import parse
-from files import fingerprint
-from images import INDEX_COLUMNS
+from rsna.core.config import parse
+from rsna.core.files import fingerprint
+from rsna.data.cache import INDEX_COLUMNS
+from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV
 
 SIDE = 1024  # px of the originals
 HISTORY = ("epoch", "phase", "lr", "train_loss", "valid_loss", "accuracy", "L1", "L1_post", "AUC", "IoU", "mAP")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from dicom_files import write_dicom
+from helpers.dicom_files import write_dicom
 from torch import nn
 
 import cache_images
@@ -17,10 +17,18 @@ import evaluate
 import make_folds
 import make_submission
 import predict
-from competition import LABEL_COLUMNS, LABELS_CSV, SAMPLE_CSV, TEST_IMAGES, TRAIN_IMAGES, read_predictions, read_sample
-from config import parse
-from inference import parse_views
-from submission import parse_submission
+from rsna.core.config import parse
+from rsna.data.competition import (
+    LABEL_COLUMNS,
+    LABELS_CSV,
+    SAMPLE_CSV,
+    TEST_IMAGES,
+    TRAIN_IMAGES,
+    read_predictions,
+    read_sample,
+)
+from rsna.data.submission_format import parse_submission
+from rsna.inference.predictor import parse_views
 
 DARK, BRIGHT = 20, 220
 # rows, cols; square x, y, width, height. On multiples of the cached pixel at size 64; none leaves the view at zoom 1.1

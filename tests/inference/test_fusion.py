@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from competition import PREDICTION_COLUMNS
-from files import UserError
-from fusion import fuse_boxes, fuse_tables
+from rsna.core.files import UserError
+from rsna.data.competition import PREDICTION_COLUMNS
+from rsna.inference.box_fusion import fuse_boxes, fuse_tables
 
 SHARE = 0.75  # what a member gives to a box that it puts elsewhere
 LEFT, RIGHT = (100.0, 300.0, 200.0, 300.0), (600.0, 300.0, 220.0, 320.0)  # xywh: one in each lung

@@ -12,21 +12,21 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from kaggle_world import KaggleServer, make_image, make_wheels, run_notebook, shown
+from helpers.kaggle_world import KaggleServer, make_image, make_wheels, run_notebook, shown
 from slugify import slugify
 
 import cache_images
-import kaggle_client
 import make_kernel
-import notebooks
 import predict
-from config import parse
-from files import UserError, read_json
-from kaggle_bundle import PACKAGES, address_of, check_limits, collect_wheels, title_of, user_slug, write_metadata
-from kaggle_client import Upload, status_in, upload_and_submit, wait_until
-from notebooks import Kernel, inference_notebook, training_notebook, write_kernel
+from rsna.core.config import parse
+from rsna.core.files import UserError, read_json
+from rsna.kaggle import client as kaggle_client
+from rsna.kaggle import notebooks
+from rsna.kaggle.bundle import PACKAGES, address_of, check_limits, collect_wheels, title_of, user_slug, write_metadata
+from rsna.kaggle.client import Upload, status_in, upload_and_submit, wait_until
+from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 
-SOURCE = Path(__file__).resolve().parent.parent / "src"
+SOURCE = Path(__file__).resolve().parents[2] / "src"
 DATA = "rsna-pneumonia-detection-challenge"
 STAGES = ["make_demo", "make_folds", "cache_images", "predict", "ensemble", "evaluate", "make_submission"]
 SMALL = ["size=64", "n_folds=2", "epochs=1", "batch_size=8", "encoder=mobilenet_v2", "weights=none", "bootstrap=20"]
@@ -34,8 +34,8 @@ SMALL += ["demo_train=20", "demo_test=6", "name=tiny.Run"]
 # a process for each stage and fold would spend most of its time on imports
 IN_ONE_PROCESS = """
 import importlib, sys
-from config import parse
-from engine import train_fold
+from rsna.core.config import parse
+from rsna.training.loop import train_fold
 cfg = parse(sys.argv[2:])
 for stage in sys.argv[1].split(","):
     if stage == "predict":

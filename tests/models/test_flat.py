@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from config import parse
-from files import UserError
-from flat import MEASURED, FlatModel
-from model import build_model
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.models.fastai import MEASURED, FlatModel
+from rsna.models.single_box import build_model
 
 
 def make(full_image_negatives=False, n_classes=2):

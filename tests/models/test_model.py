@@ -13,16 +13,16 @@ import torch
 import torchvision
 from torch import nn
 
-from backbone import make_encoder
-from checkpoint import load_checkpoint, save_checkpoint
-from config import parse
-from dataset import EpochBatches, ImageDataset, Samples, check_inside, make_loader, make_samples
-from engine import make_train_set, start_phase, train_epoch
-from files import UserError
-from images import write_png
-from inference import View, parse_views, pick_device, predict_views, prediction_table
-from model import SingleBoxModel, place_centres
-from recipe import make_optimizer
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.data.cache import write_png
+from rsna.data.dataset import EpochBatches, ImageDataset, Samples, check_inside, make_loader, make_samples
+from rsna.inference.predictor import View, parse_views, pick_device, predict_views, prediction_table
+from rsna.models.backbone import make_encoder
+from rsna.models.checkpoint import load_checkpoint, save_checkpoint
+from rsna.models.single_box import SingleBoxModel, place_centres
+from rsna.training.loop import make_train_set, start_phase, train_epoch
+from rsna.training.optim import make_optimizer
 
 CPU = torch.device("cpu")
 

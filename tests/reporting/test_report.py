@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from run_files import make_competition, make_predictions, make_run, words
+from helpers.run_files import make_competition, make_predictions, make_run, words
 
-import chapters
 import report
-from config import parse
-from files import UserError
-from gallery import KINDS, PER_KIND, choose
-from metric import image_scores
-from page import policy, render
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.evaluation.metric import image_scores
+from rsna.reporting import sections as chapters
+from rsna.reporting.gallery import KINDS, PER_KIND, choose
+from rsna.reporting.page import policy, render
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 NO_BROWSER = "no Chromium with chromedriver here; Debian: apt-get install chromium chromium-driver"

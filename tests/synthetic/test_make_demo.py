@@ -12,12 +12,12 @@ import pandas as pd
 import pydicom
 import pytest
 
-import competition
 import make_demo
-from cohort import MIX, apportion, draw_cohort
-from config import parse
-from files import UserError
-from phantom import SIDE, Case, lay_out, render
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.data import competition
+from rsna.synthetic.patients import MIX, apportion, draw_cohort
+from rsna.synthetic.phantom import SIDE, Case, lay_out, render
 
 # every tag of the challenge's files, in their order
 REAL_TAGS = [

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-import engine
-from config import parse
-from engine import start_phase, train_step
-from files import UserError
-from inference import mixed_precision, pick_precision
-from model import SingleBoxModel
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.inference.predictor import mixed_precision, pick_precision
+from rsna.models.single_box import SingleBoxModel
+from rsna.training import loop as engine
+from rsna.training.loop import start_phase, train_step
 
 CPU = torch.device("cpu")
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32

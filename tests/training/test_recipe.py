@@ -9,12 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from config import parse
-from files import UserError
 from find_lr import limit, steepest
-from model import SingleBoxModel
-from phases import SCHEDULES, Phase, parse_phases, phase_at
-from recipe import check_stages, freeze, make_optimizer, make_schedule, rates_by_stage, train_mode, triangle
+from rsna.core.config import parse
+from rsna.core.files import UserError
+from rsna.core.phases import SCHEDULES, Phase, parse_phases, phase_at
+from rsna.models.single_box import SingleBoxModel
+from rsna.training.optim import (
+    check_stages,
+    freeze,
+    make_optimizer,
+    make_schedule,
+    rates_by_stage,
+    train_mode,
+    triangle,
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from files import UserError, difference, fingerprint, read_json, write_json
+from rsna.core.files import UserError, difference, fingerprint, read_json, write_json
 
 Expected = dict[str, type | UnionType]
 NUMBER = int | float

@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from files import UserError, explain_errors
-from limits import check, parse_folds
-from phases import Phase, parse_phases
+from rsna.core.files import UserError, explain_errors
+from rsna.core.phases import Phase, parse_phases
+from rsna.core.validation import check, parse_folds
 
-WORKSPACE = Path(__file__).resolve().parent.parent
+WORKSPACE = Path(__file__).resolve().parents[3]
 
 
 def setting(default: Any, stage: str, meaning: str) -> Any:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import cv2
 from tqdm import tqdm
 
-from files import explanation
+from rsna.core.files import explanation
 
 Result = TypeVar("Result")
 # files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed

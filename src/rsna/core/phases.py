@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from files import UserError
+from rsna.core.files import UserError
 
 SCHEDULES = ("onecycle", "cosine", "sgdr", "triangle", "constant")
 STAGES = 4  # of a ResNet encoder; its stem counts as stage 0

@@ -4,8 +4,8 @@ import math
 import re
 from typing import Any
 
-from files import UserError
-from phases import parse_phases
+from rsna.core.files import UserError
+from rsna.core.phases import parse_phases
 
 # what the numbers may be, both ends included
 RANGES = {

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from boxes import affine_boxes, clip_boxes
+from rsna.data.boxes import affine_boxes, clip_boxes
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float64]

@@ -11,9 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
 
-from dicom import describe, open_dicom, read_grey
-from files import UserError, read_table, write_then_rename
-from grey import Grey
+from rsna.core.files import UserError, read_table, write_then_rename
+from rsna.data.dicom import describe, open_dicom, read_grey
+from rsna.data.windowing import Grey
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

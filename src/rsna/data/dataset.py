@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from augment import Augmentation
-from boxes import xywh_to_xyxy, xyxy_to_cxcywh
-from competition import BOX_COLUMNS, CLASSES, LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
-from config import Config, command
-from files import UserError
-from images import original_to_cached, read_index, read_png
+from rsna.core.config import Config, command
+from rsna.core.files import UserError
+from rsna.data.augment import Augmentation
+from rsna.data.boxes import xywh_to_xyxy, xyxy_to_cxcywh
+from rsna.data.cache import original_to_cached, read_index, read_png
+from rsna.data.competition import BOX_COLUMNS, CLASSES, LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
 
 
 @dataclass(frozen=True)

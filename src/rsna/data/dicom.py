@@ -15,8 +15,8 @@ import pydicom
 from pydicom import uid
 from pydicom.dataset import FileDataset
 
-from codec import PLUGINS, coded_size, decode, decode_reduced, frame_of
-from grey import Grey, shows_stored_values, to_grey
+from rsna.data.decoders import PLUGINS, coded_size, decode, decode_reduced, frame_of
+from rsna.data.windowing import Grey, shows_stored_values, to_grey
 
 # What is taken of a header, and what it may say: by hand people write names into any field, which must not get out.
 # Ages also without their unit, as the challenge's files have them; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.

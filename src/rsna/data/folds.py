@@ -5,8 +5,8 @@ import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from numpy.typing import NDArray
 
-from competition import AGE_BANDS
-from files import UserError
+from rsna.core.files import UserError
+from rsna.data.competition import AGE_BANDS
 
 
 def indicator_matrix(images: pd.DataFrame) -> NDArray[np.int64]:

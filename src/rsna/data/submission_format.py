@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
-from files import UserError, line_number, read_table
+from rsna.core.files import UserError, line_number, read_table
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
 
 SUBMISSION_COLUMNS = ["patientId", "PredictionString"]
 SMALLEST_CONFIDENCE = 0.0001  # what four decimals can hold; Kaggle wants a confidence above 0

@@ -5,9 +5,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, roc_curve
 
-from boxes import box_iou, xywh_to_xyxy
-from competition import BOX_COLUMNS, CLASSES
-from metric import IOU_THRESHOLDS, arrange, match_by_rank, take_best
+from rsna.data.boxes import box_iou, xywh_to_xyxy
+from rsna.data.competition import BOX_COLUMNS, CLASSES
+from rsna.evaluation.metric import IOU_THRESHOLDS, arrange, match_by_rank, take_best
 
 Floats = NDArray[np.float64]
 

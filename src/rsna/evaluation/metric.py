@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from boxes import box_iou, xywh_to_xyxy
-from competition import BOX_COLUMNS
+from rsna.data.boxes import box_iou, xywh_to_xyxy
+from rsna.data.competition import BOX_COLUMNS
 
 # k / 100 and not np.arange(.4, .76, .05), which yields .6499999 and lets an IoU of exactly .65 pass
 IOU_THRESHOLDS = np.array([40, 45, 50, 55, 60, 65, 70, 75]) / 100

@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from competition import read_predictions
-from config import Config
-from files import UserError, fingerprint, read_json, read_table
-from metric import image_scores, keep_confident
-from stamps import SCORES_JSON, check_fused
+from rsna.core.artifacts import SCORES_JSON, check_fused
+from rsna.core.config import Config
+from rsna.core.files import UserError, fingerprint, read_json, read_table
+from rsna.data.competition import read_predictions
+from rsna.evaluation.metric import image_scores, keep_confident
 
 DECISIVE = ("folds", "cache", "train", "predict", "ensemble")  # stages whose settings tell runs apart
 

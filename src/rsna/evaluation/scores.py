@@ -7,10 +7,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from boxes import box_iou, scale_boxes, xywh_to_xyxy
-from competition import BOX_COLUMNS, PREDICTION_COLUMNS, largest_box
-from metric import best_threshold, bootstrap_interval, image_scores, keep_confident, mean_average_precision
-from metric import threshold_sweep as sweep
+from rsna.data.boxes import box_iou, scale_boxes, xywh_to_xyxy
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, largest_box
+from rsna.evaluation.metric import (
+    best_threshold,
+    bootstrap_interval,
+    image_scores,
+    keep_confident,
+    mean_average_precision,
+)
+from rsna.evaluation.metric import threshold_sweep as sweep
 
 Floats = NDArray[np.float64]
 # sizes of the predicted boxes that are tried out: the challenge's best found that smaller ones score higher

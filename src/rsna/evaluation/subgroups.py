@@ -8,10 +8,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from boxes import xywh_to_xyxy
-from competition import AGE_BANDS, BOX_COLUMNS, largest_box
-from images import GEOMETRY_COLUMNS, original_to_cached
-from metric import bootstrap_interval
+from rsna.data.boxes import xywh_to_xyxy
+from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached
+from rsna.data.competition import AGE_BANDS, BOX_COLUMNS, largest_box
+from rsna.evaluation.metric import bootstrap_interval
 
 UNKNOWN = "other or unknown"
 

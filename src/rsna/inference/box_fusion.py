@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from boxes import box_iou, xywh_to_xyxy, xyxy_to_xywh
-from competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
-from files import UserError
+from rsna.core.files import UserError
+from rsna.data.boxes import box_iou, xywh_to_xyxy, xyxy_to_xywh
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
 
 Floats = NDArray[np.float64]
 

@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from files import UserError, write_json
+from rsna.core.files import UserError, write_json
 
 COMPETITION = "rsna-pneumonia-detection-challenge"
-SOURCE = Path(__file__).resolve().parent
+SOURCE = Path(__file__).resolve().parents[2]
 METADATA_JSON = "dataset-metadata.json"
 BUNDLE_JSON = "bundle.json"
 
@@ -129,10 +129,8 @@ def pip_download(words: Sequence[str]) -> str:
 
 
 def copy_code(target: Path) -> None:
-    """The modules of src/ and, for those who look into the dataset, the licence."""
-    (target / "src").mkdir(parents=True)
-    for path in sorted(SOURCE.glob("*.py")):
-        shutil.copyfile(path, target / "src" / path.name)
+    """The commands and the package of src/ and, for those who look into the dataset, the licence."""
+    shutil.copytree(SOURCE, target / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copyfile(SOURCE.parent / "LICENSE", target / "LICENSE")
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from files import UserError
-from kaggle_bundle import COMPETITION
+from rsna.core.files import UserError
+from rsna.kaggle.bundle import COMPETITION
 
 SECONDS_BETWEEN_LOOKS = 20.0
 # the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU

@@ -6,9 +6,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from files import UserError, write_json, write_then_rename
-from kaggle_bundle import COMPETITION, address_of, megabytes, requirements, title_of
-from notebook_cells import (
+from rsna.core.files import UserError, write_json, write_then_rename
+from rsna.kaggle.bundle import COMPETITION, address_of, megabytes, requirements, title_of
+from rsna.kaggle.notebook_cells import (
     COMPARE,
     FINISH,
     HISTORY,
@@ -21,7 +21,7 @@ from notebook_cells import (
     WHERE,
     WHERE_TITLE,
 )
-from sheet import optional
+from rsna.reporting.montage import optional
 
 METADATA_JSON = "kernel-metadata.json"
 # Kaggle refuses a kernel whose source is larger than 1 megabyte ("Maximum source size exceeded")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from competition import LABELS_CSV
-from config import Config, command
-from files import UserError, difference, fingerprint, write_then_rename
-from images import GEOMETRY_COLUMNS, read_index
+from rsna.core.config import Config, command
+from rsna.core.files import UserError, difference, fingerprint, write_then_rename
+from rsna.data.cache import GEOMETRY_COLUMNS, read_index
+from rsna.data.competition import LABELS_CSV
 
 
 def network_facts(cfg: Config) -> dict[str, Any]:

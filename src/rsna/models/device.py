@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from config import Config
-from files import UserError
+from rsna.core.config import Config
+from rsna.core.files import UserError
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 from torchvision.ops import box_convert
 
-from backbone import make_encoder, normalise
+from rsna.models.backbone import make_encoder, normalise
 
 MEASURED = 200  # training batches over which the weight of the cross-entropy is measured
 HIDDEN = 256

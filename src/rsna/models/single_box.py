@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from backbone import make_encoder, normalise
-from config import Config
-from flat import FlatModel
+from rsna.core.config import Config
+from rsna.models.backbone import make_encoder, normalise
+from rsna.models.fastai import FlatModel
 
 REACH = 0.15  # how far from its cell a box's centre may lie, share of the image
 SPREAD = 0.15  # places this near the true centre, in units of the box, count as right too

@@ -6,11 +6,11 @@ from functools import cached_property
 
 import pandas as pd
 
-from analysis import top_confidences
-from competition import CLASSES
-from groups import groups_of_images, one_of
-from metric import image_scores
-from runs import Run
+from rsna.data.competition import CLASSES
+from rsna.evaluation.error_analysis import top_confidences
+from rsna.evaluation.metric import image_scores
+from rsna.evaluation.runs import Run
+from rsna.evaluation.subgroups import groups_of_images, one_of
 
 
 @dataclass(frozen=True)

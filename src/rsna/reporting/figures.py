@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis import thin
-from drawing import (
+from rsna.evaluation.error_analysis import thin
+from rsna.evaluation.metric import IOU_THRESHOLDS
+from rsna.reporting.svg import (
     BLUE,
     DASHES,
     GREEN,
@@ -27,7 +28,6 @@ from drawing import (
     styled,
     to_svg,
 )
-from metric import IOU_THRESHOLDS
 
 Floats = NDArray[np.float64]
 

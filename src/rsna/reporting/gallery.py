@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from groups import UNKNOWN, in_square
-from images import read_png
+from rsna.data.cache import read_png
+from rsna.evaluation.subgroups import UNKNOWN, in_square
 
 PER_KIND = 12
 LARGEST_SIDE = 512  # px; with PER_KIND it decides how large a page becomes: about 40 kB an image

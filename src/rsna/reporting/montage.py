@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from files import UserError, write_then_rename
+from rsna.core.files import UserError, write_then_rename
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-HERE = Path(__file__).resolve().parent
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def render(template: str, **words: Any) -> str:
@@ -17,14 +17,14 @@ def render(template: str, **words: Any) -> str:
     The page forbids itself to fetch anything, and to run any script but the one that is its own: `policy`.
     """
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["drawing"] = Markup
-    script, style = ((HERE / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    script, style = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     return environment.get_template(template).render(
         script=Markup(script), style=Markup(style), policy=policy(script), **words
     )

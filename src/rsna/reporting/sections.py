@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-import analysis
-import figures
-from competition import CLASSES
-from facts import Facts, Plot, Table, digits
-from groups import in_square, scores_by_group
+from rsna.data.competition import CLASSES
+from rsna.evaluation import error_analysis as analysis
+from rsna.evaluation.subgroups import in_square, scores_by_group
+from rsna.reporting import figures
+from rsna.reporting.elements import Facts, Plot, Table, digits
 
 # plot -> title, columns of history.csv and what the legend calls them, label of the axis, how to read it
 CURVES: dict[str, tuple[str, dict[str, str], str, str]] = {

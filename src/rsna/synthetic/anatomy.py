@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from canvas import CANVAS, Map, blur, ellipse, fill, grid, smooth_outline, step, stroke
+from rsna.synthetic.canvas import CANVAS, Map, blur, ellipse, fill, grid, smooth_outline, step, stroke
 
 SIDES = (-1, 1)
 MIDLINE = 0.505

@@ -11,7 +11,7 @@ from pydicom.config import disable_value_validation
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage, generate_uid
 
-from files import write_then_rename
+from rsna.core.files import write_then_rename
 
 JPEG_QUALITY = 88
 PIXEL_SPACING = {"AP": 0.168, "PA": 0.143}  # mm; the commonest of each view

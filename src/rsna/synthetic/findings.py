@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anatomy import MIDLINE, SIDES, Body
-from canvas import CANVAS, Map, blur, cloud, curve, ellipse, grid, step, stroke
+from rsna.synthetic.anatomy import MIDLINE, SIDES, Body
+from rsna.synthetic.canvas import CANVAS, Map, blur, cloud, curve, ellipse, grid, step, stroke
 
 # how hard the task is: attenuation that an opacity adds at its core (lung against heart differ by about 0.37)
 OPACITY_CONTRAST = 0.32

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from competition import CLASSES
-from phantom import Case
+from rsna.data.competition import CLASSES
+from rsna.synthetic.phantom import Case
 
 Key = TypeVar("Key")
 NORMAL, NOT_NORMAL, OPACITY = CLASSES

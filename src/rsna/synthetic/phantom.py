@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-import anatomy
-import findings
-from anatomy import SIDES, Body
-from canvas import CANVAS, Map, blur, cloud, step
+from rsna.synthetic import anatomy, findings
+from rsna.synthetic.anatomy import SIDES, Body
+from rsna.synthetic.canvas import CANVAS, Map, blur, cloud, step
 
 SIDE = 1024  # pixels of the finished picture, as Kaggle's are
 

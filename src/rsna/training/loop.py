@@ -19,11 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from augment import Augmentation
-from boxes import xyxy_to_cxcywh
-from checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
-from config import Config
-from dataset import (
+from rsna.core.config import Config
+from rsna.core.executor import count_workers
+from rsna.core.files import UserError, read_table, write_table
+from rsna.core.phases import Phase, phase_at
+from rsna.data.augment import Augmentation
+from rsna.data.boxes import xyxy_to_cxcywh
+from rsna.data.dataset import (
     EpochBatches,
     FoldData,
     ImageDataset,
@@ -34,14 +36,19 @@ from dataset import (
     memory_for,
     to_device,
 )
-from failures import explain_failures
-from files import UserError, read_table, write_table
-from inference import device_name, mixed_precision, pick_device, pick_precision, prediction_table, to_numpy
-from model import build_model
-from parallel import count_workers
-from phases import Phase, phase_at
-from recipe import check_stages, freeze, make_optimizer, make_schedule, train_mode
-from scoring import accuracy, best_score, corner_errors, iou_on_positives, opacity_auc
+from rsna.evaluation.scores import accuracy, best_score, corner_errors, iou_on_positives, opacity_auc
+from rsna.inference.predictor import (
+    device_name,
+    mixed_precision,
+    pick_device,
+    pick_precision,
+    prediction_table,
+    to_numpy,
+)
+from rsna.models.checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
+from rsna.models.device import explain_failures
+from rsna.models.single_box import build_model
+from rsna.training.optim import check_stages, freeze, make_optimizer, make_schedule, train_mode
 
 
 @dataclass

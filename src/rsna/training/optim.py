@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-from files import UserError
-from phases import STAGES, Phase
+from rsna.core.files import UserError
+from rsna.core.phases import STAGES, Phase
 
 PEAK_RATIO = 32  # of the triangle: its peak is this many times its start (fast.ai's use_clr, 2018)
 TAIL = 0.05  # share of the triangle's steps at its end, which go down to a hundredth of the start
