@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 from rsna.core.config import Config, load_config
+from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import UserError, only_one
+from rsna.core.locks import file_lock
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, Row, read_rows, square, write_png, write_rows
 from rsna.data.competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
 from rsna.data.dicom import Refused, describe, open_dicom, refusing, time_limit
@@ -38,7 +39,7 @@ Key = tuple[str, str]
 
 def main(cfg: Config) -> None:
     sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else tuple(SPLITS))
-    with only_one(cfg.cache_dir, wait=True):
+    with file_lock(cfg.cache_dir, wait=True):
         recipe = name_recipe(Path(cfg.input), cfg.cache_dir, Path(cfg.root))
         known = read_rows(cfg.cache_dir / INDEX_CSV) + read_rows(cfg.cache_dir / JOURNAL_CSV)
         kept = keep_valid(known, sources, cfg.cache_dir, recipe)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from rsna.core.config import Config, command, load_config
-from rsna.core.files import UserError, write_table
+from rsna.core.errors import UserError
+from rsna.core.tables import write_table
 from rsna.data.competition import LABELS_CSV, read_folds, read_labels, truth_boxes
 from rsna.evaluation.runs import Run, compare_runs, differing_settings, find_runs, people_of, read_settings
 

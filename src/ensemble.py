@@ -14,7 +14,10 @@ import pandas as pd
 
 from rsna.core.artifacts import begin, check_stamp, is_complete, mark_complete
 from rsna.core.config import Config, command, load_config
-from rsna.core.files import UserError, fingerprint, only_one, read_table, write_table
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash
+from rsna.core.locks import file_lock
+from rsna.core.tables import read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_predictions
 from rsna.evaluation.scores import with_scaled_boxes
 from rsna.inference.box_fusion import fuse_tables
@@ -27,7 +30,7 @@ def main(cfg: Config) -> None:
     runs = run_folders(cfg)
     outputs = {name: cfg.run_dir / f"{name}.csv" for name in OUTPUTS}
     facts, stamp = ensemble_facts(cfg, runs), cfg.run_dir / "ensemble.json"
-    with only_one(cfg.run_dir):
+    with file_lock(cfg.run_dir):
         if not is_complete(stamp, facts, list(outputs.values())):
             begin(stamp)
             write_tables(cfg, runs, outputs)
@@ -77,7 +80,7 @@ def run_folders(cfg: Config) -> list[Path]:
                     f"{own_command(cfg, folder.name, fold)}, or say which folds to fuse: fold=..."
                 )
             tables = [folder / f"fold{fold}" / f"{name}.csv" for name in SOURCES]
-            facts = {"folds.csv": fingerprint(cfg.folds_csv)}
+            facts = {"folds.csv": content_hash(cfg.folds_csv)}
             check_stamp(folder / f"fold{fold}" / "predict.json", facts, tables, own_command(cfg, folder.name, fold))
     return folders
 
@@ -95,8 +98,8 @@ def ensemble_facts(cfg: Config, runs: list[Path]) -> dict[str, Any]:
         key: getattr(cfg, key) for key in ("fusion_iou", "elsewhere", "max_boxes", "box_scale", "fold_list", "runs")
     }
     paths = [run / f"fold{fold}" / f"{name}.csv" for run in runs for fold in cfg.fold_list for name in SOURCES]
-    tables = {str(path.relative_to(cfg.working)): fingerprint(path) for path in paths}
-    return facts | tables | {"folds.csv": fingerprint(cfg.folds_csv)}
+    tables = {str(path.relative_to(cfg.working)): content_hash(path) for path in paths}
+    return facts | tables | {"folds.csv": content_hash(cfg.folds_csv)}
 
 
 def fuse_runs(cfg: Config, runs: list[Path], fold: int, name: str) -> pd.DataFrame:

@@ -12,7 +12,10 @@ import pandas as pd
 
 from rsna.core.artifacts import check_fused
 from rsna.core.config import Config, command, load_config
-from rsna.core.files import UserError, fingerprint, only_one, read_table, write_json, write_table
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, write_json
+from rsna.core.locks import file_lock
+from rsna.core.tables import read_table, write_table
 from rsna.data.competition import LABELS_CSV, read_folds, read_labels, read_people, read_predictions, truth_boxes
 from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
 from rsna.evaluation import scores as scoring
@@ -27,7 +30,7 @@ def main(cfg: Config) -> None:
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
     sweep = threshold_sweep(scoring.of_images(truth, predictions["patientId"]), predictions)
     scores = score_run(cfg, predictions, plain, truth, folds, best_threshold(sweep))
-    with only_one(cfg.run_dir):
+    with file_lock(cfg.run_dir):
         write_table(sweep, cfg.run_dir / "threshold.csv")
         write_json(scores, cfg.run_dir / "scores.json")
     print_scores(scores, cfg.run_dir / "scores.json")
@@ -63,7 +66,7 @@ def score_run(
     median = scoring.median_boxes(all_truth, folds.index.tolist(), folds["fold"].tolist())
     return {
         "name": cfg.name,
-        "oof": fingerprint(cfg.run_dir / "oof.csv"),
+        "oof": content_hash(cfg.run_dir / "oof.csv"),
         "threshold": threshold,
         **scoring.describe(kept, truth, folds.index.tolist(), folds["group"], cfg.bootstrap, cfg.seed),
         "cross_fitted_mAP": mean_or_none(fair),

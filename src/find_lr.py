@@ -17,8 +17,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from rsna.core.config import Config, load_config
-from rsna.core.files import UserError, write_table
+from rsna.core.errors import UserError
 from rsna.core.phases import Phase
+from rsna.core.tables import write_table
 from rsna.data.dataset import EpochBatches, load_fold, make_loader, to_device
 from rsna.inference.predictor import mixed_precision, pick_device
 from rsna.models.checkpoint import load_checkpoint, training_facts

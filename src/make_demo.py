@@ -13,16 +13,11 @@ from numpy.typing import NDArray
 
 from rsna.core.artifacts import is_complete, mark_complete
 from rsna.core.config import Config, command, load_config
+from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import (
-    UserError,
-    difference,
-    only_one,
-    read_json,
-    write_json,
-    write_table,
-    write_then_rename,
-)
+from rsna.core.files import difference, read_json, write_json, write_then_rename
+from rsna.core.locks import file_lock
+from rsna.core.tables import write_table
 from rsna.data.competition import (
     BOX_COLUMNS,
     CLASS_COLUMNS,
@@ -49,7 +44,7 @@ def main(cfg: Config) -> None:
     """Make pictures and tables, unless they are there; then say what there is."""
     cohorts = [draw_cohort(count, split, cfg.seed) for split, count in enumerate((cfg.demo_train, cfg.demo_test))]
     facts = demo_facts(cfg)
-    with only_one(Path(cfg.root)):
+    with file_lock(Path(cfg.root)):
         if not is_complete(stamp_path(cfg), facts, output_paths(cfg, cohorts)):
             claim_folder(cfg, facts)
             train, test = (make_pictures(members, split, cfg) for split, members in enumerate(cohorts))

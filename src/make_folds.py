@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from rsna.core.artifacts import changed_outputs, mark_complete
 from rsna.core.config import Config, command, load_config
+from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import UserError, difference, fingerprint, only_one, read_json, read_table, write_table
+from rsna.core.files import content_hash, difference, read_json
+from rsna.core.locks import file_lock
+from rsna.core.tables import read_table, write_table
 from rsna.data.competition import (
     CLASSES,
     CLASSES_CSV,
@@ -33,7 +36,7 @@ from rsna.data.folds import assign_folds
 
 def main(cfg: Config) -> None:
     maker = command(cfg, "make_folds")
-    with only_one(cfg.folds_csv.parent):
+    with file_lock(cfg.folds_csv.parent):
         labels = read_labels(Path(cfg.input) / LABELS_CSV)
         compare_files(labels["patientId"].unique(), Path(cfg.input) / TRAIN_IMAGES)
         images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
@@ -70,7 +73,7 @@ def write_folds(images: pd.DataFrame, path: Path, stamp: Path, facts: dict[str, 
 
 def input_facts(folder: Path) -> dict[str, str]:
     """Fingerprints of the tables in `folder` that decide the folds."""
-    return {name: fingerprint(folder / name) for name in (LABELS_CSV, CLASSES_CSV, MAPPING_JSON, HEADERS_CSV)}
+    return {name: content_hash(folder / name) for name in (LABELS_CSV, CLASSES_CSV, MAPPING_JSON, HEADERS_CSV)}
 
 
 def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from rsna.core.artifacts import SCORES_JSON, check_fused, check_stamp
 from rsna.core.config import Config, command, load_config, parse
-from rsna.core.files import UserError, fingerprint, only_one, read_json
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, read_json
+from rsna.core.locks import file_lock
 from rsna.kaggle.bundle import (
     address_of,
     check_limits,
@@ -37,7 +39,7 @@ def main(cfg: Config) -> None:
     folder = cfg.run_dir / "kaggle"
     files = run_files(cfg)
     trained = any(name.endswith(f"/{cfg.checkpoint}.pt") for name in files)
-    with only_one(cfg.run_dir), replacing(folder) as new:
+    with file_lock(cfg.run_dir), replacing(folder) as new:
         write_dataset(cfg, user, files, new / "dataset")
         write_kernels(cfg, user, trained, new)
     print_bundle(folder)
@@ -93,7 +95,7 @@ def check_fold(cfg: Config, fold: int) -> None:
     """Raise UserError unless a fold is trained and predicted with these settings: on Kaggle it would be too late."""
     checkpoint = cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt"
     load_checkpoint(checkpoint, network_facts(cfg), fold)
-    facts = cfg.of_stage("predict") | {"network": fingerprint(checkpoint), "folds.csv": fingerprint(cfg.folds_csv)}
+    facts = cfg.of_stage("predict") | {"network": content_hash(checkpoint), "folds.csv": content_hash(cfg.folds_csv)}
     tables = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
     check_stamp(cfg.fold_dir(fold) / "predict.json", facts, tables, command(cfg, "predict"))
 
@@ -107,7 +109,7 @@ def check_ensemble(cfg: Config) -> None:
     if cfg.threshold != "auto":
         return
     scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"), SCORES_JSON)
-    if scores["oof"] != fingerprint(cfg.run_dir / "oof.csv"):
+    if scores["oof"] != content_hash(cfg.run_dir / "oof.csv"):
         raise UserError(f"{cfg.run_dir / 'scores.json'} is of other predictions; run: {command(cfg, 'evaluate')}")
 
 
@@ -117,7 +119,7 @@ def write_dataset(cfg: Config, user: str, files: dict[str, Path], folder: Path) 
     link_files(files, folder)
     check_limits(folder)
     pythons = collect_wheels(folder / "wheels", cfg.wheels)
-    submission = fingerprint(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
+    submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
     facts = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
     write_metadata(folder, user, cfg.name, facts)
     check_limits(folder)

@@ -11,7 +11,10 @@ import pandas as pd
 
 from rsna.core.artifacts import SCORES_JSON, check_fused
 from rsna.core.config import Config, command, load_config
-from rsna.core.files import UserError, fingerprint, only_one, read_json, read_table, write_json, write_then_rename
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, read_json, write_json, write_then_rename
+from rsna.core.locks import file_lock
+from rsna.core.tables import read_table
 from rsna.data.cache import read_index
 from rsna.data.competition import LABELS_CSV, PREDICTION_COLUMNS, SAMPLE_CSV, read_predictions, read_sample
 from rsna.data.submission_format import check_submission, format_submission
@@ -26,7 +29,7 @@ def main(cfg: Config) -> None:
     shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
     say_left_out(shapes.index.difference(ids))
     submission = format_submission(keep_confident(predictions, threshold), ids, shapes)
-    with only_one(cfg.run_dir):
+    with file_lock(cfg.run_dir):
         with write_then_rename(cfg.submission_csv) as temporary:
             submission.to_csv(temporary, index=False)
             checked = check_submission(temporary, ids, shapes)
@@ -48,7 +51,7 @@ def choose_threshold(cfg: Config, predictions: pd.DataFrame) -> tuple[float, str
         return float(cfg.threshold), "given as threshold="
     path, maker = cfg.run_dir / "scores.json", command(cfg, "evaluate")
     scores = read_json(path, maker, SCORES_JSON)
-    if scores["oof"] != fingerprint(cfg.run_dir / "oof.csv"):
+    if scores["oof"] != content_hash(cfg.run_dir / "oof.csv"):
         raise UserError(f"{path} is of other predictions; run: {maker}")
     by_fold = read_table(cfg.run_dir / "test_by_fold.csv", [*PREDICTION_COLUMNS, "fold"], command(cfg, "ensemble"))
     shares = by_fold.groupby(["fold", "patientId"])["confidence"].max().ge(scores["threshold"]).groupby("fold").mean()
@@ -91,11 +94,11 @@ def provenance(cfg: Config, threshold: float, reason: str, checked: pd.DataFrame
     """What stands beside a submission: enough to make it again and to know what to expect of it."""
     with_box = checked.dropna(subset=["confidence"])["patientId"].nunique()
     made_from = {
-        "test.csv": fingerprint(cfg.run_dir / "test.csv"),
-        "scores.json": fingerprint(cfg.run_dir / "scores.json"),
-        LABELS_CSV: fingerprint(Path(cfg.input) / LABELS_CSV),
+        "test.csv": content_hash(cfg.run_dir / "test.csv"),
+        "scores.json": content_hash(cfg.run_dir / "scores.json"),
+        LABELS_CSV: content_hash(Path(cfg.input) / LABELS_CSV),
     }
-    made_from["submission"] = fingerprint(cfg.submission_csv)
+    made_from["submission"] = content_hash(cfg.submission_csv)
     images = {"images": int(checked["patientId"].nunique()), "images_with_box": int(with_box)}
     return {"name": cfg.name, "threshold": threshold, "threshold_from": reason, **images, "made_from": made_from}
 

@@ -13,8 +13,11 @@ import pandas as pd
 
 from rsna.core.artifacts import begin, is_complete, mark_complete
 from rsna.core.config import Config, command, load_config
+from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
-from rsna.core.files import UserError, fingerprint, only_one, read_table, write_table
+from rsna.core.files import content_hash
+from rsna.core.locks import file_lock
+from rsna.core.tables import read_table, write_table
 from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
 from rsna.data.dataset import ImageDataset, make_loader, make_samples
@@ -27,7 +30,7 @@ from rsna.models.single_box import build_model
 
 def main(cfg: Config) -> None:
     for fold in cfg.fold_list:
-        with only_one(cfg.fold_dir(fold)):
+        with file_lock(cfg.fold_dir(fold)):
             make_predictions(cfg, fold)
 
 
@@ -56,7 +59,7 @@ def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
         "index.csv": cfg.cache_dir / "index.csv",
         SAMPLE_CSV: Path(cfg.input) / SAMPLE_CSV,
     }
-    facts = cfg.of_stage("predict") | network_facts(cfg) | {name: fingerprint(path) for name, path in files.items()}
+    facts = cfg.of_stage("predict") | network_facts(cfg) | {name: content_hash(path) for name, path in files.items()}
     # who then predicts all of it must not take validation tables of who knows what settings for these
     return facts | ({"only_test": True} if cfg.only_test else {})
 

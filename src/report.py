@@ -11,7 +11,9 @@ import pandas as pd
 
 from rsna.core.artifacts import SUBMISSION_JSON, check_fused
 from rsna.core.config import Config, command, load_config
-from rsna.core.files import fingerprint, only_one, read_json, read_table, write_then_rename
+from rsna.core.files import content_hash, read_json, write_then_rename
+from rsna.core.locks import file_lock
+from rsna.core.tables import read_table
 from rsna.data.cache import GEOMETRY_COLUMNS, read_index
 from rsna.data.competition import LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
 from rsna.evaluation.metric import mean_average_precision
@@ -30,7 +32,7 @@ def main(cfg: Config) -> None:
     words = {**headline(cfg, facts), **comparison(cfg, facts), **all_chapters(facts), "tiles": gallery(cfg, facts)}
     page = render("report.html.j2", kinds=KINDS, settings=settings_table(cfg, facts), **words)
     path = cfg.run_dir / "report.html"
-    with only_one(cfg.run_dir), write_then_rename(path) as temporary:
+    with file_lock(cfg.run_dir), write_then_rename(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"report, {path.stat().st_size / 2**20:.1f} MB, opens in any browser -> {path}")
 
@@ -93,9 +95,9 @@ def submission_words(cfg: Config) -> str:
     if not path.is_file():
         return f"No submission was written yet. To write it: {command(cfg, 'make_submission')}"
     content = read_json(path, command(cfg, "make_submission"), SUBMISSION_JSON)
-    if content["made_from"].get("scores.json") != fingerprint(cfg.run_dir / "scores.json"):
+    if content["made_from"].get("scores.json") != content_hash(cfg.run_dir / "scores.json"):
         return f"The submission is of other predictions. To write it anew: {command(cfg, 'make_submission')}"
-    if content["made_from"].get("submission") != fingerprint(cfg.submission_csv):
+    if content["made_from"].get("submission") != content_hash(cfg.submission_csv):
         return f"The submission's file is gone or was changed. To write it anew: {command(cfg, 'make_submission')}"
     share = content["images_with_box"] / max(content["images"], 1)
     return (

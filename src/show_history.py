@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from rsna.core.config import Config, command, load_config
-from rsna.core.files import read_table
+from rsna.core.tables import read_table
 from rsna.data.competition import read_folds
 from rsna.reporting.montage import new_figure, save_figure
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from rsna.core.config import Config, load_config
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.boxes import xywh_to_xyxy
 from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
 from rsna.data.competition import BOX_COLUMNS

@@ -10,7 +10,8 @@ import pandas as pd
 
 from rsna.core.artifacts import SCORES_JSON, SUBMISSION_JSON
 from rsna.core.config import Config, command, load_config
-from rsna.core.files import UserError, fingerprint, read_json
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, read_json
 from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation import scores as scoring
@@ -48,7 +49,7 @@ def read_results(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     maker = command(cfg, "make_submission")
     submission = read_json(cfg.submission_csv.with_suffix(".json"), maker, SUBMISSION_JSON)
     made_from = submission["made_from"]
-    found = {"submission": fingerprint(cfg.submission_csv), "scores.json": fingerprint(cfg.run_dir / "scores.json")}
+    found = {"submission": content_hash(cfg.submission_csv), "scores.json": content_hash(cfg.run_dir / "scores.json")}
     if any(made_from.get(name) != value for name, value in found.items()):
         raise UserError(f"{cfg.submission_csv} does not belong to its json and scores.json; run: {maker}")
     return scores, submission

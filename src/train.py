@@ -8,8 +8,9 @@ Each fold trains in a process of its own: one that fails does not stop the other
 import gc
 
 from rsna.core.config import Config, command, load_config
+from rsna.core.errors import UserError
 from rsna.core.executor import run_jobs
-from rsna.core.files import UserError, only_one
+from rsna.core.locks import file_lock
 
 
 def main(cfg: Config) -> None:
@@ -24,7 +25,7 @@ def main(cfg: Config) -> None:
 
 
 def train_one(cfg: Config, fold: int) -> None:
-    with only_one(cfg.fold_dir(fold)):
+    with file_lock(cfg.fold_dir(fold)):
         # imported in the fold's own process only: PyTorch takes seconds to start, a quarter of them for collecting
         # garbage among modules that all stay
         gc.disable()

@@ -19,7 +19,7 @@ import pydicom
 import pytest
 import torch
 
-from rsna.core.files import fingerprint
+from rsna.core.files import content_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [
@@ -390,7 +390,7 @@ def test_views_that_cost_are_said(world, tmp_path):
     perfect["confidence"] = perfect["confidence"].where(perfect["confidence"] == 1).astype(float)
     perfect.to_csv(root / "working/tiny/oof_plain.csv", index=False)
     stamp = json.loads((root / "working/tiny/ensemble.json").read_text())
-    stamp["outputs"]["oof_plain.csv"] = fingerprint(root / "working/tiny/oof_plain.csv")
+    stamp["outputs"]["oof_plain.csv"] = content_hash(root / "working/tiny/oof_plain.csv")
     (root / "working/tiny/ensemble.json").write_text(json.dumps(stamp))
     assert "NOTE: test-time views cost here: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
 

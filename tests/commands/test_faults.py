@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rsna.core.files import only_one
+from rsna.core.locks import file_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["make_demo", "make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission"]
@@ -175,7 +175,7 @@ def test_a_second_process_on_the_same_run_stops_and_says_so(reference, stage):
     run_dir = reference.root / "working" / "run"
     before = contents(reference.root)
     folder = run_dir / "fold1" if stage in ("train", "predict") else run_dir
-    with only_one(folder):
+    with file_lock(folder):
         second = run(stage, reference.root)
     assert second.returncode == 1
     assert f"{folder}: another process {os.getpid()} is at work there" in second.stderr

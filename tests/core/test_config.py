@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rsna.core.config import PRESETS, WORKSPACE, Config, command, parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.core.validation import parse_folds
 
 

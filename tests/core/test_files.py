@@ -4,16 +4,9 @@ import pandas as pd
 import pytest
 
 from rsna.core.artifacts import check_fused, check_stamp, is_complete, mark_complete
-from rsna.core.files import (
-    UserError,
-    difference,
-    fingerprint,
-    line_number,
-    read_json,
-    read_table,
-    write_table,
-    write_then_rename,
-)
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, difference, read_json, write_then_rename
+from rsna.core.tables import line_number, read_table, write_table
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -99,7 +92,7 @@ def test_fused_tables_are_those_of_the_predictions_of_now(tmp_path):
     outputs = [run / f"{name}.csv" for name in ("oof", "oof_plain", "test", "test_by_fold")]
     for path in (*outputs, folds, valid):
         path.write_text(path.name)
-    facts = {"runs": "", "run/fold0/valid.csv": fingerprint(valid), "folds.csv": fingerprint(folds)}
+    facts = {"runs": "", "run/fold0/valid.csv": content_hash(valid), "folds.csv": content_hash(folds)}
     mark_complete(run / "ensemble.json", facts, outputs)
     check_fused(run, folds, "make it")
     for path, message in ((valid, "older than run/fold0/valid.csv"), (folds, "folds.csv: "), (outputs[2], "test.csv")):

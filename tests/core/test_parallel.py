@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rsna.core.config import parse
+from rsna.core.errors import UserError
 from rsna.core.executor import count_workers, run_jobs
-from rsna.core.files import UserError
 from rsna.data.cache import write_png
 from rsna.data.dataset import FoldData, ImageDataset, ImageMemory, Samples, make_loader, memory_for
 from rsna.models.device import explain_failures

@@ -19,8 +19,8 @@ from pydicom import uid
 import cache_images
 from cache_images import main
 from rsna.core.config import parse
+from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import UserError
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 

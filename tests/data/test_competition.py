@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.competition import largest_box, read_classes, read_labels, read_people, read_sample, truth_boxes
 
 HEADER = "patientId,x,y,width,height,Target\n"

@@ -17,7 +17,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.cache import (
     INDEX_COLUMNS,
     INDEX_CSV,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import make_folds
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.competition import FOLD_COLUMNS, TRAIN_IMAGES
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "rsna"

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import evaluate
 from rsna.core.config import parse
-from rsna.core.files import UserError, write_table
+from rsna.core.errors import UserError
+from rsna.core.tables import write_table
 from rsna.data.competition import PREDICTION_COLUMNS
 from rsna.data.submission_format import check_submission, format_submission, parse_submission
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import compare
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.evaluation.metric import image_scores, keep_confident, mean_average_precision
 from rsna.evaluation.runs import (
     differing_settings,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from make_submission import threshold_of_share
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
 from rsna.evaluation import scores as scoring
 from rsna.evaluation.scores import accuracy, corner_errors, scale_scores, with_scaled_boxes

@@ -9,7 +9,7 @@ import pandas as pd
 
 import evaluate
 from rsna.core.config import parse
-from rsna.core.files import fingerprint
+from rsna.core.files import content_hash
 from rsna.data.cache import INDEX_COLUMNS
 from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV
 
@@ -94,7 +94,7 @@ def make_run(root, predictions, name="first", epochs=3, **settings):
     run.mkdir(parents=True)
     for table in ("oof", "oof_plain"):
         predictions.to_csv(run / f"{table}.csv", index=False)
-    stamp = {"made_from": {"folds.csv": fingerprint(root / "folds/folds.csv"), "box_scale": 1.0}}
+    stamp = {"made_from": {"folds.csv": content_hash(root / "folds/folds.csv"), "box_scale": 1.0}}
     (run / "ensemble.json").write_text(json.dumps(stamp))
     for fold in sorted(set(folds[predictions["patientId"]])):
         folder = run / f"fold{fold}"
@@ -114,7 +114,7 @@ def make_run(root, predictions, name="first", epochs=3, **settings):
         "threshold_from": "as many as single folds give a box",
         "images": 20,
         "images_with_box": 5,
-        "made_from": {"scores.json": fingerprint(run / "scores.json"), "submission": fingerprint(csv)},
+        "made_from": {"scores.json": content_hash(run / "scores.json"), "submission": content_hash(csv)},
     }
     (root / f"submissions/{name}.json").write_text(json.dumps(content))
     return run

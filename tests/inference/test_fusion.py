@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.competition import PREDICTION_COLUMNS
 from rsna.inference.box_fusion import fuse_boxes, fuse_tables
 

@@ -19,7 +19,8 @@ import cache_images
 import make_kernel
 import predict
 from rsna.core.config import parse
-from rsna.core.files import UserError, read_json
+from rsna.core.errors import UserError
+from rsna.core.files import read_json
 from rsna.kaggle import client as kaggle_client
 from rsna.kaggle import notebooks
 from rsna.kaggle.bundle import PACKAGES, address_of, check_limits, collect_wheels, title_of, user_slug, write_metadata

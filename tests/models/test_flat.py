@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.models.fastai import MEASURED, FlatModel
 from rsna.models.single_box import build_model
 

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.cache import write_png
 from rsna.data.dataset import EpochBatches, ImageDataset, Samples, check_inside, make_loader, make_samples
 from rsna.inference.predictor import View, parse_views, pick_device, predict_views, prediction_table

@@ -17,7 +17,7 @@ from helpers.run_files import make_competition, make_predictions, make_run, word
 
 import report
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.evaluation.metric import image_scores
 from rsna.reporting import sections as chapters
 from rsna.reporting.gallery import KINDS, PER_KIND, choose

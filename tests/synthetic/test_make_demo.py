@@ -14,7 +14,7 @@ import pytest
 
 import make_demo
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data import competition
 from rsna.synthetic.patients import MIX, apportion, draw_cohort
 from rsna.synthetic.phantom import SIDE, Case, lay_out, render

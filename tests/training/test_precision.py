@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.inference.predictor import mixed_precision, pick_precision
 from rsna.models.single_box import SingleBoxModel
 from rsna.training import loop as engine

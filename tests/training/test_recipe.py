@@ -11,7 +11,7 @@ from torch import nn
 
 from find_lr import limit, steepest
 from rsna.core.config import parse
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.core.phases import SCHEDULES, Phase, parse_phases, phase_at
 from rsna.models.single_box import SingleBoxModel
 from rsna.training.optim import (

@@ -6,7 +6,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from rsna.core.files import UserError, difference, fingerprint, read_json, write_json
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, difference, read_json, write_json
 
 Expected = dict[str, type | UnionType]
 NUMBER = int | float
@@ -35,7 +36,7 @@ def begin(stamp: Path) -> None:
 
 def mark_complete(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path] = (), **results: Any) -> None:
     """Write the stamp of a finished stage, with the fingerprints of its outputs, which are in place by now."""
-    written = {path.name: fingerprint(path) for path in outputs}
+    written = {path.name: content_hash(path) for path in outputs}
     write_json({"made_from": facts, "outputs": written, **results}, stamp)
 
 
@@ -50,7 +51,7 @@ def is_complete(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path]) -> 
 def changed_outputs(content: dict[str, Any], outputs: Sequence[Path]) -> list[Path]:
     """Those of `outputs` that are not as the stamp's content says; none of a stamp that holds no fingerprints."""
     written = content.get("outputs") or {}
-    return [path for path in outputs if written and written.get(path.name) != fingerprint(path)]
+    return [path for path in outputs if written and written.get(path.name) != content_hash(path)]
 
 
 def check_stamp(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path], maker: str) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def check_fused(run_dir: Path, folds_csv: Path, maker: str) -> None:
     if not folds_csv.is_file():
         raise UserError(f"{folds_csv}: no such file; run make_folds again: the same seed gives the same folds")
     outputs = [run_dir / f"{name}.csv" for name in ("oof", "oof_plain", "test", "test_by_fold")]
-    made_from = check_stamp(run_dir / "ensemble.json", {"folds.csv": fingerprint(folds_csv)}, outputs, maker)
+    made_from = check_stamp(run_dir / "ensemble.json", {"folds.csv": content_hash(folds_csv)}, outputs, maker)
     for name, found in made_from.items():
-        if "/" in name and fingerprint(run_dir.parent / name) != found:
+        if "/" in name and content_hash(run_dir.parent / name) != found:
             raise UserError(f"{run_dir / 'oof.csv'} and test.csv are older than {name}; run: {maker}")

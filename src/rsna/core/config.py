@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsna.core.files import UserError, explain_errors
+from rsna.core.errors import UserError, end_with_one_line
 from rsna.core.phases import Phase, parse_phases
 from rsna.core.validation import check, parse_folds
 
@@ -204,7 +204,7 @@ def load_config(arguments: list[str] | None = None) -> Config:
     one line and leaves with status 2. Also makes errors meant for people end without a traceback.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    explain_errors()
+    end_with_one_line()
     if any(word.lstrip("-") in ("help", "h") for word in words):
         print(help_text())
         raise SystemExit(0)

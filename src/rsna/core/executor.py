@@ -17,7 +17,7 @@ from typing import TypeVar
 import cv2
 from tqdm import tqdm
 
-from rsna.core.files import explanation
+from rsna.core.errors import explanation
 
 Result = TypeVar("Result")
 # files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed

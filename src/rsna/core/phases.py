@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 
 SCHEDULES = ("onecycle", "cosine", "sgdr", "triangle", "constant")
 STAGES = 4  # of a ResNet encoder; its stem counts as stage 0

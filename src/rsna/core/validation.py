@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.core.phases import parse_phases
 
 # what the numbers may be, both ends included

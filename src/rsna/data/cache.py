@@ -11,7 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
 
-from rsna.core.files import UserError, read_table, write_then_rename
+from rsna.core.errors import UserError
+from rsna.core.files import write_then_rename
+from rsna.core.tables import read_table
 from rsna.data.dicom import describe, open_dicom, read_grey
 from rsna.data.windowing import Grey
 

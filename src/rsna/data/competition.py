@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsna.core.files import UserError, line_number, read_table
+from rsna.core.errors import UserError
+from rsna.core.tables import line_number, read_table
 
 LABELS_CSV = "stage_2_train_labels.csv"
 CLASSES_CSV = "stage_2_detailed_class_info.csv"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rsna.core.config import Config, command
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from rsna.data.cache import original_to_cached, read_index, read_png

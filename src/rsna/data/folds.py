@@ -5,7 +5,7 @@ import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from numpy.typing import NDArray
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.competition import AGE_BANDS
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsna.core.files import UserError, line_number, read_table
+from rsna.core.errors import UserError
+from rsna.core.tables import line_number, read_table
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
 
 SUBMISSION_COLUMNS = ["patientId", "PredictionString"]

@@ -12,7 +12,9 @@ from yaml import YAMLError
 
 from rsna.core.artifacts import SCORES_JSON, check_fused
 from rsna.core.config import Config
-from rsna.core.files import UserError, fingerprint, read_json, read_table
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, read_json
+from rsna.core.tables import read_table
 from rsna.data.competition import read_predictions
 from rsna.evaluation.metric import image_scores, keep_confident
 
@@ -49,7 +51,7 @@ def read_run(folder: Path, predict: str, evaluate: str) -> Run:
     predictions = read_predictions(folder / "oof.csv", predict)
     path = folder / "scores.json"
     scores = read_json(path, evaluate, SCORES_JSON)
-    if scores["oof"] != fingerprint(folder / "oof.csv"):
+    if scores["oof"] != content_hash(folder / "oof.csv"):
         raise UserError(f"{path} is of other predictions; run: {evaluate}")
     return Run(folder, scores, predictions)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.boxes import box_iou, xywh_to_xyxy, xyxy_to_xywh
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.data.boxes import clip_boxes, hflip_boxes, xyxy_to_xywh
 from rsna.data.cache import cached_to_original
 from rsna.data.competition import BOX_COLUMNS, with_empty_rows

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rsna.core.files import UserError, write_json
+from rsna.core.errors import UserError
+from rsna.core.files import write_json
 
 COMPETITION = "rsna-pneumonia-detection-challenge"
 SOURCE = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.kaggle.bundle import COMPETITION
 
 SECONDS_BETWEEN_LOOKS = 20.0

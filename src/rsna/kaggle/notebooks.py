@@ -6,7 +6,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rsna.core.files import UserError, write_json, write_then_rename
+from rsna.core.errors import UserError
+from rsna.core.files import write_json, write_then_rename
 from rsna.kaggle.bundle import COMPETITION, address_of, megabytes, requirements, title_of
 from rsna.kaggle.notebook_cells import (
     COMPARE,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 
 # grey level statistics of ImageNet, which pretrained encoders expect; near those of chest radiographs
 MEAN, STD = 0.449, 0.226

@@ -10,7 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 from rsna.core.config import Config, command
-from rsna.core.files import UserError, difference, fingerprint, write_then_rename
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, difference, write_then_rename
 from rsna.data.cache import GEOMETRY_COLUMNS, read_index
 from rsna.data.competition import LABELS_CSV
 
@@ -24,18 +25,18 @@ def network_facts(cfg: Config) -> dict[str, Any]:
         raise UserError(f"{cfg.folds_csv}: no such file; run: {command(cfg, 'make_folds')}")
     settings = cfg.of_stage("folds", "cache", "train")
     del settings["weights"], settings["precision"]
-    return settings | {"folds.csv": fingerprint(cfg.folds_csv)}
+    return settings | {"folds.csv": content_hash(cfg.folds_csv)}
 
 
 def training_facts(cfg: Config) -> dict[str, Any]:
     """All that a trained fold depends on; stands in its checkpoints."""
     index = read_index(cfg.cache_dir, cfg.size)
     images = index.loc[index["split"] == "train", ["patientId", "status", *GEOMETRY_COLUMNS, "png_bytes"]]
-    start = cfg.weights if cfg.weights in ("none", "imagenet") else f"file {fingerprint(Path(cfg.weights))}"
+    start = cfg.weights if cfg.weights in ("none", "imagenet") else f"file {content_hash(Path(cfg.weights))}"
     return network_facts(cfg) | {
         "weights": start,
         "precision": cfg.precision,
-        LABELS_CSV: fingerprint(Path(cfg.input) / LABELS_CSV),
+        LABELS_CSV: content_hash(Path(cfg.input) / LABELS_CSV),
         "cached images": hashlib.sha256(images.to_csv(index=False).encode()).hexdigest()[:16],
     }
 

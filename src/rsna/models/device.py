@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from rsna.core.config import Config
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 
 
 @contextlib.contextmanager

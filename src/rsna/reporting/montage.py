@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rsna.core.files import UserError, write_then_rename
+from rsna.core.errors import UserError
+from rsna.core.files import write_then_rename
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rsna.core.config import Config
+from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
-from rsna.core.files import UserError, read_table, write_table
 from rsna.core.phases import Phase, phase_at
+from rsna.core.tables import read_table, write_table
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xyxy_to_cxcywh
 from rsna.data.dataset import (

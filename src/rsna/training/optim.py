@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
 )
 
-from rsna.core.files import UserError
+from rsna.core.errors import UserError
 from rsna.core.phases import STAGES, Phase
 
 PEAK_RATIO = 32  # of the triangle: its peak is this many times its start (fast.ai's use_clr, 2018)

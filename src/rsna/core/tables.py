@@ -1,0 +1,71 @@
+"""CSV tables with checked columns; patientId is always text."""
+
+import csv
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rsna.core.errors import UserError
+from rsna.core.files import write_then_rename
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV with a header; numbers keep every digit, missing values are empty fields."""
+    with write_then_rename(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFrame:
+    """Read a CSV that must have `columns`; patientId stays text. Spaces around names and ids are cut off.
+    `maker` is the command that makes the file, named when it is missing. Raises UserError.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
+    try:
+        names = pd.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str).loc[0].fillna("").str.strip()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # ids of digits keep their zeros
+            ids = {position: str for position, name in enumerate(names) if name == "patientId"}
+            rows = pd.read_csv(path, dtype=ids, encoding="utf-8-sig", index_col=False)
+    except pd.errors.ParserWarning:
+        raise UserError(f"{path}: rows have more fields than the header; mend or fetch the file again") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
+    doubled = names[names.duplicated() & (names != "")]
+    if len(doubled):
+        raise UserError(f"{path}: column {doubled.iloc[0]} is there twice; remove one")
+    table = strip_spaces(rows, path)
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        found = ", ".join(map(str, table.columns[:8]))
+        raise UserError(f"{path}: column {', '.join(missing)} is missing; found {found}")
+    return table
+
+
+def line_number(path: Path, row: int) -> int:
+    """The line of a CSV, counted from 1, that holds row `row` of its table, counted from 0; empty lines hold none."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        full = [number for number, line in enumerate(file, 1) if line.strip()]
+    return full[min(row + 1, len(full) - 1)]
+
+
+def strip_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table without spaces around names of columns and patientIds; a field of spaces is empty. Says how many."""
+    names = [str(column).strip() for column in table.columns]
+    changed = sum(name != column for name, column in zip(names, table.columns, strict=True))
+    table = table.set_axis(names, axis=1)
+    for position, name in enumerate(names):
+        column = table.iloc[:, position]
+        if not pd.api.types.is_numeric_dtype(column):
+            stripped = column.str.strip()
+            mended = column.mask(stripped == "")
+            if name == "patientId":
+                mended = mended.mask(stripped != "", stripped)
+            changed += int((mended.fillna("") != column.fillna("")).sum())
+            table.isetitem(position, mended.array)
+    if changed:
+        print(f"{path}: spaces cut off around {changed} names of columns and fields")
+    return table
