@@ -29,7 +29,7 @@ from pydicom import dcmread
 from pydicom.pixels import pixel_array
 
 from cache_images import cache_image, list_sources
-from rsna.core.config import Config, load_config
+from rsna.core.config import Config, parse
 from rsna.core.executor import map_files
 
 Seconds = float
@@ -105,4 +105,4 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     cv2.setNumThreads(1)
     words = [word for word in sys.argv[1:] if word != "quick=true"]
-    main(load_config(words), quick="quick=true" in sys.argv)
+    main(parse(words), quick="quick=true" in sys.argv)

@@ -50,8 +50,8 @@ def post_phases(epochs: int) -> str:
     """The post's 3 + 5 + 10 epochs, scaled."""
     first, second = max(1, round(epochs * 3 / 18)), max(1, round(epochs * 5 / 18))
     return (
-        f"head:{first}:1e-3:triangle,last2:{second}:2e-6/2e-5/2e-4:triangle,"
-        f"all:{epochs - first - second}:1e-6/1e-5/1e-4:triangle"
+        f"head:{first}:1e-3:one_cycle_legacy,last2:{second}:2e-6/2e-5/2e-4:one_cycle_legacy,"
+        f"all:{epochs - first - second}:1e-6/1e-5/1e-4:one_cycle_legacy"
     )
 
 
@@ -83,7 +83,7 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
     from rsna.core.config import parse
     from rsna.data.dataset import ImageDataset, load_fold, make_loader
     from rsna.inference.predictor import View, predict_views, prediction_table
-    from rsna.models.single_box import build_model
+    from rsna.models.registry import build_model
 
     cfg = parse(["preset=fastai", f"phases={post_phases(epochs)}", *world])
     augmentation = {"max_rotate": 30.0, "min_zoom": 1.0, "max_zoom": 1.0, "max_lighting": 0.1, "max_warp": 0.0}

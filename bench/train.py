@@ -36,7 +36,7 @@ from rsna.training.loop import keep_freed_memory, make_loaders, start_model, sta
 
 CPU_BATCH = 8
 AUGMENTATION = {"max_rotate": 7.0, "min_zoom": 0.9, "max_zoom": 1.1, "max_lighting": 0.15, "max_warp": 0.0}
-WORDS = ["weights=none", "shift=0"]
+WORDS = ["weights=none", "translate=0"]
 
 
 class Ours:
@@ -63,13 +63,13 @@ class Ours:
         return time.perf_counter() - start
 
     def train(self) -> None:
-        train_epoch(self.run, islice(self.batches, self.n_steps), self.ids, "", self.cfg.clip)
+        train_epoch(self.run, islice(self.batches, self.n_steps), self.ids, "", self.cfg.grad_clip)
 
     def steps(self) -> float:
         """As many steps as an epoch has, without loader and augmentation."""
         start = time.perf_counter()
         for _ in range(self.n_steps):
-            train_step(self.run, self.batch, self.cfg.clip)
+            train_step(self.run, self.batch, self.cfg.grad_clip)
         wait_for(self.device)
         return time.perf_counter() - start
 
@@ -86,7 +86,7 @@ class Theirs:
         workers = count_workers(cfg.workers) if self.device.type != "cpu" else 0
         peer = fastai_peer.make_dataloaders(data.train, data.valid, cfg.batch_size, augmentation, self.device, workers)
         model = start_model(cfg, data, self.device).to(memory_format=torch.contiguous_format)
-        clip = fastai.GradientClip(cfg.clip)
+        clip = fastai.GradientClip(cfg.grad_clip)
         self.learner = fastai_peer.make_learner(peer, model, lr=cfg.lr, wd=cfg.weight_decay, cbs=[clip])
         if self.device.type == "cuda":
             self.learner.to_bf16()

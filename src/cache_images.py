@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rsna.core.config import Config, load_config
+from rsna.startup import run
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
 from rsna.core.locks import file_lock
@@ -190,4 +191,4 @@ def report(rows: Sequence[Row], skipped: int, index: Path, allowed: float) -> No
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

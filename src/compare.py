@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.tables import write_table
 from rsna.data.competition import LABELS_CSV, read_folds, read_labels, truth_boxes
@@ -79,4 +80,4 @@ def print_refused(refused: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from rsna.core.artifacts import begin, check_stamp, is_complete, mark_complete
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash
 from rsna.core.locks import file_lock
+from rsna.core.stamps import begin, check_stamp, is_complete, mark_complete
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_predictions
 from rsna.evaluation.scores import with_scaled_boxes
@@ -95,7 +96,7 @@ def own_command(cfg: Config, name: str, fold: int) -> str:
 def ensemble_facts(cfg: Config, runs: list[Path]) -> dict[str, Any]:
     """What the fused tables depend on."""
     facts = {
-        key: getattr(cfg, key) for key in ("fusion_iou", "elsewhere", "max_boxes", "box_scale", "fold_list", "runs")
+        key: getattr(cfg, key) for key in ("wbf_iou", "missing_weight", "max_boxes", "box_scale", "fold_list", "runs")
     }
     paths = [run / f"fold{fold}" / f"{name}.csv" for run in runs for fold in cfg.fold_list for name in SOURCES]
     tables = {str(path.relative_to(cfg.working)): content_hash(path) for path in paths}
@@ -110,8 +111,8 @@ def fuse_runs(cfg: Config, runs: list[Path], fold: int, name: str) -> pd.DataFra
 def fuse(cfg: Config, members: list[pd.DataFrame]) -> pd.DataFrame:
     if len(members) == 1:
         return members[0][PREDICTION_COLUMNS]
-    return fuse_tables(members, cfg.fusion_iou, cfg.elsewhere, cfg.max_boxes)
+    return fuse_tables(members, cfg.wbf_iou, cfg.missing_weight, cfg.max_boxes)
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

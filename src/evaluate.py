@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import check_fused
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, write_json
 from rsna.core.locks import file_lock
+from rsna.core.stamps import check_fused
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import LABELS_CSV, read_folds, read_labels, read_people, read_predictions, truth_boxes
 from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
@@ -199,4 +200,4 @@ def print_file_scores(path: Path, scores: dict[str, Any], n_labelled: int) -> No
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

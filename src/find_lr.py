@@ -16,7 +16,8 @@ import pandas as pd
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from rsna.core.config import Config, load_config
+from rsna.startup import run
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.phases import Phase
 from rsna.core.tables import write_table
@@ -34,7 +35,7 @@ STEPS = 100
 SETTLE = 20  # batches before the test, for a loss that is measured first
 WINDOW = 15  # steps: a decade of the rate
 GIVE_UP = 4.0  # times the lowest smoothed loss
-FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "clip", "batch_size", "precision")
+FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "grad_clip", "batch_size", "precision")
 SMOOTH = 0.9  # what the running mean of the loss keeps per step
 
 
@@ -88,7 +89,7 @@ def range_test(cfg: Config, model: torch.nn.Module, loader: Any, phase: Phase) -
     average = 0.0
     for step, batch in enumerate(islice(loader, STEPS), 1):
         rate = run.optimizer.param_groups[-1]["lr"]
-        loss = float(train_step(run, to_device(batch, run.device), cfg.clip))
+        loss = float(train_step(run, to_device(batch, run.device), cfg.grad_clip))
         if not np.isfinite(loss):
             break
         average = SMOOTH * average + (1 - SMOOTH) * loss
@@ -152,4 +153,4 @@ def write_results(cfg: Config, table: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.core.artifacts import is_complete, mark_complete
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import difference, read_json, write_json, write_then_rename
+from rsna.core.files import read_json, write_json, write_then_rename
 from rsna.core.locks import file_lock
+from rsna.core.stamps import difference, is_complete, mark_complete
 from rsna.core.tables import write_table
 from rsna.data.competition import (
     BOX_COLUMNS,
@@ -164,4 +165,4 @@ def summary(cfg: Config, cohorts: list[list[Member]]) -> str:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.core.artifacts import changed_outputs, mark_complete
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import content_hash, difference, read_json
+from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
+from rsna.core.stamps import changed_outputs, difference, mark_complete
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import (
     CLASSES,
@@ -176,4 +177,4 @@ def print_folds(folds: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -13,11 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rsna.core.artifacts import SCORES_JSON, check_fused, check_stamp
-from rsna.core.config import Config, command, load_config, parse
+from rsna.startup import run
+from rsna.core.config import (
+    AugmentSettings,
+    CacheSettings,
+    ComputeSettings,
+    Config,
+    FoldSettings,
+    FusionSettings,
+    ModelSettings,
+    PredictSettings,
+    SeedSettings,
+    SubmissionSettings,
+    TrainSettings,
+    command,
+    parse,
+)
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
+from rsna.core.stamps import SCORES_JSON, check_fused, check_stamp
 from rsna.kaggle.bundle import (
     address_of,
     check_limits,
@@ -95,14 +110,17 @@ def check_fold(cfg: Config, fold: int) -> None:
     """Raise UserError unless a fold is trained and predicted with these settings: on Kaggle it would be too late."""
     checkpoint = cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt"
     load_checkpoint(checkpoint, network_facts(cfg), fold)
-    facts = cfg.of_stage("predict") | {"network": content_hash(checkpoint), "folds.csv": content_hash(cfg.folds_csv)}
+    facts = cfg.only(PredictSettings, FusionSettings, ComputeSettings) | {
+        "network": content_hash(checkpoint),
+        "folds.csv": content_hash(cfg.folds_csv),
+    }
     tables = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
     check_stamp(cfg.fold_dir(fold) / "predict.json", facts, tables, command(cfg, "predict"))
 
 
 def check_ensemble(cfg: Config) -> None:
     """Raise UserError unless ensemble and scores are of these settings and of each other."""
-    keys = ("fusion_iou", "elsewhere", "max_boxes", "box_scale", "fold_list")
+    keys = ("wbf_iou", "missing_weight", "max_boxes", "box_scale", "fold_list")
     maker = command(cfg, "ensemble")
     check_stamp(cfg.run_dir / "ensemble.json", {key: getattr(cfg, key) for key in keys}, [], maker)
     check_fused(cfg.run_dir, cfg.folds_csv, maker)
@@ -143,8 +161,19 @@ def run_words(cfg: Config) -> list[str]:
     """The settings that make this run what it is, as words; where its encoder starts is the training kernel's own."""
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
     usual = parse(preset)
-    stages = ("folds", "cache", "train", "predict", "ensemble", "submit")
-    settings = {key: value for key, value in cfg.of_stage(*stages).items() if key not in ("weights", "runs")}
+    stages = (
+        FoldSettings,
+        SeedSettings,
+        CacheSettings,
+        ModelSettings,
+        ComputeSettings,
+        TrainSettings,
+        AugmentSettings,
+        PredictSettings,
+        FusionSettings,
+        SubmissionSettings,
+    )
+    settings = {key: value for key, value in cfg.only(*stages).items() if key not in ("weights", "runs")}
     differing = {key: value for key, value in settings.items() if value != getattr(usual, key)}
     return [f"name={cfg.name}", f"fold={cfg.fold}", *preset, *(f"{key}={value}" for key, value in differing.items())]
 
@@ -181,4 +210,4 @@ def print_commands(cfg: Config, user: str, folder: Path, trained: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import SCORES_JSON, check_fused
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json, write_json, write_then_rename
 from rsna.core.locks import file_lock
+from rsna.core.stamps import SCORES_JSON, check_fused
 from rsna.core.tables import read_table
 from rsna.data.cache import read_index
 from rsna.data.competition import LABELS_CSV, PREDICTION_COLUMNS, SAMPLE_CSV, read_predictions, read_sample
@@ -123,4 +124,4 @@ def print_submission(cfg: Config, checked: pd.DataFrame, threshold: float, reaso
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from rsna.core.artifacts import begin, is_complete, mark_complete
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import ComputeSettings, Config, FusionSettings, PredictSettings, command
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
 from rsna.core.files import content_hash
 from rsna.core.locks import file_lock
+from rsna.core.stamps import begin, is_complete, mark_complete
 from rsna.core.tables import read_table, write_table
 from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
@@ -25,7 +26,7 @@ from rsna.inference.box_fusion import fuse_tables
 from rsna.inference.predictor import parse_views, pick_device, pick_precision, predict_views, prediction_table
 from rsna.models.checkpoint import load_checkpoint, network_facts
 from rsna.models.device import explain_failures
-from rsna.models.single_box import build_model
+from rsna.models.registry import build_model
 
 
 def main(cfg: Config) -> None:
@@ -59,7 +60,11 @@ def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
         "index.csv": cfg.cache_dir / "index.csv",
         SAMPLE_CSV: Path(cfg.input) / SAMPLE_CSV,
     }
-    facts = cfg.of_stage("predict") | network_facts(cfg) | {name: content_hash(path) for name, path in files.items()}
+    facts = (
+        cfg.only(PredictSettings, FusionSettings, ComputeSettings)
+        | network_facts(cfg)
+        | {name: content_hash(path) for name, path in files.items()}
+    )
     # who then predicts all of it must not take validation tables of who knows what settings for these
     return facts | ({"only_test": True} if cfg.only_test else {})
 
@@ -91,7 +96,7 @@ def predict_fold(cfg: Config, fold: int, model: Any) -> None:
         tables = predict_images(cfg, model, ids, split, f"fold {fold} {name}")
         if name == "valid":
             write_table(tables[0], cfg.fold_dir(fold) / "valid_plain.csv")
-        fused = fuse_tables(tables, cfg.fusion_iou, cfg.elsewhere, cfg.max_boxes)
+        fused = fuse_tables(tables, cfg.wbf_iou, cfg.missing_weight, cfg.max_boxes)
         write_table(fused, cfg.fold_dir(fold) / f"{name}.csv")
 
 
@@ -126,4 +131,4 @@ def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: s
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

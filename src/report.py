@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from rsna.core.artifacts import SUBMISSION_JSON, check_fused
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.files import content_hash, read_json, write_then_rename
 from rsna.core.locks import file_lock
+from rsna.core.stamps import SUBMISSION_JSON, check_fused
 from rsna.core.tables import read_table
 from rsna.data.cache import GEOMETRY_COLUMNS, read_index
 from rsna.data.competition import LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
@@ -174,4 +175,4 @@ def settings_table(cfg: Config, facts: Facts) -> Table:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rsna.core.config import Config, load_config
+from rsna.startup import run
+from rsna.core.config import Config
 from rsna.data.boxes import cxcywh_to_xyxy
 from rsna.data.cache import write_png
 from rsna.data.competition import CLASSES
@@ -22,7 +23,7 @@ def main(cfg: Config) -> None:
     fold = cfg.fold_list[0]
     dataset = make_train_set(cfg, fold, load_fold(cfg, fold).train)
     rows = choose(dataset)
-    names = CLASSES if cfg.classes == 3 else ["no opacity", "opacity"]
+    names = CLASSES if cfg.num_classes == 3 else ["no opacity", "opacity"]
     path = Path(cfg.run_dir) / "batch.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(stack_rows([draw_epoch(dataset, rows, epoch, names) for epoch in range(EPOCHS)]), path)
@@ -50,4 +51,4 @@ def draw_epoch(dataset: ImageDataset, rows: list[int], epoch: int, names: list[s
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

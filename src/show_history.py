@@ -6,7 +6,8 @@ python src/show_history.py [name=...] [fold=0..4]   -> working/<name>/history.pn
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.tables import read_table
 from rsna.data.competition import read_folds
 from rsna.reporting.montage import new_figure, save_figure
@@ -59,4 +60,4 @@ def print_post(last: pd.DataFrame, all_negative: float) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -5,9 +5,10 @@ python src/show_model.py [preset=...] [head=...] [phases=...] [size=...]
 
 import torch
 
-from rsna.core.config import Config, load_config
+from rsna.startup import run
+from rsna.core.config import Config
 from rsna.models.backbone import normalise
-from rsna.models.single_box import build_model
+from rsna.models.registry import build_model
 from rsna.reporting.montage import optional
 from rsna.training.optim import check_stages, freeze, rates_by_stage
 
@@ -48,4 +49,4 @@ def print_phases(cfg: Config, model: torch.nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

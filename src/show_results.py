@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import SCORES_JSON
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.files import read_json
+from rsna.core.stamps import SCORES_JSON
 from rsna.data.boxes import xywh_to_xyxy
 from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
 from rsna.data.competition import BOX_COLUMNS, LABELS_CSV, read_labels, read_predictions, truth_boxes
@@ -73,4 +74,4 @@ def draw_row(
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -6,7 +6,8 @@ python src/show_submission.py [name=...]   -> working/<name>/submission.png
 import numpy as np
 import pandas as pd
 
-from rsna.core.config import Config, load_config
+from rsna.startup import run
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.data.boxes import xywh_to_xyxy
 from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
@@ -52,4 +53,4 @@ def draw(cfg: Config, title: str, name: str, table: pd.DataFrame, geometry: pd.D
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from rsna.core.artifacts import SCORES_JSON, SUBMISSION_JSON
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json
+from rsna.core.stamps import SCORES_JSON, SUBMISSION_JSON
 from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation import scores as scoring
@@ -112,4 +113,4 @@ def print_threshold(scores: dict[str, Any], submission: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

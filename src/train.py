@@ -7,7 +7,8 @@ Each fold trains in a process of its own: one that fails does not stop the other
 
 import gc
 
-from rsna.core.config import Config, command, load_config
+from rsna.startup import run
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import run_jobs
 from rsna.core.locks import file_lock
@@ -37,4 +38,4 @@ def train_one(cfg: Config, fold: int) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config())
+    run(main)

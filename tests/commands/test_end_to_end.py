@@ -395,7 +395,7 @@ def test_views_that_cost_are_said(world, tmp_path):
     assert "NOTE: test-time views cost here: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
 
 
-PHASES = "phases=head:1:1e-3:triangle,last2:2:1e-5/1e-4/1e-3:cosine"
+PHASES = "phases=head:1:1e-3:one_cycle_legacy,last2:2:1e-5/1e-4/1e-3:cosine"
 FASTAI = ["preset=fastai", "size=64", "name=post", "rotate=10"]
 
 
@@ -412,7 +412,7 @@ def test_phases_go_on_after_a_kill_as_if_nothing_had_happened(world, tmp_path):
     """Stopped inside the second phase and at its border: the same weights as trained in one go."""
     root = copy_of(world, tmp_path)
     # bfloat16 also where the processor has to emulate it: the other tests of this take what suits the machine
-    words = [PHASES, "head=flat", "classes=2", "fold=0", "precision=bfloat16"]
+    words = [PHASES, "model=fastai", "num_classes=2", "fold=0", "precision=bfloat16"]
     train_phases(root, "name=whole", *words)
     whole = torch.load(root / "working/whole/fold0/last.pt", weights_only=True)
     history = pd.read_csv(root / "working/whole/fold0/history.csv")
@@ -440,7 +440,10 @@ def test_phases_go_on_after_a_kill_as_if_nothing_had_happened(world, tmp_path):
 
 def test_the_posts_recipe_from_end_to_end(world, tmp_path):
     root = copy_of(world, tmp_path)
-    words = [*FASTAI, "phases=head:1:1e-3:triangle,last2:1:2e-6/2e-5/2e-4:triangle,all:1:1e-6/1e-5/1e-4:triangle"]
+    words = [
+        *FASTAI,
+        "phases=head:1:1e-3:one_cycle_legacy,last2:1:2e-6/2e-5/2e-4:one_cycle_legacy,all:1:1e-6/1e-5/1e-4:one_cycle_legacy",
+    ]
     small = [word for word in words_without_epochs() if not word.startswith("size")]
     for name in ("train", "predict", "ensemble", "evaluate", "show_history"):
         command = [sys.executable, str(ROOT / "src" / f"{name}.py"), f"root={root}", *small, *words]

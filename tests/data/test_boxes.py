@@ -116,7 +116,7 @@ def measured_box(image):
 def test_augmented_box_follows_the_picture(seed):
     """Whatever was drawn (flip, turn, shift, zoom), the box is where the bright ellipse went: within 1.5 px."""
     box = np.array([90.0, 60, 130, 150])
-    augmentation = Augmentation(flip=0.5, rotate=15, shift=0.1, zoom=0.2, light=0.0)
+    augmentation = Augmentation(flip=0.5, rotate=15, translate=0.1, scale=0.2, brightness_contrast=0.0)
     image, moved = augmentation(bright_ellipse(256, box), box, np.random.default_rng(seed))
     assert measured_box(image) == pytest.approx(moved, abs=1.5)
 
@@ -128,7 +128,7 @@ def test_warp_by_half_the_picture_is_exact():
 
 
 def test_an_image_without_box_keeps_none():
-    augmentation = Augmentation(flip=0.5, rotate=15, shift=0.1, zoom=0.2, light=0.3)
+    augmentation = Augmentation(flip=0.5, rotate=15, translate=0.1, scale=0.2, brightness_contrast=0.3)
     image, box = augmentation(np.zeros((32, 32), np.uint8), np.full(4, np.nan), np.random.default_rng(0))
     assert image.dtype == np.uint8
     assert np.isnan(box).all()

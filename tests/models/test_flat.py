@@ -6,13 +6,16 @@ from torch.nn.functional import cross_entropy
 
 from rsna.core.config import parse
 from rsna.core.errors import UserError
-from rsna.models.fastai import MEASURED, FlatModel
-from rsna.models.single_box import build_model
+from rsna.models.backbone import make_encoder
+from rsna.models.fastai import MEASURED, FlatModel, Settings
+from rsna.models.registry import build_model, settings_of
 
 
 def make(full_image_negatives=False, n_classes=2):
     torch.manual_seed(0)
-    return FlatModel("resnet18", "none", 64, n_classes, 0.5, full_image_negatives)
+    return FlatModel(
+        make_encoder("resnet18", "none"), 64, n_classes, Settings(full_image_negatives=full_image_negatives)
+    )
 
 
 def pictures(n=4):
@@ -29,7 +32,7 @@ TARGETS = {
 def test_the_preset_builds_the_posts_head():
     layers = [type(layer).__name__ for layer in make().head]
     assert layers == ["Flatten", "ReLU", "Dropout", "Linear", "ReLU", "BatchNorm1d", "Dropout", "Linear"]
-    model = build_model(parse(["preset=fastai", "weights=none", "size=64"]))
+    model = build_model(parse(["preset=fastai", "weights=none", "size=64"], settings_of))
     assert isinstance(model, FlatModel)
     assert (model.head[3].in_features, model.head[3].out_features) == (512 * 2 * 2, 256)
     assert model.head[7].out_features == 6
@@ -105,6 +108,6 @@ def test_start_at_the_mean():
     assert outputs["logits"].softmax(1).mean(0).tolist() == pytest.approx([0.3, 0.5, 0.2], abs=0.1)
 
 
-def test_full_image_negatives_need_this_head():
-    with pytest.raises(UserError, match="head=flat"):
-        parse(["full_image_negatives=true"])
+def test_full_image_negatives_need_this_model():
+    with pytest.raises(UserError, match="there is no setting 'full_image_negatives'"):
+        parse(["full_image_negatives=true"], settings_of)

@@ -20,7 +20,7 @@ from rsna.data.dataset import EpochBatches, ImageDataset, Samples, check_inside,
 from rsna.inference.predictor import View, parse_views, pick_device, predict_views, prediction_table
 from rsna.models.backbone import make_encoder
 from rsna.models.checkpoint import load_checkpoint, save_checkpoint
-from rsna.models.single_box import SingleBoxModel, place_centres
+from rsna.models.single_box import Settings, SingleBoxModel, place_centres
 from rsna.training.loop import make_train_set, start_phase, train_epoch
 from rsna.training.optim import make_optimizer
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.2, box_weight=1.0)
+    return SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.2))
 
 
 def pictures(n=4, size=64):
@@ -79,7 +79,7 @@ def test_batch_without_boxes_has_a_finite_loss(model):
 
 def test_training_starts_at_mean_size_and_rates():
     torch.manual_seed(0)
-    model = SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.0, box_weight=1.0)
+    model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.0))
     model.start_at(torch.tensor([0.4, 0.5, 0.2, 0.3]), torch.tensor([0.3, 0.5, 0.2]))
     outputs = model.train()(pictures())
     assert outputs["boxes"][..., 2:].mean((0, 1)).tolist() == pytest.approx([0.2, 0.3], rel=0.2)
@@ -89,7 +89,7 @@ def test_training_starts_at_mean_size_and_rates():
 def test_it_learns_two_pictures():
     """A bright square left or right: after some steps the box of each is found."""
     torch.manual_seed(0)
-    model = SingleBoxModel("resnet18", "none", n_classes=2, dropout=0.0, box_weight=1.0)
+    model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 2, Settings(dropout=0.0))
     images = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
     images[0, 0, 20:44, 8:24] = 255
     images[1, 0, 30:50, 36:56] = 255

@@ -6,7 +6,8 @@ import torch
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.inference.predictor import mixed_precision, pick_precision
-from rsna.models.single_box import SingleBoxModel
+from rsna.models.backbone import make_encoder
+from rsna.models.single_box import Settings, SingleBoxModel
 from rsna.training import loop as engine
 from rsna.training.loop import start_phase, train_step
 
@@ -47,7 +48,7 @@ def test_a_word_that_is_none_of_them():
 def test_places_are_where_they_are(size):
     """8 bits hold neither 11.5 / 12 nor 79.5 / 80: centres must not take the network's precision."""
     torch.manual_seed(0)
-    model = SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.0, box_weight=1.0).eval()
+    model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.0)).eval()
     images = torch.randint(0, 256, (1, 1, size, size), dtype=torch.uint8)
     with torch.inference_mode():
         exact = model(images)
@@ -63,7 +64,7 @@ def test_places_are_where_they_are(size):
 def test_a_step_runs_in_the_precision_that_is_asked_for(precision, dtype):
     """The convolutions do; weights, gradients and the loss stay in float32."""
     torch.manual_seed(0)
-    model = SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.0, box_weight=1.0)
+    model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.0))
     seen = []
     model.mix[0].register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
     cfg = parse([f"precision={precision}", "weights=none"])
@@ -74,7 +75,7 @@ def test_a_step_runs_in_the_precision_that_is_asked_for(precision, dtype):
         "has_box": torch.tensor([True, False]),
         "label": torch.tensor([2, 0]),
     }
-    loss = train_step(run, batch, clip=5.0)
+    loss = train_step(run, batch, grad_clip=5.0)
     assert seen == [dtype]
     assert loss.dtype == F32
     assert {value.dtype for value in [*model.parameters(), *(p.grad for p in model.parameters())]} == {F32}
@@ -85,7 +86,7 @@ def test_a_training_goes_on_in_another_precision(monkeypatch, before, after):
     """As where `auto` means something else on the machine that goes on."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     cfg = parse([f"precision={before}", "weights=none"])
-    model = SingleBoxModel("resnet18", "none", n_classes=3, dropout=0.0, box_weight=1.0)
+    model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.0))
     state = start_phase(cfg, model, 80, cfg.phase_list[0]).state()
     monkeypatch.setattr(engine, "pick_precision", lambda *_: after)
     run = start_phase(cfg, model, 80, cfg.phase_list[0])

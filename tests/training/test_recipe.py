@@ -13,30 +13,31 @@ from find_lr import limit, steepest
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.core.phases import SCHEDULES, Phase, parse_phases, phase_at
-from rsna.models.single_box import SingleBoxModel
+from rsna.models.backbone import make_encoder
+from rsna.models.single_box import Settings, SingleBoxModel
 from rsna.training.optim import (
     check_stages,
     freeze,
     make_optimizer,
     make_schedule,
+    one_cycle_legacy,
     rates_by_stage,
     train_mode,
-    triangle,
 )
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return SingleBoxModel("resnet18", "none", n_classes=2, dropout=0.0, box_weight=1.0)
+    return SingleBoxModel(make_encoder("resnet18", "none"), 64, 2, Settings(dropout=0.0))
 
 
 def test_the_post_in_one_line():
     phases = parse(["preset=fastai"]).phase_list
     assert [(phase.part, phase.epochs, phase.schedule) for phase in phases] == [
-        ("head", 3, "triangle"),
-        ("last2", 5, "triangle"),
-        ("all", 10, "triangle"),
+        ("head", 3, "one_cycle_legacy"),
+        ("last2", 5, "one_cycle_legacy"),
+        ("all", 10, "one_cycle_legacy"),
     ]
     assert phases[0].rates == (1e-3,)
     assert phases[1].rates == pytest.approx((1e-5 / 5, 1e-4 / 5, 1e-3 / 5))
@@ -179,10 +180,10 @@ def test_courses_of_few_steps(schedule):
 
 
 def test_the_triangle_of_2018():
-    assert triangle(0) == pytest.approx(1 / 32)
-    assert triangle(0.475) == pytest.approx(1)
-    assert triangle(0.95) == pytest.approx(1 / 32)
-    assert triangle(1) == pytest.approx(1 / 3200)
+    assert one_cycle_legacy(0) == pytest.approx(1 / 32)
+    assert one_cycle_legacy(0.475) == pytest.approx(1)
+    assert one_cycle_legacy(0.95) == pytest.approx(1 / 32)
+    assert one_cycle_legacy(1) == pytest.approx(1 / 3200)
 
 
 def test_the_range_tests_suggestion_lies_on_the_slope():

@@ -1,84 +1,223 @@
-"""Stamps: what a stage's outputs were made from, and that they are still the ones it wrote."""
+"""Provenance: what each command makes, from which settings and files, and whether that is still current.
 
+core/stages.py is the table of it. Beside the outputs of a command stands its manifest, a JSON file with the
+settings and the content hashes of inputs and outputs. Paths and times of files do not count: a workspace that was
+moved, copied or unzipped is still current, and so is what another machine made from the same inputs.
+"""
+
+import csv
+import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
+from rsna.core.config import Config, FusionSettings, command
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, difference, read_json, write_json
-
-Expected = dict[str, type | UnionType]
-NUMBER = int | float
-# what other stages take from these files, and of what type
-SCORES_JSON: Expected = {
-    "threshold": NUMBER,
-    "images": int,
-    "mAP": NUMBER,
-    "interval": list,
-    "per_fold": list,
-    "oof": str,
-}
-SUBMISSION_JSON: Expected = {
-    "images": int,
-    "images_with_box": int,
-    "threshold": NUMBER,
-    "threshold_from": str,
-    "made_from": dict,
-}
+from rsna.core.files import ABSENT, content_hash, read_json, write_json
+from rsna.core.stages import STAGES
 
 
-def begin(stamp: Path) -> None:
-    """Withdraw a stage's stamp before its outputs are replaced: killed in between, they are not taken for whole."""
-    stamp.unlink(missing_ok=True)
+def manifest_path(cfg: Config, name: str, fold: int | None = None) -> Path:
+    return fill(STAGES[name].manifest, cfg, fold)
 
 
-def mark_complete(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path] = (), **results: Any) -> None:
-    """Write the stamp of a finished stage, with the fingerprints of its outputs, which are in place by now."""
-    written = {path.name: content_hash(path) for path in outputs}
-    write_json({"made_from": facts, "outputs": written, **results}, stamp)
+def current_manifest(cfg: Config, name: str, fold: int | None = None) -> dict[str, Any]:
+    """What a manifest would say if the command ran now: command, version, settings and hashes of the inputs."""
+    stage = STAGES[name]
+    settings = cfg.only(*stage.settings)
+    if "weights" in settings and is_file_of_weights(cfg):
+        settings["weights"] = "a file"  # its content is among the inputs
+    if FusionSettings in stage.settings:
+        settings["folds"] = cfg.fold_list
+    inputs = {key: hash_of(path) for key, path in files_of(stage.inputs, cfg, fold).items()}
+    return as_json({"command": name, "version": stage.version, "settings": settings, "inputs": inputs})
 
 
-def is_complete(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path]) -> bool:
-    """Whether `outputs` exist and `stamp` says that they were made from exactly these facts and not changed since."""
-    if not stamp.is_file() or not all(path.is_file() for path in outputs):
+def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
+    """Whether all outputs are there, unchanged, and made from these settings and inputs."""
+    path = manifest_path(cfg, name, fold)
+    if not path.is_file():
         return False
-    content = read_json(stamp)
-    return content.get("made_from") == json.loads(json.dumps(facts)) and not changed_outputs(content, outputs)
+    found = read_manifest(path)
+    outputs = files_of(STAGES[name].outputs, cfg, fold)
+    complete = all(found.get("outputs", {}).get(key) == hash_of(output) for key, output in outputs.items())
+    return complete and not differences(found, current_manifest(cfg, name, fold))
 
 
-def changed_outputs(content: dict[str, Any], outputs: Sequence[Path]) -> list[Path]:
-    """Those of `outputs` that are not as the stamp's content says; none of a stamp that holds no fingerprints."""
-    written = content.get("outputs") or {}
-    return [path for path in outputs if written and written.get(path.name) != content_hash(path)]
+def withdraw(cfg: Config, name: str, fold: int | None = None) -> None:
+    """Remove the manifest before outputs are replaced: a command killed in between leaves nothing that is current."""
+    manifest_path(cfg, name, fold).unlink(missing_ok=True)
 
 
-def check_stamp(stamp: Path, facts: dict[str, Any], outputs: Sequence[Path], maker: str) -> dict[str, Any]:
-    """What a finished stage was made from. Raises UserError if that differs from these facts, or an output was changed.
+def record(
+    cfg: Config, name: str, fold: int | None = None, made: Mapping[str, Any] | None = None, **results: Any
+) -> None:
+    """Write the manifest of a finished command, whose outputs are in place.
 
-    maker: the command that makes them anew.
+    made: current_manifest as of the start, where inputs may have changed since; results: what else it says.
     """
-    content = read_json(stamp, maker, {"made_from": dict})
-    made_from: dict[str, Any] = content["made_from"]
-    changes = difference({key: made_from.get(key) for key in facts}, json.loads(json.dumps(facts)))
-    if changes:
-        raise UserError(f"{stamp.parent}: {stamp.stem} worked from other settings or files ({changes}); run: {maker}")
-    changed = changed_outputs(content, outputs)
-    if changed:
-        raise UserError(f"{changed[0]}: not as {stamp.stem} wrote it; run: {maker}")
-    return made_from
+    outputs = {key: hash_of(path) for key, path in files_of(STAGES[name].outputs, cfg, fold).items()}
+    outputs = {key: value for key, value in outputs.items() if value != ABSENT}
+    content = {**(made or current_manifest(cfg, name, fold)), "outputs": outputs, **as_json(results)}
+    write_json(content, manifest_path(cfg, name, fold))
 
 
-def check_fused(run_dir: Path, folds_csv: Path, maker: str) -> None:
-    """Raise UserError unless a run's fused tables are as `ensemble` wrote them, from the predictions of now.
+def require(
+    cfg: Config, name: str, fold: int | None = None, settings: bool = False, ignore: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The manifest of a command whose outputs are about to be read, after checking it and all that it was made from.
 
-    maker: the command that fuses them anew. They would be scored with the wrong folds otherwise, or be a mixture.
+    Raises UserError, with the command to run, where an output is missing or was changed, or an input is not the one
+    that was read (one that is gone is not compared). settings: also compare the settings, but for those in `ignore`.
+    Without that, the settings are those that the manifest says.
     """
-    if not folds_csv.is_file():
-        raise UserError(f"{folds_csv}: no such file; run make_folds again: the same seed gives the same folds")
-    outputs = [run_dir / f"{name}.csv" for name in ("oof", "oof_plain", "test", "test_by_fold")]
-    made_from = check_stamp(run_dir / "ensemble.json", {"folds.csv": content_hash(folds_csv)}, outputs, maker)
-    for name, found in made_from.items():
-        if "/" in name and content_hash(run_dir.parent / name) != found:
-            raise UserError(f"{run_dir / 'oof.csv'} and test.csv are older than {name}; run: {maker}")
+    path = manifest_path(cfg, name, fold)
+    rebuild = command(cfg, name, **({} if fold is None else {"fold": str(fold)}))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, so {name} has not finished; run: {rebuild}")
+    found = read_manifest(path)
+    if settings:
+        wanted = current_manifest(cfg, name, fold)
+        changes = differences(found, wanted, ignore)
+        if changes:
+            raise UserError(f"{path}: {name} ran with other settings or files ({changes}); run: {rebuild}")
+    made_with = with_settings(cfg, found)
+    check_files(found, made_with, name, fold, rebuild)
+    for upstream in STAGES[name].after:
+        for member, k in members_of(made_with, upstream, name, fold):
+            if manifest_path(member, upstream, k).is_file():
+                require(member, upstream, k)
+    return found
+
+
+def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None, rebuild: str) -> None:
+    """Raise UserError if an output was changed since, or an input is not the one that was read.
+
+    What is gone is not compared: who reads it says so.
+    """
+    outputs = files_of(STAGES[name].outputs, cfg, fold)
+    for key, path in outputs.items():
+        said = found.get("outputs", {}).get(key)
+        if said not in (hash_of(path), None) and path.is_file():
+            raise UserError(f"{path}: not as {name} wrote it; run: {rebuild}")
+    for key, path in files_of(STAGES[name].inputs, cfg, fold).items():
+        said, now = found.get("inputs", {}).get(key), hash_of(path)
+        if said != now and now != ABSENT:
+            raise UserError(
+                f"{next(iter(outputs.values()))}: made from another {key} ({said} -> {now}); run: {rebuild}"
+            )
+
+
+def members_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tuple[Config, int | None]]:
+    """The config and fold of each run of an upstream command whose outputs a command reads."""
+    if "{fold}" not in STAGES[upstream].manifest:
+        return [(cfg, None)]
+    folds = cfg.fold_list if fold is None else [fold]
+    names = run_names(cfg) if name == "ensemble" else [cfg.name]
+    return [(replace(cfg, name=run, runs=""), k) for run in names for k in folds]
+
+
+def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
+    """The config with the settings that a manifest says, so that its files are found where they were written."""
+    known = {f.name for f in fields(Config)}
+    said = {key: value for key, value in manifest.get("settings", {}).items() if key in known and key != "weights"}
+    folds = manifest.get("settings", {}).get("folds")
+    if isinstance(folds, list):
+        said["fold"] = ",".join(map(str, folds))
+    return replace(cfg, **said)
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any], ignore: Iterable[str] = ()) -> str:
+    """What differs between two manifests, as `size: 512 -> 256; folds/folds.csv: 1a2b -> 3c4d`; empty if nothing.
+
+    An input that is not there now is not compared: it cannot have been read as another one.
+    """
+    changes = []
+    for part in ("version", "settings", "inputs"):
+        old, new = found.get(part), wanted.get(part)
+        if part == "version":
+            old, new = {"version": old}, {"version": new}
+        old, new = (content if isinstance(content, dict) else {} for content in (old, new))
+        for key in [*new, *(key for key in old if key not in new)]:
+            gone = part == "inputs" and new.get(key, ABSENT) == ABSENT
+            if old.get(key) != new.get(key) and key not in ignore and not gone:
+                changes.append(f"{key}: {old.get(key)} -> {new.get(key)}")
+    return "; ".join(changes)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    return read_json(path, expected={"settings": dict, "inputs": dict, "outputs": dict})
+
+
+def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> dict[str, Path]:
+    """Templates -> name in manifests, which holds no folder of this machine, and path. `{member}` gives several."""
+    found: dict[str, Path] = {}
+    for template in templates:
+        if template == "{weights}":
+            found |= {"weights": Path(cfg.weights)} if is_file_of_weights(cfg) else {}
+            continue
+        pairs = [(cfg, fold)]
+        if "{member}" in template:
+            pairs = [(replace(cfg, name=run), k) for run, k in itertools.product(run_names(cfg), cfg.fold_list)]
+        for own, k in pairs:
+            member = template.replace("{member}", "{run}")
+            key = (
+                template.replace("{member}/", "{name}/")
+                .replace("{run}/", "")
+                .replace("{cache}/index.csv#", "cached images, ")
+            )
+            key = re.sub(r"^\{(input|folds|root|submissions)\}/", r"\1/", key)
+            found[str(fill(key, own, k))] = fill(member, own, k)
+    return found
+
+
+def fill(template: str, cfg: Config, fold: int | None) -> Path:
+    words = {
+        "{input}": cfg.input,
+        "{folds}": cfg.folds,
+        "{cache}": cfg.cache_dir,
+        "{run}": cfg.run_dir,
+        "{root}": cfg.root,
+        "{submissions}": cfg.submissions,
+        "{name}": cfg.name,
+        "{checkpoint}": cfg.checkpoint,
+        "{fold}": fold,
+    }
+    return Path(re.sub(r"\{\w+\}", lambda match: str(words[match[0]]), template))
+
+
+def run_names(cfg: Config) -> list[str]:
+    """The runs whose predictions are fused: runs=a,b, or the run itself."""
+    return cfg.runs.split(",") if cfg.runs else [cfg.name]
+
+
+def is_file_of_weights(cfg: Config) -> bool:
+    return cfg.weights not in ("none", "imagenet")
+
+
+def hash_of(path: Path) -> str:
+    """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
+    base, _, split = str(path).partition("#")
+    return hash_of_index(Path(base), split) if split else content_hash(path)
+
+
+def hash_of_index(path: Path, split: str) -> str:
+    """Hash of the rows of one split in the index of a cache.
+
+    Not of its PNGs: their bytes depend on the library that wrote them. Source, recipe and geometry decide the pixels.
+    """
+    if not path.is_file():
+        return ABSENT
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("split") == split]
+    kept = [[value for key, value in row.items() if key not in ("png_hash", "reason")] for row in rows]
+    return hashlib.sha256(json.dumps(sorted(kept)).encode()).hexdigest()[:16] if rows else ABSENT
+
+
+def as_json(content: Any) -> Any:
+    """The content as it comes back from a JSON file."""
+    return json.loads(json.dumps(content))

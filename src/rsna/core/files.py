@@ -12,6 +12,8 @@ from typing import Any
 
 from rsna.core.errors import UserError
 
+ABSENT = "absent"  # the hash of a file that is not there
+
 
 @contextlib.contextmanager
 def write_then_rename(path: Path) -> Iterator[Path]:
@@ -63,12 +65,6 @@ def read_json(path: Path, maker: str = "", expected: Mapping[str, type | UnionTy
 def content_hash(path: Path) -> str:
     """First 16 hex digits of the SHA-256 of a file's bytes, or `absent`."""
     if not path.is_file():
-        return "absent"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Name what differs between two sets of facts, as `size: 512 -> 256; lr: 0.001 -> 0.01`; empty if nothing."""
-    keys = [*new, *(key for key in old if key not in new)]
-    changes = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-    return "; ".join(changes)
+        return ABSENT
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

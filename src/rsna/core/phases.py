@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rsna.core.errors import UserError
 
-SCHEDULES = ("onecycle", "cosine", "sgdr", "triangle", "constant")
+SCHEDULES = ("onecycle", "cosine", "sgdr", "one_cycle_legacy", "constant")
 STAGES = 4  # of a ResNet encoder; its stem counts as stage 0
 HOW = "write part:epochs:rates:schedule, such as head:3:1e-3:onecycle,last2:5:1e-5/1e-4/1e-3:cosine,all:10:1e-3:sgdr"
 

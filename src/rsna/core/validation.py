@@ -1,4 +1,4 @@
-"""What the settings may be, checked before any stage begins."""
+"""Which values the settings may have; checked before a command starts."""
 
 import math
 import re
@@ -7,27 +7,26 @@ from typing import Any
 from rsna.core.errors import UserError
 from rsna.core.phases import parse_phases
 
-# what the numbers may be, both ends included
+# allowed ranges, both ends included
 RANGES = {
     "lr": (1e-8, 10.0),
     "encoder_lr": (1e-8, 1.0),
     "weight_decay": (0.0, 10.0),
-    "box_weight": (1e-8, 1e4),
-    "dropout": (0.0, 0.95),
-    "clip": (0.0, 1e6),
+    "grad_clip": (0.0, 1e6),
     "memory": (0.0, 1.0),
     "flip": (0.0, 1.0),
     "rotate": (0.0, 90.0),
-    "shift": (0.0, 0.5),
-    "zoom": (0.0, 0.5),
-    "light": (0.0, 0.9),
-    "fusion_iou": (0.01, 0.99),
-    "elsewhere": (0.0, 1.0),
+    "translate": (0.0, 0.5),
+    "scale": (0.0, 0.5),
+    "brightness_contrast": (0.0, 0.9),
+    "wbf_iou": (0.01, 0.99),
+    "missing_weight": (0.0, 1.0),
     "box_scale": (0.1, 2.0),
     "seed": (0, 2**31 - 1),
     "size": (32, 4096),
     "n_folds": (2, 100),
     "workers": (-1, 1024),
+    "jobs": (-1, 1024),
 }
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a run: it becomes a folder
 TTA_VIEWS = ("plain", "hflip")
@@ -50,12 +49,11 @@ def parse_folds(text: str, n_folds: int) -> list[int]:
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raise UserError for values that no stage can work with."""
+    """Raise UserError for values that no command can work with."""
     if not re.fullmatch(NAME, settings["name"]):
         raise UserError(f"name={settings['name']}: letters, digits, '.', '_' and '-' only: it becomes a folder")
     at_least = {
         "epochs": 1,
-        "jobs": 1,
         "batch_size": 2,
         "max_boxes": 1,
         "demo_train": 10,
@@ -65,19 +63,17 @@ def check(settings: dict[str, Any]) -> None:
     for key, lowest in at_least.items():
         if settings[key] < lowest:
             raise UserError(f"{key}={settings[key]}: must be at least {lowest}")
+    if settings["jobs"] == 0:
+        raise UserError("jobs=0: at least 1, or -1 for one per GPU")
     if settings["size"] % 32:
         raise UserError(f"size={settings['size']}: must be a multiple of 32, the encoder's stride")
-    if settings["classes"] not in (2, 3):
-        raise UserError(f"classes={settings['classes']}: 2 or 3")
+    if settings["num_classes"] not in (2, 3):
+        raise UserError(f"num_classes={settings['num_classes']}: 2 or 3")
     for key, (low, high) in RANGES.items():
         if not low <= settings[key] <= high or not math.isfinite(settings[key]):
             raise UserError(f"{key}={settings[key]}: must be from {low:g} to {high:g}")
-    if settings["head"] not in ("places", "flat"):
-        raise UserError(f"head={settings['head']}: places or flat")
     if settings["precision"] not in ("auto", "float32", "bfloat16"):
         raise UserError(f"precision={settings['precision']}: auto, float32 or bfloat16")
-    if settings["full_image_negatives"] and settings["head"] != "flat":
-        raise UserError("full_image_negatives=true: only head=flat regresses negatives at all; say head=flat")
     if settings["phases"]:
         parse_phases(settings["phases"])
     check_views(settings["tta"], settings["tta_scales"])
@@ -88,7 +84,7 @@ def check(settings: dict[str, Any]) -> None:
         raise UserError(f"runs={settings['runs']}: names of runs in working/, separated by commas, each once")
     for key in ("root", "input", "folds", "working", "submissions"):
         if not settings[key].strip():
-            raise UserError(f"{key}=: say a folder")
+            raise UserError(f"{key}=: must not be empty")
     if settings["threshold"] != "auto" and not re.fullmatch(r"0?\.\d+|[01](\.0*)?", settings["threshold"]):
         raise UserError(f"threshold={settings['threshold']}: auto, or a number from 0 to 1")
     parse_folds(settings["fold"], settings["n_folds"])

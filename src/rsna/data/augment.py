@@ -18,9 +18,9 @@ class Augmentation:
 
     flip: float  # chance of a left-right flip
     rotate: float  # degrees
-    shift: float  # share of the side
-    zoom: float  # share
-    light: float  # share
+    translate: float  # largest translation, fraction of the side
+    scale: float  # largest relative change of scale
+    brightness_contrast: float  # largest relative change
 
     def __call__(self, image: Image, box_xyxy: Floats, rng: np.random.Generator) -> tuple[Image, Floats]:
         """Return the changed image and its box (4,), cut at the border; a box of NaN stays one."""
@@ -32,8 +32,8 @@ class Augmentation:
     def random_matrix(self, size: int, rng: np.random.Generator) -> Floats:
         """A (2, 3) map of pixel coordinates, about the image's centre."""
         angle = np.deg2rad(rng.uniform(-self.rotate, self.rotate))
-        scale = rng.uniform(1 - self.zoom, 1 + self.zoom)
-        offset = rng.uniform(-self.shift, self.shift, 2) * size
+        scale = rng.uniform(1 - self.scale, 1 + self.scale)
+        offset = rng.uniform(-self.translate, self.translate, 2) * size
         mirror = -1.0 if rng.random() < self.flip else 1.0
         cos, sin = scale * np.cos(angle), scale * np.sin(angle)
         linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror, 1.0])
@@ -42,7 +42,7 @@ class Augmentation:
 
     def random_tones(self, rng: np.random.Generator) -> Image:
         """A (256,) table of grey levels: brightness, contrast about the middle, gamma."""
-        brightness, contrast, gamma = rng.uniform(-self.light, self.light, 3)
+        brightness, contrast, gamma = rng.uniform(-self.brightness_contrast, self.brightness_contrast, 3)
         tone = np.linspace(0, 1, 256) ** np.exp(gamma)
         tone = (tone - 0.5) * (1 + contrast) + 0.5 + brightness / 2
         return np.clip(np.rint(tone * 255), 0, 255).astype(np.uint8)

@@ -90,7 +90,9 @@ def class_index(folds: pd.DataFrame, n_classes: int) -> NDArray[np.int64]:
     index: pd.Series = folds["class"].map({name: k for k, name in enumerate(CLASSES)})
     if index.isna().any():
         name = folds.loc[index.isna(), "patientId"].iloc[0]
-        raise UserError(f"folds.csv: no class for {name}; say classes=2, or add the detailed class info and new folds")
+        raise UserError(
+            f"folds.csv: no class for {name}; set num_classes=2, or add the detailed class info and new folds"
+        )
     return np.asarray(index, dtype=np.int64)
 
 
@@ -116,7 +118,7 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
         images = folds[side].reset_index(drop=True)
         if images.empty:
             raise UserError(f"{cfg.folds_csv}: fold {fold} leaves nothing to train or to validate on")
-        labels = class_index(images, cfg.classes)
+        labels = class_index(images, cfg.num_classes)
         parts.append(make_samples(images["patientId"], usable, cfg.cache_dir / "train", truth, labels))
     train, valid = parts
     print(f"fold {fold}: trains on {len(train.ids)} images, validates on {len(valid.ids)}, {len(refused)} refused")

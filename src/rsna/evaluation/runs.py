@@ -10,15 +10,36 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rsna.core.artifacts import SCORES_JSON, check_fused
-from rsna.core.config import Config
+from rsna.core.config import (
+    AugmentSettings,
+    CacheSettings,
+    ComputeSettings,
+    Config,
+    FoldSettings,
+    FusionSettings,
+    ModelSettings,
+    PredictSettings,
+    SeedSettings,
+    TrainSettings,
+)
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json
+from rsna.core.stamps import SCORES_JSON, check_fused
 from rsna.core.tables import read_table
 from rsna.data.competition import read_predictions
 from rsna.evaluation.metric import image_scores, keep_confident
 
-DECISIVE = ("folds", "cache", "train", "predict", "ensemble")  # stages whose settings tell runs apart
+DECISIVE = (
+    FoldSettings,
+    SeedSettings,
+    CacheSettings,
+    ModelSettings,
+    ComputeSettings,
+    TrainSettings,
+    AugmentSettings,
+    PredictSettings,
+    FusionSettings,
+)  # what tells runs apart
 
 
 @dataclass(frozen=True)
@@ -167,7 +188,7 @@ def training_seconds(folder: Path) -> float:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings that a run was made with, as far as its files tell: training, then prediction and ensemble."""
-    known, found, trained = Config().of_stage(*DECISIVE), dict[str, Any](), Config().of_stage("train")
+    known, found, trained = Config().only(*DECISIVE), dict[str, Any](), Config().only(TrainSettings)
     for path in sorted(folder.glob("fold*/config.yaml"))[:1]:
         try:
             content = OmegaConf.to_container(OmegaConf.load(path))

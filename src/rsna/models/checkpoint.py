@@ -9,9 +9,20 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from rsna.core.config import Config, command
+from rsna.core.config import (
+    AugmentSettings,
+    CacheSettings,
+    ComputeSettings,
+    Config,
+    FoldSettings,
+    ModelSettings,
+    SeedSettings,
+    TrainSettings,
+    command,
+)
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, difference, write_then_rename
+from rsna.core.files import content_hash, write_then_rename
+from rsna.core.stamps import difference
 from rsna.data.cache import GEOMETRY_COLUMNS, read_index
 from rsna.data.competition import LABELS_CSV
 
@@ -23,7 +34,9 @@ def network_facts(cfg: Config) -> dict[str, Any]:
     """
     if not cfg.folds_csv.is_file():
         raise UserError(f"{cfg.folds_csv}: no such file; run: {command(cfg, 'make_folds')}")
-    settings = cfg.of_stage("folds", "cache", "train")
+    settings = cfg.only(
+        FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings, TrainSettings, AugmentSettings
+    )
     del settings["weights"], settings["precision"]
     return settings | {"folds.csv": content_hash(cfg.folds_csv)}
 

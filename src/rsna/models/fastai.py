@@ -1,16 +1,29 @@
 """The network of the fast.ai post: one box and a class from the flattened map. Offers forward, loss and decode."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 from torchvision.ops import box_convert
 
-from rsna.models.backbone import make_encoder, normalise
+from rsna.core.config import setting
+from rsna.models.backbone import normalise
+from rsna.models.registry import register
 
 MEASURED = 200  # training batches over which the weight of the cross-entropy is measured
 HIDDEN = 256
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The settings of model=fastai alone."""
+
+    dropout: float = setting(0.5, "dropout before both layers of the head")
+    full_image_negatives: bool = setting(False, "regress images without a box to the whole image, as the post does")
+
+
+@register("fastai", Settings)
 class FlatModel(nn.Module):
     """Encoder and a head on its flattened last map: ReLU, dropout, 256 hidden units, 4 corners and the classes.
 
@@ -21,13 +34,12 @@ class FlatModel(nn.Module):
     scale: Tensor
     sums: Tensor
 
-    def __init__(
-        self, encoder: str, weights: str, size: int, n_classes: int, dropout: float, full_image_negatives: bool
-    ) -> None:
-        """size: side of the input, pixels. full_image_negatives: regress images without a box to the whole image."""
+    def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
+        """size: side of the input, pixels."""
         super().__init__()
-        self.encoder = make_encoder(encoder, weights)
-        self.size, self.full_image_negatives = size, full_image_negatives
+        self.encoder = encoder
+        self.size, self.full_image_negatives = size, settings.full_image_negatives
+        dropout = settings.dropout
         channels: int = self.encoder.out_channels[-1]  # type: ignore[index, assignment]
         self.head = nn.Sequential(
             nn.Flatten(),
@@ -37,7 +49,7 @@ class FlatModel(nn.Module):
             nn.ReLU(),
             nn.BatchNorm1d(HIDDEN),
             nn.Dropout(dropout),
-            nn.Linear(HIDDEN, 4 + n_classes),
+            nn.Linear(HIDDEN, 4 + num_classes),
         )
         # sums over the first training batches: L1, cross-entropy, batches with boxes, batches
         self.register_buffer("sums", torch.zeros(4))

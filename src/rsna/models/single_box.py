@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,14 +10,24 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from rsna.core.config import Config
-from rsna.models.backbone import make_encoder, normalise
-from rsna.models.fastai import FlatModel
+from rsna.core.config import setting
+from rsna.models.backbone import normalise
+from rsna.models.registry import register
 
 REACH = 0.15  # how far from its cell a box's centre may lie, share of the image
 SPREAD = 0.15  # places this near the true centre, in units of the box, count as right too
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The settings of model=single_box alone."""
+
+    box_weight: float = setting(1.0, "weight of the box and location losses beside the cross-entropies")
+    dropout: float = setting(0.2, "dropout before the last layer of the classifier")
+    fpn_channels: int = setting(128, "channels of the feature pyramid")
+
+
+@register("single_box", Settings)
 class SingleBoxModel(nn.Module):
     """Encoder, a feature pyramid down to stride 8, and at each of its places: 4 box numbers and "is it here?".
 
@@ -26,13 +37,12 @@ class SingleBoxModel(nn.Module):
     The size of the map follows from the encoder and the input.
     """
 
-    def __init__(
-        self, encoder: str, weights: str, n_classes: int, dropout: float, box_weight: float, width: int = 128
-    ) -> None:
-        """width: channels of the pyramid."""
+    def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
+        """size: side of the input, pixels; not needed, as the map follows from the image."""
         super().__init__()
-        self.encoder = make_encoder(encoder, weights)
-        self.box_weight = box_weight
+        self.encoder = encoder
+        self.box_weight = settings.box_weight
+        width = settings.fpn_channels
         channels = cast(Sequence[int], self.encoder.out_channels)
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
         self.mix = nn.Sequential(
@@ -40,8 +50,8 @@ class SingleBoxModel(nn.Module):
         )
         self.place = nn.Conv2d(width, 1, 1)
         self.box = nn.Conv2d(width, 4, 1)
-        self.classes = nn.Linear(channels[-1] + width, n_classes)
-        self.dropout = nn.Dropout(dropout)
+        self.classes = nn.Linear(channels[-1] + width, num_classes)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def start_at(self, mean_box_cxcywh: Tensor, class_rates: Tensor) -> None:
         """Begin with the size of the mean box (4,) in [0, 1] and the class rates as the answer to every image.
@@ -125,11 +135,3 @@ def place_centres(rows: int, cols: int, device: torch.device) -> Tensor:
 
 def to_xyxy(box_cxcywh: Tensor) -> Tensor:
     return box_convert(box_cxcywh, "cxcywh", "xyxy")
-
-
-def build_model(cfg: Config, weights: str | None = None) -> SingleBoxModel | FlatModel:
-    """The network that the config asks for; `weights` overrides where the encoder starts."""
-    start = weights or cfg.weights
-    if cfg.head == "flat":
-        return FlatModel(cfg.encoder, start, cfg.size, cfg.classes, cfg.dropout, cfg.full_image_negatives)
-    return SingleBoxModel(cfg.encoder, start, cfg.classes, cfg.dropout, cfg.box_weight)

@@ -48,7 +48,7 @@ from rsna.inference.predictor import (
 )
 from rsna.models.checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
 from rsna.models.device import explain_failures
-from rsna.models.single_box import build_model
+from rsna.models.registry import build_model
 from rsna.training.optim import check_stages, freeze, make_optimizer, make_schedule, train_mode
 
 
@@ -152,7 +152,7 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dic
         title = f"fold {fold} epoch {epoch + 1}/{cfg.total_epochs}"
         scores: dict[str, Any] = {"epoch": epoch + 1, "phase": phase.part}
         batches = tqdm(islice(stream, steps), desc=title, total=steps, unit="batch", leave=False)
-        scores |= train_epoch(run, batches, data.train.ids, title, cfg.clip)
+        scores |= train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
         scores |= validate(run, valid_loader, data, cfg.size)
         if not np.isfinite(scores["valid_loss"]):
             raise UserError(
@@ -277,7 +277,7 @@ def make_loaders(
 
 def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
     """The training images of a fold, augmented as the settings say."""
-    augmentation = Augmentation(cfg.flip, cfg.rotate, cfg.shift, cfg.zoom, cfg.light)
+    augmentation = Augmentation(cfg.flip, cfg.rotate, cfg.translate, cfg.scale, cfg.brightness_contrast)
     return ImageDataset(samples, augmentation, (cfg.seed, fold), memory)
 
 
@@ -287,8 +287,8 @@ def start_model(cfg: Config, data: FoldData, device: torch.device) -> Any:
     boxes = xyxy_to_cxcywh(data.train.boxes_xyxy[~np.isnan(data.train.boxes_xyxy[:, 0])]) / cfg.size
     if not len(boxes):
         raise UserError(f"{cfg.folds_csv}: no positive image to train on")
-    rates = np.bincount(data.train.labels, minlength=cfg.classes) / len(data.train.labels)
-    if cfg.start_at_mean:
+    rates = np.bincount(data.train.labels, minlength=cfg.num_classes) / len(data.train.labels)
+    if cfg.prior_init:
         model.start_at(torch.from_numpy(boxes.mean(axis=0)).float(), torch.from_numpy(rates).float())
     model.to(device).to(memory_format=torch.channels_last)
     if cfg.compile:

@@ -83,8 +83,8 @@ def make_schedule(optimizer: AdamW, schedule: str, steps: int, epochs: int) -> L
     """The course of the rates over the steps of a phase; each group's own rate is its peak.
 
     onecycle: up over a quarter of the steps, then down to nothing, the momentum the other way round (Smith 2018);
-    cosine: down from the peak; sgdr: restarts after 1, 2, 4, ... epochs (Loshchilov and Hutter 2017); triangle:
-    see triangle; constant.
+    cosine: down from the peak; sgdr: restarts after 1, 2, 4, ... epochs (Loshchilov and Hutter 2017); one_cycle_legacy:
+    see one_cycle_legacy; constant.
     """
     steps = max(steps, 2)
     if schedule == "onecycle":
@@ -95,12 +95,12 @@ def make_schedule(optimizer: AdamW, schedule: str, steps: int, epochs: int) -> L
         return CosineAnnealingLR(optimizer, T_max=steps)
     if schedule == "sgdr":
         return CosineAnnealingWarmRestarts(optimizer, T_0=max(steps // epochs, 1), T_mult=2)
-    if schedule == "triangle":
-        return LambdaLR(optimizer, lambda step: triangle(step / steps))
+    if schedule == "one_cycle_legacy":
+        return LambdaLR(optimizer, lambda step: one_cycle_legacy(step / steps))
     return ConstantLR(optimizer, factor=1.0)
 
 
-def triangle(progress: float) -> float:
+def one_cycle_legacy(progress: float) -> float:
     """Share of the peak rate at a share of the steps: up from 1/32, down to it, and a tail to a hundredth of that.
 
     The one cycle of fast.ai 0.7 (use_clr_beta), with which the post trained.

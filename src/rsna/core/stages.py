@@ -1,0 +1,106 @@
+"""The table of provenance: for each command the settings, the inputs and the outputs that belong together."""
+
+from dataclasses import dataclass
+
+from rsna.core.config import (
+    AugmentSettings,
+    CacheSettings,
+    ComputeSettings,
+    DemoSettings,
+    EvaluationSettings,
+    FoldSettings,
+    FusionSettings,
+    ModelSettings,
+    PredictSettings,
+    SeedSettings,
+    SubmissionSettings,
+    TrainSettings,
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: the settings that change its outputs, its files, and the commands whose outputs it reads.
+
+    Files are templates: {input}, {folds}, {cache}, {run}, {root} and {submissions} are the folders of the config,
+    {name} is the run, {fold} the fold, {member} each of the runs that are fused. `index.csv#train` stands for the
+    rows of the cached training images.
+    """
+
+    settings: tuple[type, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    manifest: str
+    after: tuple[str, ...] = ()
+    version: int = 1  # raise it when the same settings and inputs give other outputs than before
+
+
+LABELS, CLASSES = "{input}/stage_2_train_labels.csv", "{input}/stage_2_detailed_class_info.csv"
+MAPPING = "{input}/pneumonia-challenge-dataset-mappings_2018.json"
+SAMPLE, HEADERS = "{input}/stage_2_sample_submission.csv", "{input}/dicom_headers.csv"
+FOLDS, TRAIN_IMAGES, TEST_IMAGES = "{folds}/folds.csv", "{cache}/index.csv#train", "{cache}/index.csv#test"
+FOLD = "{run}/fold{fold}"
+
+STAGES = {
+    "make_demo": Stage(
+        settings=(DemoSettings, SeedSettings),
+        inputs=(),
+        outputs=("{root}/test_labels.csv", MAPPING, SAMPLE, CLASSES, LABELS),
+        manifest="{root}/demo.json",
+        version=4,
+    ),
+    "make_folds": Stage(
+        settings=(FoldSettings, SeedSettings),
+        inputs=(LABELS, CLASSES, MAPPING, HEADERS),
+        outputs=(FOLDS,),
+        manifest="{folds}/folds.json",
+    ),
+    "train": Stage(
+        settings=(
+            *(FoldSettings, SeedSettings, CacheSettings, ModelSettings),
+            *(ComputeSettings, TrainSettings, AugmentSettings),
+        ),
+        inputs=(FOLDS, LABELS, TRAIN_IMAGES, "{weights}"),
+        outputs=(f"{FOLD}/best.pt", f"{FOLD}/last.pt", f"{FOLD}/history.csv"),
+        manifest=f"{FOLD}/train.json",
+        after=("make_folds",),
+        version=2,
+    ),
+    "predict": Stage(
+        settings=(CacheSettings, ModelSettings, ComputeSettings, PredictSettings),
+        inputs=(f"{FOLD}/{{checkpoint}}.pt", FOLDS, SAMPLE, TRAIN_IMAGES, TEST_IMAGES),
+        outputs=tuple(f"{FOLD}/{name}.csv" for name in ("valid", "valid_images", "test", "test_images")),
+        manifest=f"{FOLD}/predict.json",
+        after=("train",),
+        version=2,
+    ),
+    "ensemble": Stage(
+        settings=(FusionSettings,),
+        inputs=(FOLDS, *(f"{{member}}/fold{{fold}}/{n}.csv" for n in ("valid", "valid_images", "test", "test_images"))),
+        outputs=tuple(
+            f"{{run}}/{name}.csv" for name in ("oof", "oof_images", "oof_no_tta", "test", "test_images", "test_by_fold")
+        ),
+        manifest="{run}/ensemble.json",
+        after=("predict",),
+        version=2,
+    ),
+    "evaluate": Stage(
+        settings=(EvaluationSettings, SeedSettings),
+        inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS),
+        outputs=("{run}/scores.json", "{run}/threshold.csv"),
+        manifest="{run}/evaluate.json",
+        after=("ensemble",),
+        version=2,
+    ),
+    "make_submission": Stage(
+        settings=(SubmissionSettings,),
+        inputs=("{run}/test.csv", "{run}/test_by_fold.csv", "{run}/scores.json", SAMPLE, TEST_IMAGES),
+        outputs=("{submissions}/{name}.csv",),
+        manifest="{submissions}/{name}.json",
+        after=("evaluate",),
+        version=2,
+    ),
+}
+
+# A trained network may be used in another precision, and by someone who lacks the weights that it started from
+FREE_TO_USERS = ("weights", "precision")

@@ -1,0 +1,60 @@
+"""Which models there are: `model=<name>` is the class that the file <name>.py of this folder registers."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rsna.core.config import Config
+from rsna.core.errors import UserError
+
+# what else is in this folder
+OTHERS = ("registry", "protocol", "backbone", "checkpoint", "device")
+REGISTERED: dict[str, tuple[type, type]] = {}
+
+
+def register(name: str, settings: type) -> Callable[[type], type]:
+    """Decorate a model's class: `model=<name>` builds Class(encoder, size, num_classes, settings of this type).
+
+    settings: a dataclass, each of its fields a `core.config.setting`.
+    """
+
+    def remember(model: type) -> type:
+        REGISTERED[name] = (model, settings)
+        return model
+
+    return remember
+
+
+def names() -> list[str]:
+    """The names of all models: those of the files here, and those registered elsewhere."""
+    files = {path.stem for path in Path(__file__).parent.glob("[a-z]*.py")}
+    return sorted(files - set(OTHERS) | set(REGISTERED))
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for a model that does not exist."""
+    if name not in names():
+        raise UserError(f"model={name}: there is no such model; there are {', '.join(names())}")
+
+
+def find(name: str) -> tuple[type, type]:
+    """The class and the settings of a model. Raises UserError for an unknown name."""
+    check_name(name)
+    if name not in REGISTERED:
+        importlib.import_module(f"{__package__}.{name}")
+    return REGISTERED[name]
+
+
+def settings_of(name: str) -> type:
+    """The dataclass of a model's own settings. Raises UserError for an unknown name."""
+    return find(name)[1]
+
+
+def build_model(cfg: Config, weights: str | None = None) -> Any:
+    """The network that the config asks for; `weights` overrides the initial weights of its encoder."""
+    from rsna.models.backbone import make_encoder  # PyTorch takes seconds to import
+
+    model, settings = find(cfg.model)
+    encoder = make_encoder(cfg.encoder, weights or cfg.weights)
+    return model(encoder, cfg.size, cfg.num_classes, settings(**cfg.model_settings))

@@ -1,0 +1,80 @@
+"""What every command does first: find the packages, catch Ctrl-C, read the settings. Needs nothing but Python.
+
+A command imports this before anything else. It is the one module that acts when it is imported, since it has to act
+before the packages are imported.
+"""
+
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+WORKSPACE = Path(__file__).resolve().parents[2]
+# the packages that commands import; requirements.txt says what each is for
+PACKAGES: tuple[str, ...] = (
+    "torch",
+    "torchvision",
+    "segmentation_models_pytorch",
+    "safetensors",
+    "pydicom",
+    "gdcm",
+    "PIL",
+    "cv2",
+)
+PACKAGES += ("sklearn", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2")
+
+
+def check_packages() -> None:
+    """Where a package is missing: go on with the Python of .venv if there is one, else end with one line."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    python = WORKSPACE / ".venv" / "bin" / "python"
+    if python.is_file() and Path(sys.prefix).resolve() != (WORKSPACE / ".venv").resolve():
+        os.execv(python, [str(python), *sys.orig_argv[1:]])
+    names = Path(sys.argv[0]).stem
+    print(
+        f"error: this Python ({sys.executable}) lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; "
+        f"run: {WORKSPACE / 'run.sh'} {names} ..., which installs what is needed into .venv",
+        file=sys.stderr,
+    )
+    raise SystemExit(2)
+
+
+def stop_in_one_line(_: int, __: FrameType | None) -> None:
+    """Ctrl-C while packages are still being imported."""
+    print("stopped", file=sys.stderr)
+    os._exit(130)
+
+
+def run(main: Callable[[Any], None]) -> None:
+    """Read the settings from the command line and call a command's main with them.
+
+    `help` and `help all` print the settings and end with status 0; a wrong setting ends in one line and status 2.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from rsna.core.config import parse
+    from rsna.core.errors import UserError, end_with_one_line
+    from rsna.core.help import help_text
+    from rsna.models.registry import check_name, names, settings_of
+
+    end_with_one_line()
+    words = sys.argv[1:]
+    if {word.lstrip("-") for word in words} & {"help", "h"}:
+        print(help_text({name: settings_of(name) for name in names()} if "all" in words else None))
+        return
+    try:
+        cfg = parse(words, settings_of)
+        check_name(cfg.model)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    main(cfg)
+
+
+signal.signal(signal.SIGINT, stop_in_one_line)
+check_packages()
