@@ -1,28 +1,31 @@
 #!/usr/bin/env bash
-# The list of the stages, in order. ./run.sh help says the rest.
+# The commands of the sequence, in order; ./run.sh help lists the rest.
 set -euo pipefail
 
 script=$(readlink -f "${BASH_SOURCE[0]}")
 here=$(dirname "$script")
-stages="make_folds cache_images train predict ensemble evaluate make_submission summary report"
+sequence="make_folds cache_images train predict ensemble evaluate make_submission report summary"
 
 usage() {
     cat <<EOF
 ./run.sh demo [key=value ...]            a small synthetic competition, from nothing to a scored submission
-./run.sh test [pytest's words ...]       the tests
-./run.sh fold=0..4 [key=value ...]       all stages on the competition's files in input/, in this order:
-                                         $stages
-./run.sh <stage> [key=value ...]         one stage; what is complete already is skipped
-./run.sh help                            this, and every setting
+./run.sh test [pytest arguments ...]     the tests
+./run.sh fold=0..4 [key=value ...]       the whole sequence on the competition's files in input/:
+                                         make_folds, cache_images, train, predict, ensemble,
+                                         evaluate, make_submission, report, summary
+./run.sh <command> [key=value ...]       one command; what is current is not made again
+./run.sh help                            this, and the settings that most people change
+./run.sh help all                        this, and every setting
 
-other stages: compare (all runs side by side), make_kernel (a dataset and notebooks for Kaggle), make_demo (writes the synthetic competition),
-show_model, show_batch, show_results, show_history, show_submission, find_lr (pictures and tables)
+other commands: compare (all runs side by side), make_kernel (dataset and notebooks for Kaggle),
+make_demo (the synthetic competition), find_lr (learning-rate range test),
+show_model, show_batch, show_history, show_results, show_submission (images and tables)
 EOF
 }
 
-# Whether a Python has everything that a requirements file asks for; says nothing, changes nothing.
+# Whether a Python has everything that a requirements file lists; prints nothing, changes nothing.
 satisfies() {
-    "$1" - "$2" >/dev/null 2>&1 <<'EOF'
+    "$1" -I - "$2" >/dev/null 2>&1 <<'EOF'
 import re, sys
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +48,7 @@ sys.exit(sys.version_info < (3, 11) or any(unmet(Path(sys.argv[1]))))
 EOF
 }
 
-# Prints the Python that has all that is needed: the active one, or that of .venv. Fails if there is none.
+# Prints the Python that has all packages: the active one, or that of .venv. Fails if there is none.
 ready_python() {
     local candidate
     for candidate in python python3 "$here/.venv/bin/python"; do
@@ -59,15 +62,15 @@ ready_python() {
 
 # Makes .venv with a Python and installs a requirements file there.
 install() {
-    echo "run.sh: installing $(basename "$2") into $here/.venv (once; some minutes)"
+    echo "run.sh: installing $(basename "$2") into $here/.venv (once; takes minutes)"
     if ! "$here/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
         "$1" -m venv --clear "$here/.venv" || { echo "run.sh: cannot make $here/.venv; is the folder writable?"; return 1; }
     fi
     "$here/.venv/bin/python" -m pip install --disable-pip-version-check -r "$2" ||
-        { echo "run.sh: the installation failed, see above; run again once it can go on"; return 1; }
+        { echo "run.sh: the installation failed, see above; fix that and run the same command again"; return 1; }
 }
 
-# Prints the Python to use; where none is ready, makes .venv on first use.
+# Prints the Python to use; makes .venv on first use where none is ready.
 find_python() {
     local needs=$1 candidate
     ready_python "$needs" && return
@@ -78,15 +81,15 @@ find_python() {
             return
         fi
     done
-    echo "run.sh: needs Python 3.11 or newer with venv and ensurepip (Debian: python3-venv); install it, run again" >&2
+    echo "run.sh: needs Python 3.11 or newer with venv and ensurepip (Debian: python3-venv); install it, then run the same command again" >&2
     return 1
 }
 
-run_stages() {
-    local stage
-    for stage in "$@"; do
-        echo "== $stage"
-        "$python" "$here/src/$stage.py" ${words[@]+"${words[@]}"}
+run_commands() {
+    local name
+    for name in "$@"; do
+        echo "== $name"
+        "$python" "$here/src/$name.py" ${words[@]+"${words[@]}"}
     done
 }
 
@@ -96,7 +99,7 @@ case "$command" in
     *) shift || true; words=("$@") ;;
 esac
 
-# help anywhere among the words, such as './run.sh train help'; pytest's words are its own
+# help anywhere among the words, such as './run.sh train help'; those of pytest are its own
 if [ "$command" != test ] && [[ " $* " == *" help "* ]]; then
     command=help
 fi
@@ -105,9 +108,9 @@ case "$command" in
     help | -h | --help)
         usage
         if python=$(ready_python "$here/requirements.txt"); then
-            "$python" "$here/src/summary.py" help
+            "$python" "$here/src/summary.py" help ${words[@]+"${words[@]}"}
         else
-            echo "the settings are listed here once the first run has installed what is needed; or see src/config.py"
+            echo "the settings are listed here once the packages are installed; until then see src/rsna/core/config.py"
         fi
         ;;
     test)
@@ -117,24 +120,24 @@ case "$command" in
         ;;
     demo)
         python=$(find_python "$here/requirements.txt")
-        echo "run.sh: demo with $python: make_demo, then $stages"
+        echo "run.sh: demo with $python"
         words=(preset=demo ${words[@]+"${words[@]}"})
-        run_stages make_demo $stages
+        run_commands make_demo $sequence
         ;;
     *=*)
         python=$(find_python "$here/requirements.txt")
-        echo "run.sh: with $python: $stages"
-        run_stages $stages
+        echo "run.sh: with $python"
+        run_commands $sequence
         ;;
     *)
         if [ ! -f "$here/src/$command.py" ] || ! grep -q '__main__' "$here/src/$command.py"; then
-            echo "run.sh: there is no stage '$command'" >&2
+            echo "run.sh: there is no command '$command'" >&2
             usage >&2
             exit 2
         fi
         needs=requirements.txt
         case "$command" in show_model | make_kernel) needs=requirements-show.txt ;; esac
         python=$(find_python "$here/$needs")
-        run_stages "$command"
+        run_commands "$command"
         ;;
 esac

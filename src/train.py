@@ -10,19 +10,17 @@ import gc
 from rsna.startup import run
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.core.executor import run_jobs
+from rsna.core.executor import run_folds
 from rsna.core.locks import file_lock
 
 
 def main(cfg: Config) -> None:
-    jobs = {str(fold): (cfg, fold) for fold in cfg.fold_list}
-    failures = run_jobs(train_one, jobs, cfg.jobs)
-    failed = {fold: failures[fold] for fold in jobs if fold in failures}
+    failed = run_folds(train_one, cfg)
     if failed:
-        reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in failed.items())
-        again = command(cfg, "train", fold=",".join(failed))
-        done = ", ".join(fold for fold in jobs if fold not in failed)
-        raise UserError(f"{reasons}. {f'Fold {done}: complete. ' if done else ''}Once that is mended: {again}")
+        reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in sorted(failed.items()))
+        done = ", ".join(str(fold) for fold in cfg.fold_list if fold not in failed)
+        again = command(cfg, "train", fold=",".join(map(str, sorted(failed))))
+        raise UserError(f"{reasons}. {f'Fold {done}: complete. ' if done else ''}Once that is fixed, run: {again}")
 
 
 def train_one(cfg: Config, fold: int) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rsna.core.config import PRESETS, WORKSPACE, Config, command, parse
+from rsna.core.config import GROUPS, Config, command, parse
 from rsna.core.errors import UserError
+from rsna.core.presets import PRESETS, WORKSPACE
 from rsna.core.validation import parse_folds
+from rsna.models.registry import names, settings_of
 
 
 def test_defaults_are_the_workspace():
@@ -35,7 +37,43 @@ def test_preset_gives_way_to_what_is_said():
 
 def test_presets_name_real_settings():
     for overrides in PRESETS.values():
-        assert set(overrides) <= {f.name for f in fields(Config)}
+        model = fields(settings_of(overrides.get("model", "single_box")))
+        assert set(overrides) <= {f.name for f in (*fields(Config), *model)}
+
+
+def test_every_setting_is_in_one_group():
+    grouped = [f.name for group in GROUPS for f in fields(group)]
+    assert sorted(grouped) == sorted({f.name for f in fields(Config)} - {"model_settings"})
+
+
+def test_a_model_has_settings_of_its_own():
+    cfg = parse(["box_weight=2", "dropout=0.2"], settings_of)
+    assert cfg.model_settings == {"box_weight": 2.0}, "what equals the default is left out"
+    assert command(cfg, "train") == "./run.sh train box_weight=2.0"
+    fastai = parse(["preset=fastai"], settings_of)
+    assert fastai.model_settings == {"full_image_negatives": True}
+    assert command(fastai, "train") == "./run.sh train preset=fastai"
+    for word, message in (
+        ("box_weigth=2", "did you mean box_weight?"),
+        ("box_weight=heavy", "box_weight is a number"),
+        ("full_image_negatives=true", "there is no setting 'full_image_negatives'"),
+    ):
+        with pytest.raises(UserError, match=message.replace("?", r"\?")):
+            parse([word], settings_of)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("head=places", "model"),
+        ("elsewhere=0", "missing_weight"),
+        ("light=0.1", "brightness_contrast"),
+        ("clip=1", "grad_clip"),
+    ],
+)
+def test_a_renamed_setting_is_pointed_to(old, new):
+    with pytest.raises(UserError, match=f"did you mean {new}"):
+        parse([old])
 
 
 @pytest.mark.parametrize(
@@ -88,22 +126,27 @@ def test_a_run_cannot_change_its_settings():
         parse([]).size = 3  # type: ignore[misc]
 
 
-def run_stage(*words):
+def run_command(*words):
     return subprocess.run(
         [sys.executable, str(WORKSPACE / "src" / "summary.py"), *words], capture_output=True, text=True, check=False
     )
 
 
 def test_from_the_shell():
-    wrong = run_stage("sizee=3")
+    wrong = run_command("sizee=3")
     assert wrong.returncode == 2
     assert wrong.stderr == "error: sizee=3: there is no setting 'sizee'; did you mean size?\n"
-    listed = run_stage("help")
-    assert listed.returncode == 0
-    for f in fields(Config):
+    listed, common = run_command("help", "all"), run_command("help")
+    assert listed.returncode == common.returncode == 0
+    models = [settings_of(name) for name in names()]
+    for f in (f for group in (*GROUPS, *models) for f in fields(group)):
         assert f"  {f.name}=" in listed.stdout
         assert f.metadata["meaning"] in listed.stdout
-    absent = run_stage("name=never-trained", "root=/nonexistent-workspace")
+        assert (f"  {f.name}=" in common.stdout) == f.metadata["common"]
+    unknown = run_command("model=resnet")
+    assert unknown.returncode == 2
+    assert "there is no such model; there are fastai, single_box" in unknown.stderr
+    absent = run_command("name=never-trained", "root=/nonexistent-workspace")
     assert absent.returncode == 1
     assert "Traceback" not in absent.stderr
     assert "./run.sh evaluate root=/nonexistent-workspace name=never-trained" in absent.stderr

@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,39 +11,9 @@ import torch
 
 from rsna.core.config import parse
 from rsna.core.errors import UserError
-from rsna.core.executor import count_workers, run_jobs
 from rsna.data.cache import write_png
 from rsna.data.dataset import FoldData, ImageDataset, ImageMemory, Samples, make_loader, memory_for
 from rsna.models.device import explain_failures
-
-
-def job(folder, what):
-    if what == "mistake":
-        raise UserError("this is wrong; do that")
-    if what == "bug":
-        raise ZeroDivisionError
-    if what == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.1)
-    Path(folder, what).write_text(os.environ["OMP_NUM_THREADS"])
-
-
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_failures_stay_alone(tmp_path, monkeypatch, capfd, at_once):
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    names = ["first", "mistake", "bug", "killed", "last"]
-    failed = run_jobs(job, {name: (tmp_path, name) for name in names}, at_once)
-    assert failed == {
-        "mistake": "stopped with an error, see above",
-        "bug": "stopped with an error, see above",
-        "killed": "was killed by SIGKILL, perhaps for lack of memory",
-    }
-    said = capfd.readouterr().err
-    assert "error: this is wrong; do that\n" in said
-    assert "ZeroDivisionError" in said, "a bug shows where it is"
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
-    assert (tmp_path / "first").read_text() == (tmp_path / "last").read_text() == str(threads)
 
 
 def samples(folder, n=6, size=64):
@@ -125,13 +93,6 @@ def test_a_damaged_png_in_a_loader_process_is_said_in_one_line(tmp_path):
     with pytest.raises(UserError) as failure, explain_failures(parse([])):
         list(make_loader(images, 2, 1, torch.device("cpu")))
     assert str(failure.value).startswith(f"{images.samples.paths[3]}: damaged PNG file; delete it and run: ")
-
-
-def test_processes_are_shared_by_jobs():
-    cores = count_workers(-1)
-    assert count_workers(-1, 2) == max(1, cores // 2)
-    assert count_workers(-1, 10 * cores) == 1
-    assert count_workers(3, 2) == 3
 
 
 def test_other_errors_stay_what_they_are():

@@ -6,9 +6,11 @@ moved, copied or unzipped is still current, and so is what another machine made 
 """
 
 import csv
+import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -32,7 +34,7 @@ def current_manifest(cfg: Config, name: str, fold: int | None = None) -> dict[st
     if "weights" in settings and is_file_of_weights(cfg):
         settings["weights"] = "a file"  # its content is among the inputs
     if FusionSettings in stage.settings:
-        settings["folds"] = cfg.fold_list
+        settings["fold_list"] = cfg.fold_list
     inputs = {key: hash_of(path) for key, path in files_of(stage.inputs, cfg, fold).items()}
     return as_json({"command": name, "version": stage.version, "settings": settings, "inputs": inputs})
 
@@ -86,11 +88,12 @@ def require(
         if changes:
             raise UserError(f"{path}: {name} ran with other settings or files ({changes}); run: {rebuild}")
     made_with = with_settings(cfg, found)
-    check_files(found, made_with, name, fold, rebuild)
+    # from the first command on, so that the one to run is the one that is named
     for upstream in STAGES[name].after:
-        for member, k in members_of(made_with, upstream, name, fold):
-            if manifest_path(member, upstream, k).is_file():
-                require(member, upstream, k)
+        for run, k in runs_of(made_with, upstream, name, fold):
+            if manifest_path(run, upstream, k).is_file():
+                require(run, upstream, k)
+    check_files(found, made_with, name, fold, rebuild)
     return found
 
 
@@ -112,7 +115,7 @@ def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None,
             )
 
 
-def members_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tuple[Config, int | None]]:
+def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tuple[Config, int | None]]:
     """The config and fold of each run of an upstream command whose outputs a command reads."""
     if "{fold}" not in STAGES[upstream].manifest:
         return [(cfg, None)]
@@ -125,7 +128,7 @@ def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
     """The config with the settings that a manifest says, so that its files are found where they were written."""
     known = {f.name for f in fields(Config)}
     said = {key: value for key, value in manifest.get("settings", {}).items() if key in known and key != "weights"}
-    folds = manifest.get("settings", {}).get("folds")
+    folds = manifest.get("settings", {}).get("fold_list")
     if isinstance(folds, list):
         said["fold"] = ",".join(map(str, folds))
     return replace(cfg, **said)
@@ -164,14 +167,11 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
         if "{member}" in template:
             pairs = [(replace(cfg, name=run), k) for run, k in itertools.product(run_names(cfg), cfg.fold_list)]
         for own, k in pairs:
-            member = template.replace("{member}", "{run}")
-            key = (
-                template.replace("{member}/", "{name}/")
-                .replace("{run}/", "")
-                .replace("{cache}/index.csv#", "cached images, ")
-            )
-            key = re.sub(r"^\{(input|folds|root|submissions)\}/", r"\1/", key)
-            found[str(fill(key, own, k))] = fill(member, own, k)
+            of_run = template.replace("{member}", "{run}")
+            key = re.sub(r"^\{(input|folds|root|submissions)\}/", r"\1/", template)
+            for part, short in (("{member}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
+                key = key.replace(part, short)
+            found[str(fill(key, own, k))] = fill(of_run, own, k)
     return found
 
 
@@ -201,17 +201,26 @@ def is_file_of_weights(cfg: Config) -> bool:
 
 def hash_of(path: Path) -> str:
     """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
-    base, _, split = str(path).partition("#")
-    return hash_of_index(Path(base), split) if split else content_hash(path)
+    name, _, split = str(path).partition("#")
+    try:
+        found = os.stat(name)
+    except OSError:
+        return ABSENT
+    return hash_once(name, split, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4096)
+def hash_once(name: str, split: str, _: tuple[int, ...]) -> str:
+    """As hash_of; within one process a file that was not written since is read once."""
+    return hash_of_index(Path(name), split) if split else content_hash(Path(name))
 
 
 def hash_of_index(path: Path, split: str) -> str:
     """Hash of the rows of one split in the index of a cache.
 
-    Not of its PNGs: their bytes depend on the library that wrote them. Source, recipe and geometry decide the pixels.
+    Not of its PNGs, whose bytes depend on the library that wrote them: the source, the version and the geometry
+    decide the pixels.
     """
-    if not path.is_file():
-        return ABSENT
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = [row for row in csv.DictReader(file) if row.get("split") == split]
     kept = [[value for key, value in row.items() if key not in ("png_hash", "reason")] for row in rows]

@@ -286,7 +286,7 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
         if not Path(given["weights"]).is_file():
             raise UserError(f"weights={given['weights']}: no such file; or use weights=imagenet or weights=none")
     words_of = {**preset, **given}
-    known = {f.name for f in fields(Config)} - {"model_settings"}
+    known = [f.name for group in GROUPS for f in fields(group)]
     config = fill(Config, {key: value for key, value in words_of.items() if key in known})
     others = {key: value for key, value in words_of.items() if key not in known}
     if others:
@@ -350,7 +350,7 @@ def split_word(word: str) -> tuple[str, str]:
 def command(cfg: Config, name: str, **changes: str) -> str:
     """What to type to run a command with these very settings, but for `changes`."""
     preset = preset_words(cfg.preset)
-    known = [f.name for f in fields(Config) if f.name != "model_settings"]
+    known = [f.name for group in GROUPS for f in fields(group)]
     usual = fill(Config, {key: value for key, value in {**preset, "root": cfg.root}.items() if key in known})
     words = {"preset": cfg.preset} if cfg.preset else {}
     if cfg.root not in (str(WORKSPACE), preset.get("root")):

@@ -1,14 +1,16 @@
-"""Many files, one function, several processes; and long jobs, each in a process of its own."""
+"""Where work runs: a function of a file in a pool of processes, a function of a fold in a process of its own."""
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import connection, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TypeVar
 import cv2
 from tqdm import tqdm
 
+from rsna.core.config import Config
 from rsna.core.errors import explanation
 
 Result = TypeVar("Result")
@@ -47,7 +50,7 @@ def map_files(
     `workers` as in the config: -1 one process per core, 0 none beside this one. `function` must be picklable
     (a function of a module, or functools.partial of one) and is expected not to raise. A file at which the
     worker process itself dies yields crashed(path), out of order; without `crashed` it raises BrokenProcessPool.
-    (The kernel out of memory is one cause; and of damaged JPEG-LS files GDCM 3.2.6 takes one in a hundred so ill.)
+    (Causes are the kernel when memory ends, and GDCM 3.2.6, which crashes on about 1 % of damaged JPEG-LS files.)
     """
     processes = min(count_workers(workers), len(paths))
     results = run_isolated(function, paths, processes, crashed) if processes else map(function, paths)
@@ -128,45 +131,65 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def run_jobs(function: Callable[..., None], jobs: Mapping[str, tuple[object, ...]], at_once: int) -> dict[str, str]:
-    """Call function(*arguments) for each named job in a fresh process; returns the failed ones with the reason.
+def run_folds(
+    function: Callable[[Config, int], None], cfg: Config, gpus: Callable[[], int] | None = None
+) -> dict[int, str]:
+    """Call function(cfg, fold) for each fold of the config, each in a process of its own; returns why some failed.
 
-    A job that fails, even one that the kernel kills, leaves the others alone. `at_once` of them share the cores
-    (unless OMP_NUM_THREADS is set) and show no progress bars, which would write over each other. What a UserError
-    says is printed when it happens. On Ctrl-C the running jobs are stopped.
+    A fold that fails, even one that the kernel kills, leaves the others alone. `jobs` of them run at the same time
+    and share the cores (unless OMP_NUM_THREADS is set). Where several GPUs are visible and device=auto, the folds are
+    spread over them, and jobs=-1 runs one on each. gpus: counts the visible GPUs. The text of a UserError is printed
+    when it happens. On Ctrl-C the running folds are stopped.
     """
+    n_gpus = (gpus or count_gpus)() if cfg.device == "auto" and cfg.jobs != 1 else 0
+    at_once = cfg.jobs if cfg.jobs > 0 else max(1, n_gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(count_workers(-1, at_once)))
     if at_once > 1:
-        os.environ["TQDM_DISABLE"] = "1"
-    waiting, running, failed = list(jobs), dict[str, BaseProcess](), dict[str, str]()
+        os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would write over each other
+    devices = [f"cuda:{place % n_gpus}" if n_gpus > 1 else cfg.device for place in range(at_once)]
+    waiting, running, failed = list(cfg.fold_list), dict[int, tuple[int, BaseProcess]](), dict[int, str]()
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                context = multiprocessing.get_context("spawn")
-                running[name] = context.Process(target=run_job, args=(function, jobs[name]))
-                running[name].start()
-            connection.wait([process.sentinel for process in running.values()])
-            for name in [name for name, process in running.items() if not process.is_alive()]:
-                status = running.pop(name).exitcode or 0
+            for place in sorted(set(range(at_once)) - {place for place, _ in running.values()})[: len(waiting)]:
+                fold = waiting.pop(0)
+                own = replace(cfg, device=devices[place], jobs=at_once)
+                running[fold] = place, start_process(function, own, fold)
+            connection.wait([process.sentinel for _, process in running.values()])
+            for fold in [fold for fold, (_, process) in running.items() if not process.is_alive()]:
+                status = running.pop(fold)[1].exitcode
                 if status:
-                    failed[name] = explain_exit(status)
+                    failed[fold] = explain_exit(status)
     finally:
-        # Ctrl-C reached them too: let them end by themselves, so that nothing of theirs is left behind
-        for process in running.values():
+        # Ctrl-C reached them too: let them end by themselves, so that they leave nothing behind
+        for _, process in running.values():
             process.join(timeout=2)
             process.terminate()
             process.join()
     return failed
 
 
-def run_job(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    """What the process of a job does: the job, with errors meant for people said in one line."""
+def count_gpus() -> int:
+    """The GPUs that PyTorch can use; without a driver PyTorch is not imported to find that there are none."""
+    if not Path("/dev/nvidiactl").exists() and shutil.which("rocm-smi") is None:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def start_process(function: Callable[[Config, int], None], cfg: Config, fold: int) -> BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=run_fold, args=(function, cfg, fold))
+    process.start()
+    return process
+
+
+def run_fold(function: Callable[[Config, int], None], cfg: Config, fold: int) -> None:
+    """What the process of a fold does: the work, with errors that a person can fix printed in one line."""
     threading.Thread(target=die_with_parent, daemon=True).start()
     try:
-        function(*arguments)
+        function(cfg, fold)
     except KeyboardInterrupt:
-        sys.exit(1)  # the parent got it too, and speaks
+        sys.exit(1)  # the parent got it too, and prints the line
     except Exception as error:
         line = explanation(error)
         if not line:
