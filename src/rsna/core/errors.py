@@ -1,12 +1,13 @@
 """Errors that a person can fix, and how a command ends with one line instead of a traceback."""
 
 import errno
+import os
 import sys
 from types import TracebackType
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can mend: says what, in which file and row, and how."""
+    """Something that the person at the keyboard can fix: what is wrong, in which file and row, and what to do."""
 
 
 def end_with_one_line() -> None:
@@ -14,6 +15,8 @@ def end_with_one_line() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         line = explanation(error)
+        if isinstance(error, BrokenPipeError):
+            os._exit(1)  # who read the output, `head` say, has closed it: there is nobody to tell
         if line:
             print(line, file=sys.stderr, flush=True)
         else:
@@ -23,15 +26,13 @@ def end_with_one_line() -> None:
 
 
 def explanation(error: BaseException) -> str:
-    """One line for what a person can mend; empty for what is a bug."""
+    """One line for what a person can fix; empty for what is a bug."""
     if isinstance(error, UserError):
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; what was finished is kept, the same command goes on from there"
+        return "stopped; what was finished is kept, and the same command resumes from there"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"error: {error.strerror}: {error.filename}; make room: what was finished is kept, the same command goes on"
-        )
+        return f"error: {error.strerror}: {error.filename}; make room: what was finished is kept, and the same command resumes"
     if isinstance(error, OSError) and error.errno is not None:
         return f"error: {error.strerror}: {error.filename or 'no file named'}"
     return ""

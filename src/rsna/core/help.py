@@ -17,12 +17,12 @@ def help_text(models: Mapping[str, type] | None = None) -> str:
         lines += [f"of model={name}:", *(line_of(f) for f in fields(group))]
     for name, overrides in PRESETS.items() if everything else ():
         words = " ".join(f"{key}={value}" for key, value in overrides.items())
-        lines.append(f"preset={name} is: {words}")
-    return "\n".join(lines).replace(str(WORKSPACE), "<this workspace>")
+        lines.append(f"preset={name} is: {words}".replace(str(WORKSPACE), "<workspace>"))
+    return "\n".join(lines)
 
 
 def line_of(field: object) -> str:
     """`  lr=0.001     peak learning rate ...`"""
-    default = str(getattr(field, "default", "")) or "''"
+    default = str(getattr(field, "default", "")).replace(str(WORKSPACE), "<workspace>") or "''"
     name, meaning = getattr(field, "name", ""), getattr(field, "metadata", {}).get("meaning", "")
     return f"  {name + '=' + default:<36} {meaning}"
