@@ -1,6 +1,7 @@
 """The structure of the project: commands in src/, concerns in src/rsna/, imports in one direction."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -17,7 +18,12 @@ MODULES = {
     for path in sorted((SRC / "rsna").rglob("*.py"))
     if path.name != "__init__.py"
 }
-MOST_MODULES = 12
+MOST_MODULES, LONGEST_COMMAND, LONGEST_MAIN = 12, 40, 15
+RETIRED = re.compile(
+    r"\b(start_at|start_at_mean|looked_at|full_map|REACH|SPREAD|stamps?|only_one|made_from|makers?|computed_in|"
+    r"oof_plain|valid_plain|plain_best_mAP|fusion_iou|cohorts?|head=(places|flat)|"
+    r"honest(ly)?|mend(ed|s|ing)?|speaks? of|say (a|an|another|more|fewer)|(fits? |so )ill|earlier session)\b"
+)
 
 
 def imported(tree):
@@ -35,7 +41,8 @@ GRAPH = {name: {other for other in imported(tree) if other in MODULES} for name,
 
 
 def concern(module):
-    return CONCERNS.index(module.split(".")[1])
+    """The place in the order of imports; startup, which reads the settings for the commands, comes after all."""
+    return len(CONCERNS) if module == "rsna.startup" else CONCERNS.index(module.split(".")[1])
 
 
 def test_every_folder_is_a_known_concern_and_is_not_crowded():
@@ -57,18 +64,46 @@ def test_there_is_no_import_cycle():
 
 def test_nobody_imports_a_command():
     trees = MODULES | COMMANDS
-    trees |= {
-        str(path): ast.parse(path.read_text())
-        for folder in ("tests", "bench")
-        for path in (ROOT / folder).rglob("*.py")
-    }
+    for folder in ("tests", "bench"):
+        trees |= {str(path): ast.parse(path.read_text()) for path in (ROOT / folder).rglob("*.py")}
     for name, tree in trees.items():
         used = set(imported(tree)) & COMMANDS.keys()
         assert not used, f"{name} imports the command {used}"
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_a_summary(name):
+    tree = COMMANDS[name]
+    source = (SRC / f"{name}.py").read_text()
+    assert source.count("\n") <= LONGEST_COMMAND, "the work is done by functions of a concern"
+    (main,) = [node for node in tree.body if getattr(node, "name", "") == "main"]
+    assert main.end_lineno - main.lineno < LONGEST_MAIN
+    assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    run(main)"
+    assert ast.get_docstring(tree)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_checks_the_packages_before_it_imports_one(name):
+    statements = [node for node in COMMANDS[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in statements]
+    others = [module for module in modules if module.split(".")[0] not in sys.stdlib_module_names]
+    assert others[0] == "rsna.startup"
+    assert {module.split(".")[0] for module in others} == {"rsna"}
+
+
+def test_startup_needs_nothing_but_python():
+    top = [node for node in MODULES["rsna.startup"].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {str(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in top}
+    assert names <= set(sys.stdlib_module_names)
+
+
 def test_no_command_hides_a_module_of_python():
     assert [name for name in COMMANDS if name in sys.stdlib_module_names] == []
+
+
+def test_no_module_is_a_place_for_anything():
+    vague = {"utils", "util", "helpers", "misc", "common", "tools"}
+    assert [name for name in MODULES if name.rsplit(".", 1)[1] in vague] == []
 
 
 def test_public_functions_have_types():
@@ -76,3 +111,23 @@ def test_public_functions_have_types():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assert node.returns is not None, f"{name}.{node.name}"
+
+
+def texts():
+    """Every file that a reader sees."""
+    paths = [path for pattern in ("src/**/*.py", "src/**/*.j2", "docs/*.md", "*.md") for path in ROOT.glob(pattern)]
+    return {path.relative_to(ROOT): path.read_text() for path in [*paths, ROOT / "run.sh"]}
+
+
+def test_retired_words_have_not_come_back():
+    """The left column of the table: words that readers had to learn before they could read the code."""
+    # the changelog says what was renamed, and the settings answer an old name with the new one
+    exempt = {Path("CHANGELOG.md"), Path("src/rsna/core/config.py")}
+    found = [
+        f"{path}:{number} {match[0]}"
+        for path, text in texts().items()
+        if path not in exempt
+        for number, line in enumerate(text.split("\n"), 1)
+        for match in RETIRED.finditer(line)
+    ]
+    assert found == []

@@ -26,6 +26,7 @@ PACKAGES: tuple[str, ...] = (
     "cv2",
 )
 PACKAGES += ("sklearn", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2")
+RESTARTED = "RSNA_RESTARTED_IN_VENV"  # environment variable: a .venv that lacks packages too is not started again
 
 
 def check_packages() -> None:
@@ -34,12 +35,12 @@ def check_packages() -> None:
     if not missing:
         return
     python = WORKSPACE / ".venv" / "bin" / "python"
-    if python.is_file() and Path(sys.prefix).resolve() != (WORKSPACE / ".venv").resolve():
+    if python.is_file() and not os.environ.get(RESTARTED):
+        os.environ[RESTARTED] = "1"
         os.execv(python, [str(python), *sys.orig_argv[1:]])
-    names = Path(sys.argv[0]).stem
     print(
         f"error: this Python ({sys.executable}) lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; "
-        f"run: {WORKSPACE / 'run.sh'} {names} ..., which installs what is needed into .venv",
+        f"run: {WORKSPACE / 'run.sh'} {Path(sys.argv[0]).stem} ..., which installs what is needed into .venv",
         file=sys.stderr,
     )
     raise SystemExit(2)

@@ -32,7 +32,9 @@ def explanation(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what was finished is kept, and the same command resumes from there"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"error: {error.strerror}: {error.filename}; make room: what was finished is kept, and the same command resumes"
+        return (
+            f"error: {error.strerror}: {error.filename}; make room and run the same command: what was finished is kept"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return f"error: {error.strerror}: {error.filename or 'no file named'}"
     return ""
