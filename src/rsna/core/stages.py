@@ -45,7 +45,7 @@ STAGES = {
     "make_demo": Stage(
         settings=(DemoSettings, SeedSettings),
         inputs=(),
-        outputs=("{root}/test_labels.csv", MAPPING, SAMPLE, CLASSES, LABELS),
+        outputs=("{test_labels}", MAPPING, SAMPLE, CLASSES, LABELS),
         manifest="{root}/demo.json",
         version=4,
     ),
