@@ -211,7 +211,7 @@ def hash_of(path: Path) -> str:
 def hash_of_index(path: Path, split: str) -> str:
     """Hash of the rows of one split in the index of a cache.
 
-    Not of its PNGs: their bytes depend on the library that wrote them. Source, recipe and geometry decide the pixels.
+    Not of its PNGs: their bytes depend on the library that wrote them. Source, version and geometry decide the pixels.
     """
     if not path.is_file():
         return ABSENT

@@ -112,7 +112,7 @@ def read_file(path: Path) -> bytes:
         # a pipe would keep its reader waiting for ever
         if not stat.S_ISREG(path.stat().st_mode):
             raise UnreadableDicom("it is not a file but a folder, pipe or device")
-        # pydicom says of an empty file what it says of a text file
+        # pydicom's message would be that of a text file
         if path.stat().st_size == 0:
             raise UnreadableDicom("the file is empty")
         return path.read_bytes()
@@ -135,7 +135,7 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, str]:
     """patientId (the file's name), PatientAge, PatientSex and ViewPosition as they are written.
 
-    Reads nothing behind these fields. Where the file cannot be read, or says something that does not
+    Reads nothing behind these fields. Where the file cannot be read, or holds something that does not
     belong there, they are empty: cache_images is the command that reports broken files.
     """
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
