@@ -28,9 +28,9 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.pixels import pixel_array
 
-from cache_images import cache_image, list_sources
 from rsna.core.config import Config, parse
 from rsna.core.executor import map_files
+from rsna.data.cache import cache_image, list_sources
 
 Seconds = float
 COMPETITION = 26_684 + 3_000
@@ -69,7 +69,7 @@ def one_round(few: list[Path], sources: list[Path], folder: Path, size: int) -> 
     """Seconds per image of each way."""
     for split in ("train", "test"):
         (folder / "cache" / split).mkdir(parents=True, exist_ok=True)
-    ours = partial(cache_image, cache_dir=folder / "cache", size=size, recipe="")
+    ours = partial(cache_image, cache_dir=folder / "cache", size=size)
     return {
         "loop, pydicom's own choice": per_file(few, partial(loop_default, size=size, folder=folder)),
         "loop, Pillow plugin": per_file(few, partial(loop_pillow, size=size, folder=folder)),

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from helpers.dicom_files import GDCM_SYNTAXES, radiograph, write_dicom
 from pydicom import uid
 
-from cache_images import cache_image
 from rsna.core.executor import map_files
+from rsna.data.cache import cache_image
 
 SIZE = 64
 TIME_LIMIT = 5.0  # seconds for a file of a few kilobytes; whole ones take milliseconds
@@ -85,7 +85,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 def decode(path: Path, cache: Path) -> Outcome:
     """What cache_images does with a file, timed."""
     start = time.perf_counter()
-    row = cache_image(path, cache, SIZE, "fuzz", TIME_LIMIT)
+    row = cache_image(path, cache, SIZE, TIME_LIMIT)
     seconds = time.perf_counter() - start
     return Outcome(path.stem, row["status"], row["reason"], seconds, resident())
 

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from pictures import make_images
+from images import make_images
 from torch.utils.data import DataLoader, Sampler
 
 from rsna.core.config import parse

@@ -42,7 +42,7 @@ def make_workspace(root: Path, n: int) -> None:
     folds = folds.assign(view="AP", sex="F", age=50)[FOLD_COLUMNS]
     facts = {"split": "train", "rows": SIDE, "cols": SIDE, "transfer_syntax": "1.2", "photometric": "MONOCHROME2"}
     geometry = {"status": "ok", "scale_x": SIZE / SIDE, "scale_y": SIZE / SIDE, "pad_x": 0, "pad_y": 0}
-    index = ids.to_frame().assign(**facts, **geometry, png_bytes=1).reindex(columns=INDEX_COLUMNS)
+    index = ids.to_frame().assign(**facts, **geometry).reindex(columns=INDEX_COLUMNS)
     cache = root / "working" / f"png_{SIZE}"
     for folder in (root / "input", root / "folds", cache / "train"):
         folder.mkdir(parents=True)

@@ -26,7 +26,7 @@ os.environ["TQDM_DISABLE"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
-from pictures import make_images
+from images import make_images
 
 from rsna.core.config import Config, parse
 from rsna.core.executor import count_workers

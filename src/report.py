@@ -15,8 +15,9 @@ from rsna.core.files import content_hash, read_json, write_then_rename
 from rsna.core.locks import file_lock
 from rsna.core.stamps import SUBMISSION_JSON, check_fused
 from rsna.core.tables import read_table
-from rsna.data.cache import GEOMETRY_COLUMNS, read_index
+from rsna.data.cache import read_index
 from rsna.data.competition import LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
+from rsna.data.letterbox import GEOMETRY_COLUMNS
 from rsna.evaluation.metric import mean_average_precision
 from rsna.evaluation.runs import as_made, compare_runs, find_runs, people_of, read_run, read_settings
 from rsna.reporting import sections as chapters

@@ -13,8 +13,9 @@ from rsna.core.config import Config, command
 from rsna.core.files import read_json
 from rsna.core.stamps import SCORES_JSON
 from rsna.data.boxes import xywh_to_xyxy
-from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
+from rsna.data.cache import read_index, read_png, write_png
 from rsna.data.competition import BOX_COLUMNS, LABELS_CSV, read_labels, read_predictions, truth_boxes
+from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.evaluation.metric import image_scores, keep_confident
 from rsna.reporting.montage import GREEN, YELLOW, Picture, draw_tile, stack_rows
 

@@ -10,8 +10,9 @@ from rsna.startup import run
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.data.boxes import xywh_to_xyxy
-from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached, read_index, read_png, write_png
+from rsna.data.cache import read_index, read_png, write_png
 from rsna.data.competition import BOX_COLUMNS
+from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.data.submission_format import parse_submission
 from rsna.reporting.montage import YELLOW, Picture, draw_tile, stack_rows
 

@@ -119,10 +119,10 @@ def test_every_contract_is_kept(world):
 
 def test_what_the_user_reads(world):
     root, said = world
-    assert re.search(r"32 images written, 0 skipped, 0 refused", said["cache_images"].stdout)
+    assert re.search(r"32 images written, 0 current, 0 refused", said["cache_images"].stdout)
     for word in ("train_loss", "valid_loss", "AUC", "IoU", "mAP"):
         assert word in said["train"].stdout
-    assert "0 people in more than one fold" in said["make_folds"].stdout
+    assert "0 patients in more than one fold" in said["make_folds"].stdout
     assert "next: ./run.sh make_folds" in said["make_demo"].stdout
     assert "size=64" in said["make_demo"].stdout.splitlines()[-1]
     assert "kaggle competitions submit -c rsna-pneumonia-detection-challenge" in said["make_submission"].stdout
@@ -147,7 +147,7 @@ def test_numbers_agree_from_stage_to_stage(world):
 def test_a_second_time_nothing_is_done_again(world):
     root, _ = world
     before = {path: path.stat().st_mtime_ns for path in (root / "working" / "tiny").rglob("*.pt")}
-    assert "0 images written, 32 skipped" in stage("cache_images", root).stdout
+    assert "32 images current" in stage("cache_images", root).stdout
     assert "complete" in stage("train", root).stdout
     assert "complete" in stage("predict", root).stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before

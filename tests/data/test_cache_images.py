@@ -16,15 +16,26 @@ import pytest
 from helpers.dicom_files import radiograph, write_dicom
 from pydicom import uid
 
-import cache_images
-from cache_images import main
+from rsna.core.artifacts import hash_of
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows
+from rsna.core.files import content_hash
+from rsna.data import cache
+from rsna.data.cache import (
+    INDEX_COLUMNS,
+    INDEX_CSV,
+    JOURNAL_CSV,
+    read_index,
+    read_png,
+    read_rows,
+    report,
+    update_cache,
+)
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 
-SCRIPT = Path(cache_images.__file__)
+SRC = Path(__file__).resolve().parents[2] / "src"
+SCRIPT = SRC / "cache_images.py"
 SIZE = 32
 
 
@@ -46,11 +57,15 @@ def make_input(folder, seed=0):
 
 
 def run(root, capsys, *words):
-    """Run the stage in this process; returns (written, skipped, refused) and all that it printed."""
-    main(parse([f"root={root}", f"size={SIZE}", "workers=0", *words]))
+    """Run the command in this process; returns (written, current, refused) and all that it printed."""
+    cfg = parse([f"root={root}", f"size={SIZE}", "workers=0", *words])
+    report(update_cache(cfg), cfg.strict)
     printed = capsys.readouterr().out
     last = printed.splitlines()[-1]
-    return tuple(int(last.split()[at]) for at in (0, 3, 5)), printed
+    if found := re.match(r"cache_images: (\d+) images current -> ", last):
+        return (0, int(found[1]), 0), printed
+    counts = re.match(r"cache_images: (\d+) images written, (\d+) current, (\d+) refused -> ", last)
+    return tuple(map(int, counts.groups())), printed
 
 
 def command(root, *words):
@@ -121,11 +136,34 @@ def test_a_second_run_does_nothing(root, capsys):
     assert {path: path.stat().st_mtime_ns for path in cache_of(root).rglob("*.png")} == times
 
 
+def test_a_touched_cache_is_current(root, capsys):
+    run(root, capsys)
+    for path in root.rglob("*"):
+        os.utime(path, ns=(1, 1))
+    before = contents(cache_of(root))
+    assert run(root, capsys)[0] == (0, 9, 0)
+    assert contents(cache_of(root)) == before
+
+
+def test_a_source_or_png_replaced_with_equal_size_and_time_is_noticed(root, capsys):
+    run(root, capsys)
+    before = contents(cache_of(root))
+    png = cache_of(root) / "train" / "train2.png"
+    for path in (source(root), png):
+        stat, content = path.stat(), bytearray(path.read_bytes())
+        content[-20] ^= 1  # a pixel of the DICOM, a compressed byte of the PNG
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+    assert run(root, capsys)[0] == (2, 7, 0)
+    assert png.read_bytes() == before["train/train2.png"]
+    assert contents(cache_of(root))["index.csv"] != before["index.csv"]
+
+
 def test_changed_sources_are_made_again(root, capsys):
     run(root, capsys)
     write_dicom(source(root), radiograph(64, 40, 7))
-    os.utime(source(root, "train1"), ns=(1, 1))
-    assert run(root, capsys)[0] == (2, 7, 0)
+    assert run(root, capsys)[0] == (1, 8, 0)
     expected = np.abs(read_png(cache_of(root) / "train" / "train0.png", SIZE)[:, 6:26].astype(int) - 128).mean()
     assert expected > 10
     assert run(root, capsys)[0] == (0, 9, 0)
@@ -186,7 +224,7 @@ def test_so_does_one_whose_input_stays_where_it_is(root, capsys, linked):
 
 def test_index_of_another_version_is_not_trusted(root, capsys, monkeypatch):
     run(root, capsys)
-    monkeypatch.setattr(cache_images, "VERSION", 0)
+    monkeypatch.setattr(cache, "VERSION", 0)
     assert run(root, capsys)[0] == (9, 0, 0)
     (cache_of(root) / INDEX_CSV).write_text("patientId,status\ntrain0,ok\n")
     assert run(root, capsys)[0] == (9, 0, 0)
@@ -196,7 +234,7 @@ def test_index_of_another_version_is_not_trusted(root, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40])
-def test_it_goes_on_from_the_journal(root, capsys, cut):
+def test_it_resumes_from_the_journal(root, capsys, cut):
     """A killed run leaves a journal, its last line perhaps cut off, and no index."""
     run(root, capsys)
     before = contents(cache_of(root))
@@ -240,8 +278,8 @@ def test_stopped_and_started_again(root, number):
     done = len(read_rows(journal))
     assert 20 <= done < 309
     again = shell(root, "workers=2")
-    assert f"{309 - done} images written, {done} skipped, 0 refused" in again.stdout
-    main(parse([f"root={root}", f"working={root / 'fresh'}", f"size={SIZE}", "workers=0"]))
+    assert f"{309 - done} images written, {done} current, 0 refused" in again.stdout
+    update_cache(parse([f"root={root}", f"working={root / 'fresh'}", f"size={SIZE}", "workers=0"]))
     assert contents(cache_of(root)) == contents(root / "fresh" / f"png_{SIZE}")
 
 
@@ -257,12 +295,12 @@ def assert_no_process_left(group):
 
 
 def test_two_at_a_time(root):
-    """The second waits for the first and finds the work done."""
+    """The second waits for the first and finds all current."""
     both = [subprocess.Popen(command(root), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = sorted(process.communicate(timeout=60)[0].splitlines()[-1] for process in both)
     assert [process.returncode for process in both] == [0, 0]
-    assert printed[0].startswith("0 images written, 9 skipped")
-    assert printed[1].startswith("9 images written, 0 skipped")
+    assert printed[0].startswith("cache_images: 9 images current")
+    assert printed[1].startswith("cache_images: 9 images written, 0 current")
 
 
 # what is refused
@@ -286,7 +324,7 @@ def test_bad_files_are_rows_with_a_reason(root, capsys):
     assert run(root, capsys)[0] == (0, 49, 2)
 
 
-def test_a_source_that_turned_bad_and_was_mended(root, capsys):
+def test_a_source_that_was_damaged_and_replaced(root, capsys):
     for k in range(40):
         shutil.copy(source(root), source(root, f"copy{k}"))
     run(root, capsys)
@@ -302,7 +340,7 @@ def test_too_many_refused_is_an_error_after_all_is_written(root):
     source(root).write_text("not found")
     result = shell(root)
     assert result.returncode == 1
-    assert result.stdout.splitlines()[-1].startswith("8 images written, 0 skipped, 1 refused")
+    assert result.stdout.splitlines()[-1].startswith("cache_images: 8 images written, 0 current, 1 refused")
     assert "1 of 9 images (11%) were refused" in result.stderr
     assert "Traceback" not in result.stderr
     assert len(read_index(cache_of(root), SIZE)) == 9
@@ -311,7 +349,11 @@ def test_too_many_refused_is_an_error_after_all_is_written(root):
 def test_command_line(root):
     result = shell(root)
     assert result.returncode == 0
-    assert result.stdout == f"9 images written, 0 skipped, 0 refused -> {cache_of(root) / INDEX_CSV}\n"
+    index = cache_of(root) / INDEX_CSV
+    assert result.stdout == f"cache_images: 9 images written, 0 current, 0 refused -> {index}\n"
+    assert result.stderr == ""  # no progress bar where there is no terminal
+    result = shell(root)
+    assert (result.stdout, result.stderr) == (f"cache_images: 9 images current -> {index}\n", "")
 
 
 def test_missing_input_says_how_to_get_it(root, capsys):
@@ -368,12 +410,13 @@ def test_results_come_in_the_order_of_the_files(workers):
 def test_opencv_threads_of_the_parent_do_not_block_the_workers():
     """In a process of its own, since it would hang for ever, after this prelude about every second time."""
     code = (
-        "import cv2, numpy, os, pathlib, parallel\n"
+        "import cv2, numpy, os, pathlib\n"
+        "from rsna.core.executor import map_files\n"
         "for threads in (2, 1, 2):\n"
         "    cv2.setNumThreads(threads)\n"
         "    cv2.GaussianBlur(numpy.zeros((4000, 4000), numpy.uint8), (0, 0), 5)\n"
         "for _ in range(5):\n"
-        "    print(len(list(parallel.map_files(os.fspath, [pathlib.Path('a')] * 50, 2, 'test'))))"
+        "    print(len(list(map_files(os.fspath, [pathlib.Path('a')] * 50, 2, 'test'))))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, timeout=30)
     assert result.stdout == "50\n" * 5, result.stderr
@@ -388,3 +431,28 @@ def test_rows_of_a_journal_hold_what_was_written(tmp_path):
         file.write("train7,train,64")
     assert read_rows(tmp_path / JOURNAL_CSV) == [row]
     assert read_rows(tmp_path / "absent.csv") == []
+
+
+def test_an_index_of_an_earlier_version_says_what_to_run(tmp_path):
+    (tmp_path / INDEX_CSV).write_text("patientId,split,status,source_bytes\na,train,ok,1\n")
+    with pytest.raises(UserError, match=r"index\.csv: not of this version; run: \./run\.sh cache_images"):
+        read_index(tmp_path, SIZE)
+
+
+def test_the_index_and_journal_hold_no_path_and_no_time(root, capsys):
+    run(root, capsys)
+    assert str(root).encode() not in contents(cache_of(root))[INDEX_CSV]
+    row = read_rows(cache_of(root) / INDEX_CSV)[0]
+    assert row["source_hash"] == content_hash(source(root))
+    assert row["png_hash"] == content_hash(cache_of(root) / "train" / "train0.png")
+
+
+def test_the_index_tells_training_which_images_changed(root, capsys):
+    run(root, capsys)
+    index = cache_of(root) / INDEX_CSV
+    before = [hash_of(Path(f"{index}#{split}")) for split in ("train", "test")]
+    write_dicom(source(root), radiograph(64, 40, 7))
+    run(root, capsys)
+    after = [hash_of(Path(f"{index}#{split}")) for split in ("train", "test")]
+    assert after[0] != before[0]
+    assert after[1] == before[1]

@@ -1,4 +1,4 @@
-"""DICOM -> square: transfer syntaxes, grey values, geometry, and what is refused."""
+"""DICOM -> square: transfer syntaxes, windowing, letterbox, and what is refused."""
 
 import contextlib
 import zlib
@@ -18,20 +18,11 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from rsna.core.errors import UserError
-from rsna.data.cache import (
-    INDEX_COLUMNS,
-    INDEX_CSV,
-    JOURNAL_CSV,
-    cached_to_original,
-    fit,
-    original_to_cached,
-    read_dicom,
-    read_index,
-    read_png,
-    write_png,
-)
+from rsna.core.files import content_hash
+from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, decode_square, read_index, read_png, write_png
 from rsna.data.decoders import coded_size
-from rsna.data.dicom import MAX_PIXELS, Refused, open_dicom, read_grey, read_header
+from rsna.data.dicom import MAX_PIXELS, UnreadableDicom, describe, open_dicom, read_header, read_pixels
+from rsna.data.letterbox import cached_to_original, fit_letterbox, original_to_cached
 
 NATIVE = [
     uid.ImplicitVRLittleEndian,
@@ -41,8 +32,15 @@ NATIVE = [
 ]
 
 
-def grey_of(path, **options):
-    return read_grey(open_dicom(path), **options).astype(int)
+def read_dicom(path, size):
+    """A DICOM file as uint8 (size, size), its geometry, and what its header says of the image."""
+    dataset = open_dicom(path)
+    header = describe(dataset)
+    return *decode_square(dataset, size), header
+
+
+def pixels_of(path, **options):
+    return read_pixels(open_dicom(path), **options).astype(int)
 
 
 def stretched(values):
@@ -57,7 +55,7 @@ def stretched(values):
 def test_8_bit_pixels_come_back_unchanged(tmp_path, syntax):
     image = radiograph(98, 83)
     # GDCM's 8-bit JPEG Extended is the one lossy encoder of them
-    error = np.abs(grey_of(write_dicom(tmp_path / "a.dcm", image, syntax)) - image)
+    error = np.abs(pixels_of(write_dicom(tmp_path / "a.dcm", image, syntax)) - image)
     assert error.max() <= (1 if syntax == uid.JPEGExtended12Bit else 0)
 
 
@@ -69,26 +67,26 @@ def test_8_bit_pixels_come_back_unchanged(tmp_path, syntax):
 def test_more_than_8_bits_span_the_whole_range(tmp_path, syntax, bits):
     values = radiograph(97, 83).astype(np.uint16) << (bits - 8)
     path = write_dicom(tmp_path / "a.dcm", values, syntax, BitsStored=bits)
-    assert np.abs(grey_of(path) - stretched(values)).max() <= 1
+    assert np.abs(pixels_of(path) - stretched(values)).max() <= 1
 
 
 @pytest.mark.parametrize("syntax", NATIVE, ids=lambda syntax: syntax.name)
 def test_signed_values(tmp_path, syntax):
     values = radiograph(64, 64).astype(np.int16) * 10 - 1000
-    assert np.abs(grey_of(write_dicom(tmp_path / "a.dcm", values, syntax)) - stretched(values)).max() <= 1
+    assert np.abs(pixels_of(write_dicom(tmp_path / "a.dcm", values, syntax)) - stretched(values)).max() <= 1
 
 
 @pytest.mark.parametrize("quality", [75, 95])
 def test_jpeg_baseline_equals_pillow(tmp_path, quality):
     image = radiograph(256, 200)
     path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, jpeg(image, quality=quality))
-    assert np.abs(grey_of(path, smallest=(200, 256)) - image).max() <= 12
-    assert np.abs(grey_of(path, smallest=(200, 256)) - image).mean() < 3
+    assert np.abs(pixels_of(path, smallest=(200, 256)) - image).max() <= 12
+    assert np.abs(pixels_of(path, smallest=(200, 256)) - image).mean() < 3
 
 
 def test_files_of_other_writers():
     """Those that come with pydicom: no network, pixels compared with the uncompressed original."""
-    original = grey_of(local("MR_small.dcm"))
+    original = pixels_of(local("MR_small.dcm"))
     for name in (
         "MR_small_RLE.dcm",
         "MR_small_bigendian.dcm",
@@ -96,7 +94,7 @@ def test_files_of_other_writers():
         "MR_small_jp2klossless.dcm",
         "MR_small_jpeg_ls_lossless.dcm",
     ):
-        np.testing.assert_array_equal(grey_of(local(name)), original, name)
+        np.testing.assert_array_equal(pixels_of(local(name)), original, name)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +113,7 @@ def test_files_of_other_writers():
 def test_colours_come_as_luma(name):
     """The same ten bars of colour in every encoding."""
     reference = cv2.cvtColor(pydicom.dcmread(local("SC_rgb_rle.dcm")).pixel_array, cv2.COLOR_RGB2GRAY)
-    assert np.abs(grey_of(local(name)) - reference.astype(int)).mean() < 2
+    assert np.abs(pixels_of(local(name)) - reference.astype(int)).mean() < 2
 
 
 def test_palette_comes_as_luma(tmp_path):
@@ -125,7 +123,7 @@ def test_palette_comes_as_luma(tmp_path):
         tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
         tags[f"{colour}PaletteColorLookupTableData"] = table
     path = write_dicom(tmp_path / "a.dcm", np.arange(256, dtype=np.uint8).reshape(16, 16), **tags)
-    np.testing.assert_array_equal(grey_of(path).ravel(), np.arange(255, -1, -1))
+    np.testing.assert_array_equal(pixels_of(path).ravel(), np.arange(255, -1, -1))
 
 
 def local(name):
@@ -134,19 +132,19 @@ def local(name):
     return Path(path)
 
 
-# grey values
+# windowing
 
 
 def test_monochrome1_is_inverted_in_every_path(tmp_path):
     image = radiograph(64, 64)
     tags = {"PhotometricInterpretation": "MONOCHROME1"}
-    np.testing.assert_array_equal(grey_of(write_dicom(tmp_path / "a.dcm", image, **tags)), 255 - image.astype(int))
+    np.testing.assert_array_equal(pixels_of(write_dicom(tmp_path / "a.dcm", image, **tags)), 255 - image.astype(int))
     for syntax in (uid.JPEGBaseline8Bit, uid.JPEG2000Lossless):
-        plain = grey_of(write_dicom(tmp_path / "b.dcm", image, syntax))
-        np.testing.assert_array_equal(grey_of(write_dicom(tmp_path / "c.dcm", image, syntax, **tags)), 255 - plain)
+        plain = pixels_of(write_dicom(tmp_path / "b.dcm", image, syntax))
+        np.testing.assert_array_equal(pixels_of(write_dicom(tmp_path / "c.dcm", image, syntax, **tags)), 255 - plain)
     values = image.astype(np.uint16) * 10
-    plain = grey_of(write_dicom(tmp_path / "d.dcm", values))
-    np.testing.assert_array_equal(grey_of(write_dicom(tmp_path / "e.dcm", values, **tags)), 255 - plain)
+    plain = pixels_of(write_dicom(tmp_path / "d.dcm", values))
+    np.testing.assert_array_equal(pixels_of(write_dicom(tmp_path / "e.dcm", values, **tags)), 255 - plain)
 
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -163,13 +161,13 @@ RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 )
 def test_window_functions(tmp_path, function, expected):
     tags = {"WindowCenter": 2048, "WindowWidth": 1024, "VOILUTFunction": function, "BitsStored": 12}
-    found = grey_of(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
+    found = pixels_of(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
     assert np.abs(found - expected(RAMP.astype(float))).max() <= 0.51
 
 
 def test_window_is_in_rescaled_units_and_the_first_of_many_counts(tmp_path):
     tags = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": [0, 500], "WindowWidth": [2001, 10]}
-    found = grey_of(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
+    found = pixels_of(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
     expected = np.clip((RAMP * 2.0 - 1000 + 0.5) / 2000 + 0.5, 0, 1) * 255
     assert np.abs(found - expected).max() <= 0.51
 
@@ -177,20 +175,20 @@ def test_window_is_in_rescaled_units_and_the_first_of_many_counts(tmp_path):
 def test_a_window_changes_8_bit_jpeg_too(tmp_path):
     image = radiograph(64, 64)
     tags = {"WindowCenter": 128, "WindowWidth": 64}
-    found = grey_of(write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, **tags), smallest=(8, 8))
-    plain = grey_of(write_dicom(tmp_path / "b.dcm", image, uid.JPEGBaseline8Bit))
+    found = pixels_of(write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, **tags), smallest=(8, 8))
+    plain = pixels_of(write_dicom(tmp_path / "b.dcm", image, uid.JPEGBaseline8Bit))
     assert found.shape == (64, 64)
     assert np.abs(found - np.clip((plain - 127.5) / 63 + 0.5, 0, 1) * 255).max() <= 0.51
 
 
 def test_negative_slope_inverts(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=-1, RescaleIntercept=4095)
-    assert np.abs(grey_of(path) - (255 - stretched(RAMP))).max() <= 0.51
+    assert np.abs(pixels_of(path) - (255 - stretched(RAMP))).max() <= 0.51
 
 
 def test_an_empty_window_is_no_window(tmp_path):
     image = radiograph(32, 32)
-    found = grey_of(write_dicom(tmp_path / "a.dcm", image, WindowCenter=None, WindowWidth=None))
+    found = pixels_of(write_dicom(tmp_path / "a.dcm", image, WindowCenter=None, WindowWidth=None))
     np.testing.assert_array_equal(found, image)
 
 
@@ -208,9 +206,9 @@ def test_padding_is_black_and_does_not_count(tmp_path, value, tags, photometric)
     """A scanner's border outside of what it measured would leave the lungs one flat grey."""
     values = radiograph(64, 64).astype(np.int16)
     shown = {name: value for name, value in tags.items() if name.startswith("Window")}
-    plain = grey_of(write_dicom(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, **shown))
+    plain = pixels_of(write_dicom(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, **shown))
     padded = np.pad(values, 8, constant_values=value)
-    found = grey_of(write_dicom(tmp_path / "b.dcm", padded, PhotometricInterpretation=photometric, **tags))
+    found = pixels_of(write_dicom(tmp_path / "b.dcm", padded, PhotometricInterpretation=photometric, **tags))
     np.testing.assert_array_equal(found, np.pad(plain, 8))
 
 
@@ -222,11 +220,11 @@ def test_voi_table(tmp_path, bits, rescaled):
     table.add_new("LUTDescriptor", "US", [4096, 0, bits])
     table.add_new("LUTData", "US", [int(2**bits - 1 - entry / 4095 * (2**bits - 1)) for entry in range(4096)])
     tags = {"RescaleSlope": 0.5, "RescaleIntercept": 0} if rescaled else {}
-    found = grey_of(write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=Sequence([table]), **tags))
+    found = pixels_of(write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=Sequence([table]), **tags))
     assert np.abs(found - (1 - RAMP * (0.5 if rescaled else 1) / 4095) * 255).max() <= 1.1
 
 
-# geometry
+# letterbox
 
 
 @settings(max_examples=200, deadline=None)
@@ -237,7 +235,7 @@ def test_voi_table(tmp_path, bits, rescaled):
     box=st.lists(st.floats(0, 1), min_size=4, max_size=4),
 )
 def test_boxes_come_back(rows, cols, size, box):
-    width, height, geometry = fit(rows, cols, size)
+    width, height, geometry = fit_letterbox(rows, cols, size)
     original = np.array([box]) * [cols, rows, cols, rows]
     cached = original_to_cached(original, np.array([geometry]))
     assert ((cached >= -1e-6) & (cached <= size + 1e-6)).all()
@@ -273,19 +271,19 @@ def test_a_bright_box_lies_where_its_mapped_box_says(tmp_path, syntax, shape, si
     assert cached.shape == (size, size)
     assert cached.dtype == np.uint8
     mapped = original_to_cached(box, np.array(geometry))[0]
-    # the middle row's and column's light, as fractions of pixels, gives edges finer than a pixel
+    # the brightness of the middle row and column, as fractions of pixels, gives edges finer than a pixel
     centre_x, centre_y = int(mapped[[0, 2]].mean()), int(mapped[[1, 3]].mean())
     for profile, low, high in ((cached[centre_y], mapped[0], mapped[2]), (cached[:, centre_x], mapped[1], mapped[3])):
-        light = np.clip((profile.astype(float) - 20) / 200, 0, None)
-        assert abs(light.sum() - (high - low)) < 0.15
-        assert abs((light * (np.arange(size) + 0.5)).sum() / light.sum() - (low + high) / 2) < 0.1
+        brightness = np.clip((profile.astype(float) - 20) / 200, 0, None)
+        assert abs(brightness.sum() - (high - low)) < 0.15
+        assert abs((brightness * (np.arange(size) + 0.5)).sum() / brightness.sum() - (low + high) / 2) < 0.1
 
 
 def test_not_square_is_padded_black_on_both_sides(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", np.clip(radiograph(100, 50), 50, 255))
-    image, geometry, facts = read_dicom(path, 64)
+    image, geometry, header = read_dicom(path, 64)
     assert geometry == (0.64, 0.64, 16, 0)
-    assert (facts["rows"], facts["cols"], facts["photometric"]) == (100, 50, "MONOCHROME2")
+    assert (header["rows"], header["cols"], header["photometric"]) == (100, 50, "MONOCHROME2")
     assert image[:, :16].max() == 0
     assert image[:, 48:].max() == 0
     assert image[:, 16:48].min() > 40
@@ -297,7 +295,7 @@ def test_fast_path_equals_full_decoding(tmp_path, size):
     image = radiograph(1024, 1024)
     path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit)
     fast, _, _ = read_dicom(path, size)
-    full = grey_of(path).astype(np.uint8)
+    full = pixels_of(path).astype(np.uint8)
     assert full.shape == (1024, 1024)
     slow = cv2.resize(full, (size, size), interpolation=cv2.INTER_AREA)
     difference = np.abs(fast.astype(int) - slow)
@@ -309,17 +307,17 @@ def test_fast_path_equals_full_decoding(tmp_path, size):
 def test_reduction_is_exact_and_never_below_the_size(tmp_path):
     image = radiograph(1000, 1000)
     dataset = open_dicom(write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit))
-    sides = {need: read_grey(dataset, (need, need)).shape[0] for need in (1000, 501, 500, 250, 126, 125, 10)}
+    sides = {need: read_pixels(dataset, (need, need)).shape[0] for need in (1000, 501, 500, 250, 126, 125, 10)}
     assert sides == {1000: 1000, 501: 1000, 500: 500, 250: 250, 126: 250, 125: 125, 10: 125}
     odd = open_dicom(write_dicom(tmp_path / "b.dcm", radiograph(1001, 1000), uid.JPEGBaseline8Bit))
-    assert read_grey(odd, (10, 10)).shape == (1001, 1000)
+    assert read_pixels(odd, (10, 10)).shape == (1001, 1000)
 
 
 # what is refused
 
 
 def refusal(path, size=64):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UnreadableDicom) as caught:
         read_dicom(path, size)
     reason = str(caught.value)
     assert "\n" not in reason
@@ -412,7 +410,7 @@ def test_damaged_bytes_are_an_image_or_a_reason(tmp_path_factory, data):
     for _ in range(data.draw(st.integers(1, 10))):
         content[data.draw(st.integers(132, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(UnreadableDicom):
         image, _, _ = read_dicom(path, 32)
         assert image.shape == (32, 32)
         assert image.dtype == np.uint8
@@ -456,7 +454,7 @@ def test_what_people_write_into_any_field_stays_there(tmp_path):
 
 def test_png_round_trip(tmp_path):
     image = radiograph(64, 64)
-    assert write_png(image, tmp_path / "a.png") == (tmp_path / "a.png").stat().st_size
+    assert write_png(image, tmp_path / "a.png") == content_hash(tmp_path / "a.png")
     np.testing.assert_array_equal(read_png(tmp_path / "a.png", 64), image)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 

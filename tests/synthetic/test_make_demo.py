@@ -1,6 +1,8 @@
 """The synthetic competition: Kaggle's layout, the real mix, the same bytes every time, and nothing overwritten."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,11 +14,12 @@ import pandas as pd
 import pydicom
 import pytest
 
-import make_demo
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.data import competition
-from rsna.synthetic.patients import MIX, apportion, draw_cohort
+from rsna.synthetic import demo as demo_module
+from rsna.synthetic.demo import claim_folder, make_demo
+from rsna.synthetic.patients import MIX, apportion, draw_patients
 from rsna.synthetic.phantom import SIDE, Case, lay_out, render
 
 # every tag of the challenge's files, in their order
@@ -67,7 +70,7 @@ def settings(root, *words):
 def demo(tmp_path_factory):
     """A small demo that no test may change."""
     cfg = settings(tmp_path_factory.mktemp("demo"))
-    make_demo.main(cfg)
+    make_demo(cfg)
     return cfg
 
 
@@ -116,15 +119,15 @@ def test_test_truth_lies_outside_input(demo):
 
 
 def test_dicoms_have_the_challenges_tags(demo):
-    members = {member.patient_id: member for member in draw_cohort(10, 0, demo.seed)}
+    images = {image.patient_id: image for image in draw_patients(10, 0, demo.seed)}
     for path in (Path(demo.input) / "stage_2_train_images").glob("*.dcm"):
         dataset = pydicom.dcmread(path)
         assert [element.keyword for element in dataset] == REAL_TAGS
         assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGBaseline8Bit
         assert dataset.PatientID == dataset.PatientName == path.stem
-        assert dataset.ViewPosition == members[path.stem].case.view
+        assert dataset.ViewPosition == images[path.stem].case.view
         assert dataset.SeriesDescription == f"view: {dataset.ViewPosition}"
-        assert int(dataset.PatientAge) == members[path.stem].age
+        assert int(dataset.PatientAge) == images[path.stem].age
         assert dataset.pixel_array.shape == (1024, 1024)
         assert dataset.pixel_array.std() > 30
 
@@ -132,40 +135,65 @@ def test_dicoms_have_the_challenges_tags(demo):
 def test_same_seed_same_bytes_with_any_number_of_processes(demo, tmp_path):
     # from the shell, as it is used: a process that forks must not have used OpenCV's threads before
     words = [f"root={tmp_path}", "demo_train=10", "demo_test=2", "workers=2"]
-    script = Path(make_demo.__file__)
+    script = Path(__file__).resolve().parents[2] / "src" / "make_demo.py"
     subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True, timeout=60)
     assert contents(tmp_path) == contents(demo.root)
 
 
-def test_other_seed_other_pictures(demo):
-    ids = [{m.patient_id for m in draw_cohort(10, 0, seed)} for seed in (demo.seed, demo.seed + 1)]
+def test_other_seed_other_images(demo):
+    ids = [{m.patient_id for m in draw_patients(10, 0, seed)} for seed in (demo.seed, demo.seed + 1)]
     assert not ids[0] & ids[1]
 
 
-def test_killed_run_goes_on_and_ends_alike(demo, tmp_path, monkeypatch):
+def test_killed_run_resumes_and_ends_alike(demo, tmp_path, monkeypatch):
     cfg = settings(tmp_path)
-    monkeypatch.setattr(make_demo, "write_tables", lambda *_: pytest.fail("killed"))
+    monkeypatch.setattr(demo_module, "write_tables", lambda *_: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception):
-        make_demo.main(cfg)
+        make_demo(cfg)
     monkeypatch.undo()
     assert not (Path(cfg.input) / competition.LABELS_CSV).exists()
     next((Path(cfg.input) / competition.TRAIN_IMAGES).iterdir()).unlink()
-    make_demo.main(cfg)
+    make_demo(cfg)
     assert contents(tmp_path) == contents(demo.root)
 
 
-def test_complete_demo_is_left_alone(demo, monkeypatch, capsys):
-    monkeypatch.setattr(make_demo, "write_tables", lambda *_: pytest.fail("made again"))
-    make_demo.main(demo)
-    assert "make_folds" in capsys.readouterr().out
+def test_complete_demo_is_left_alone(demo, monkeypatch):
+    monkeypatch.setattr(demo_module, "write_tables", lambda *_: pytest.fail("made again"))
+    assert make_demo(demo) == f"make_demo: 10 training and 2 test images current -> {demo.input}"
+
+
+def test_a_lost_image_is_made_again(demo, tmp_path):
+    shutil.copytree(demo.root, tmp_path / "copy")
+    cfg = settings(tmp_path / "copy")
+    next((Path(cfg.input) / competition.TEST_IMAGES).iterdir()).unlink()
+    assert "next: ./run.sh make_folds" in make_demo(cfg)
+    assert contents(cfg.root) == contents(demo.root)
+    assert "current" in make_demo(cfg)
+
+
+def test_a_demo_that_was_moved_and_touched_is_current(demo, tmp_path):
+    shutil.copytree(demo.root, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*"):
+        os.utime(path, (1, 1))
+    assert "current" in make_demo(settings(tmp_path / "copy"))
+
+
+def test_an_edited_table_is_not_overwritten(demo, tmp_path):
+    shutil.copytree(demo.root, tmp_path / "copy")
+    cfg = settings(tmp_path / "copy")
+    labels = Path(cfg.input) / competition.LABELS_CSV
+    labels.write_text("mine")
+    with pytest.raises(UserError, match=r"labels\.csv: not as make_demo wrote it, and not overwritten; delete"):
+        make_demo(cfg)
+    assert labels.read_text() == "mine"
 
 
 def test_refuses_other_settings_and_names_them(demo):
     before = contents(demo.root)
     with pytest.raises(UserError, match=r"seed: 42 -> 7.*root="):
-        make_demo.main(settings(demo.root, "seed=7"))
+        make_demo(settings(demo.root, "seed=7"))
     with pytest.raises(UserError, match="demo_train: 10 -> 13"):
-        make_demo.main(settings(demo.root, "demo_train=13"))
+        make_demo(settings(demo.root, "demo_train=13"))
     assert contents(demo.root) == before
 
 
@@ -177,43 +205,43 @@ def test_never_writes_over_foreign_files(tmp_path, name):
     foreign.parent.mkdir(parents=True, exist_ok=True)
     foreign.write_text("mine")
     with pytest.raises(UserError, match="not made by make_demo"):
-        make_demo.main(settings(tmp_path))
+        make_demo(settings(tmp_path))
     assert contents(tmp_path) == {name: b"mine"}
 
 
-def test_stamp_of_one_folder_does_not_open_another(demo, tmp_path):
+def test_manifest_of_one_folder_does_not_open_another(demo, tmp_path):
     (tmp_path / "stage_2_train_labels.csv").write_text("mine")
     with pytest.raises(UserError, match="input"):
-        make_demo.main(settings(demo.root, f"input={tmp_path}"))
+        make_demo(settings(demo.root, f"input={tmp_path}"))
     assert contents(tmp_path) == {"stage_2_train_labels.csv": b"mine"}
 
 
 def test_readme_in_input_is_no_obstacle(tmp_path):
     (tmp_path / "input").mkdir()
     (tmp_path / "input" / "README.md").write_text("put Kaggle's files here")
-    make_demo.claim_folder(settings(tmp_path), {})
+    claim_folder(settings(tmp_path))
     assert (tmp_path / "demo.json").is_file()
 
 
 @pytest.mark.parametrize("count", [10, 80, 300, 1000])
 def test_mix_is_the_real_one(count):
-    members = draw_cohort(count, 0, 42)
-    cells = Counter((m.case.view, m.kind, m.case.n_boxes) for m in members)
+    images = draw_patients(count, 0, 42)
+    cells = Counter((m.case.view, m.kind, m.case.n_boxes) for m in images)
     total = sum(MIX.values())
-    assert len(members) == count
+    assert len(images) == count
     for cell, real in MIX.items():
         assert abs(cells[cell] - count * real / total) < 1
-    assert len({m.patient_id for m in members}) == count
+    assert len({m.patient_id for m in images}) == count
 
 
 def test_numbers_at_300():
-    members = draw_cohort(300, 0, 42)
-    kinds = Counter(m.kind for m in members)
+    images = draw_patients(300, 0, 42)
+    kinds = Counter(m.kind for m in images)
     assert kinds == {"Lung Opacity": 68, "No Lung Opacity / Not Normal": 133, "Normal": 99}
-    assert 2.0 <= 300 / len({m.person for m in members}) <= 2.4
-    # as in the real data, sick persons come back: their other pictures are sick as well
-    positives = pd.DataFrame({"person": [m.person for m in members], "sick": [m.case.n_boxes > 0 for m in members]})
-    often = positives.groupby("person").sick.agg(["size", "mean"])
+    assert 2.0 <= 300 / len({m.patient for m in images}) <= 2.4
+    # as in the real data, sick patients come back: their other images are sick as well
+    positives = pd.DataFrame({"patient": [m.patient for m in images], "sick": [m.case.n_boxes > 0 for m in images]})
+    often = positives.groupby("patient").sick.agg(["size", "mean"])
     assert often["mean"][often["size"] >= 3].mean() > 1.5 * often["mean"][often["size"] == 1].mean()
 
 
@@ -222,16 +250,16 @@ def test_apportion_keeps_the_sum_and_the_largest_remainder():
     assert sum(apportion(MIX, 137).values()) == 137
 
 
-def test_no_person_in_both_splits():
-    train, test = ({m.person for m in draw_cohort(200, split, 42)} for split in (0, 1))
+def test_no_patient_in_both_splits():
+    train, test = ({m.patient for m in draw_patients(200, split, 42)} for split in (0, 1))
     assert not train & test
 
 
-def test_a_person_keeps_sex_and_body():
-    by_person: dict[int, set] = {}
-    for member in draw_cohort(200, 0, 42):
-        by_person.setdefault(member.person, set()).add((member.case.sex, member.case.body_seed))
-    assert all(len(traits) == 1 for traits in by_person.values())
+def test_a_patient_keeps_sex_and_body():
+    by_patient: dict[int, set] = {}
+    for image in draw_patients(200, 0, 42):
+        by_patient.setdefault(image.patient, set()).add((image.case.sex, image.case.body_seed))
+    assert all(len(traits) == 1 for traits in by_patient.values())
 
 
 @pytest.mark.parametrize("n_boxes", [1, 2, 3, 4])
@@ -258,7 +286,7 @@ def test_box_holds_its_opacity(view, n_boxes):
 
 
 def test_boxes_follow_the_measured_statistics():
-    """Medians over 80 pictures with two opacities; measured on the real labels: AP 225 x 352, one in each lung."""
+    """Medians over 80 images with two opacities; measured on the real labels: AP 225 x 352, one in each lung."""
     case = Case("M", "AP", True, 2, (0, 0))
     boxes = np.array([lay_out(replace(case, body_seed=(0, i)), np.random.default_rng(i)).boxes for i in range(80)])
     width, height = np.median(boxes[..., 2]), np.median(boxes[..., 3])
@@ -267,8 +295,8 @@ def test_boxes_follow_the_measured_statistics():
     assert (boxes[:, 0, 0] + boxes[:, 0, 2] / 2 < boxes[:, 1, 0] + boxes[:, 1, 2] / 2).all()
 
 
-def test_bedside_pictures_differ():
-    """AP pictures have a larger heart and a higher diaphragm than PA pictures of the same person."""
+def test_bedside_images_differ():
+    """AP images have a larger heart and a higher diaphragm than PA images of the same patient."""
     cases = [Case("M", view, False, 0, (0, 3)) for view in ("AP", "PA")]
     bases = [np.mean([lay_out(case, np.random.default_rng(i)).base for i in range(20)]) for case in cases]
     assert bases[0] < bases[1] - 0.03

@@ -163,6 +163,9 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
         if template == "{weights}":
             found |= {"weights": Path(cfg.weights)} if is_file_of_weights(cfg) else {}
             continue
+        if template == "{test_labels}":
+            found["test_labels.csv"] = Path(cfg.test_labels)
+            continue
         pairs = [(cfg, fold)]
         if "{member}" in template:
             pairs = [(replace(cfg, name=run), k) for run, k in itertools.product(run_names(cfg), cfg.fold_list)]

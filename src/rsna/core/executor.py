@@ -45,7 +45,7 @@ def map_files(
     description: str,
     crashed: Callable[[Path], Result] | None = None,
 ) -> Iterator[Result]:
-    """Yield function(path) of every path, in their order, with a progress bar.
+    """Yield function(path) of every path, in their order, with a progress bar on a terminal, gone at the end.
 
     `workers` as in the config: -1 one process per core, 0 none beside this one. `function` must be picklable
     (a function of a module, or functools.partial of one) and is expected not to raise. A file at which the
@@ -54,7 +54,8 @@ def map_files(
     """
     processes = min(count_workers(workers), len(paths))
     results = run_isolated(function, paths, processes, crashed) if processes else map(function, paths)
-    yield from tqdm(results, total=len(paths), desc=description, unit="file", disable=not paths)
+    hidden = None if paths else True  # None: where there is no terminal
+    yield from tqdm(results, total=len(paths), desc=description, unit="file", leave=False, disable=hidden)
 
 
 def run_isolated(

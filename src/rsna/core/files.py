@@ -62,6 +62,11 @@ def read_json(path: Path, maker: str = "", expected: Mapping[str, type | UnionTy
     return content
 
 
+def bytes_hash(content: bytes) -> str:
+    """First 16 hex digits of the SHA-256, as content_hash gives for a file of these bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def content_hash(path: Path) -> str:
     """First 16 hex digits of the SHA-256 of a file's bytes, or `absent`."""
     if not path.is_file():

@@ -23,8 +23,8 @@ class Stage:
     """One command: the settings that change its outputs, its files, and the commands whose outputs it reads.
 
     Files are templates: {input}, {folds}, {cache}, {run}, {root} and {submissions} are the folders of the config,
-    {name} is the run, {fold} the fold, {member} each of the runs that are fused. `index.csv#train` stands for the
-    rows of the cached training images.
+    {name} is the run, {fold} the fold, {member} each of the runs that are fused, {test_labels} and {weights} these
+    files. `index.csv#train` stands for the rows of the cached training images.
     """
 
     settings: tuple[type, ...]
@@ -45,7 +45,7 @@ STAGES = {
     "make_demo": Stage(
         settings=(DemoSettings, SeedSettings),
         inputs=(),
-        outputs=("{root}/test_labels.csv", MAPPING, SAMPLE, CLASSES, LABELS),
+        outputs=("{test_labels}", MAPPING, SAMPLE, CLASSES, LABELS),
         manifest="{root}/demo.json",
         version=4,
     ),

@@ -1,120 +1,212 @@
-"""Cached images: DICOM -> uint8 square, PNG files and their index, boxes between original and cached pixels."""
+"""The image cache: every DICOM decoded once into a PNG of size x size pixels, and the index that lists them all.
+
+An image is skipped while the content hashes of its DICOM and of its PNG, and the version, are as the index says; so
+a cache that was moved, copied or touched is current. An update that was stopped goes on from its journal. A DICOM
+that cannot be decoded is a row with its reason and is tried again every time: a decoder may have been installed.
+"""
 
 import csv
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydicom.dataset import FileDataset
 
+from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import write_then_rename
+from rsna.core.executor import map_files
+from rsna.core.files import ABSENT, bytes_hash, content_hash, write_then_rename
+from rsna.core.locks import file_lock
 from rsna.core.tables import read_table
-from rsna.data.dicom import describe, open_dicom, read_grey
-from rsna.data.windowing import Grey
+from rsna.data.competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
+from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit
+from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
+from rsna.data.windowing import GreyImage
 
-Array = NDArray[np.float64]
 Row = dict[str, Any]
+Key = tuple[str, str]  # split, patientId
 
-MAKER = "./run.sh cache_images, with the same settings"
+SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
+VERSION = 2  # raise it when the same DICOM gives another PNG than before: caches are then made anew
+REBUILD = "./run.sh cache_images, with the same settings"
 PNG_END = b"IEND\xaeB`\x82"
 INDEX_CSV = "index.csv"
-# rows of an unfinished cache; index.csv takes their place when all is done
-JOURNAL_CSV = "index.partial.csv"
-GEOMETRY_COLUMNS = ["scale_x", "scale_y", "pad_x", "pad_y"]
-FACT_COLUMNS = ["rows", "cols", "transfer_syntax", "photometric"]
-# recipe, source_bytes, source_mtime_ns and png_bytes say whether a cached image is still the right one
-INDEX_COLUMNS = [
-    *("patientId", "split", *FACT_COLUMNS, "status", "reason", *GEOMETRY_COLUMNS),
-    *("source_bytes", "source_mtime_ns", "png_bytes", "recipe"),
-]
+JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv takes their place when all is done
+IMAGE_COLUMNS = ["rows", "cols", "transfer_syntax", "photometric"]
+INDEX_COLUMNS = ["patientId", "split", *IMAGE_COLUMNS, "status", "reason", *GEOMETRY_COLUMNS]
+INDEX_COLUMNS += ["source_hash", "png_hash", "version"]  # whether a cached image is still the right one
+# a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
+MAX_REFUSED = 0.05
+NAMED_REFUSALS = 5
+SECONDS_PER_FILE = 60.0  # the largest image that is accepted takes a tenth of this
 
 
-class Geometry(NamedTuple):
-    """Where an image lies in its square: cached = original * scale + pad, in pixels.
+class Update(NamedTuple):
+    """What an update of a cache found and did: the rows of its splits, how many were current, and the index."""
 
-    Coordinates are continuous with the origin at the image's top left corner, so that pixel 0 covers 0..1.
+    rows: list[Row]
+    current: int
+    index_csv: Path
+
+
+def update_cache(cfg: Config) -> Update:
+    """Bring a cache up to date; a second process waits. Raises UserError where there is no input."""
+    sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else tuple(SPLITS))
+    index, journal = cfg.cache_dir / INDEX_CSV, cfg.cache_dir / JOURNAL_CSV
+    with file_lock(cfg.cache_dir, wait=True):
+        known = read_rows(index) + read_rows(journal)
+        current = keep_current(known, sources, cfg.cache_dir, cfg.workers)
+        todo = [path for path in sources if key_of(path) not in current]
+        rows_of = current | make_images(todo, current, cfg)
+        rows = [rows_of[key_of(path)] for path in sources]
+        write_rows(with_other_splits(rows, known), index)
+        journal.unlink(missing_ok=True)
+    return Update(rows, len(current), index)
+
+
+def report(update: Update, strict: bool) -> None:
+    """Print what was done. Raises UserError if too many images were refused; strict: if any was."""
+    count, refused = len(update.rows), [row for row in update.rows if row["status"] != "ok"]
+    for row in refused[:NAMED_REFUSALS]:
+        print(f"refused {row['split']}/{row['patientId']}.dcm: {row['reason']}")
+    if len(refused) > NAMED_REFUSALS:
+        print(f"refused ... and {len(refused) - NAMED_REFUSALS} more")
+    written = count - update.current - len(refused)
+    done = f"{written} images written, {update.current} current, {len(refused)} refused"
+    print(f"cache_images: {f'{count} images current' if update.current == count else done} -> {update.index_csv}")
+    if len(refused) > (0 if strict else MAX_REFUSED) * count:
+        share = f"{len(refused)} of {count} images ({len(refused) / count:.0%})"
+        raise UserError(f"{share} were refused; {update.index_csv} has the reasons; is the download complete?")
+
+
+def list_sources(folder: Path, names: Sequence[str] = tuple(SPLITS)) -> list[Path]:
+    """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
+    sources = []
+    for name in names:
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder / name}: no such folder; {HOW_TO_GET}")
+        # macOS leaves ._<name>.dcm beside every file that it copies to a foreign disk
+        found = sorted(path for path in (folder / name).glob("*.dcm") if not path.name.startswith("._"))
+        if not found:
+            raise UserError(f"{folder / name}: no .dcm file in it; {HOW_TO_GET}")
+        sources += found
+    return sources
+
+
+def with_other_splits(rows: list[Row], known: Iterable[Row]) -> list[Row]:
+    """The rows behind what is known of splits that this update left alone; training images come first."""
+    splits = {row["split"] for row in rows}
+    others = {(row["split"], row["patientId"]): row for row in known if row["split"] not in splits}
+    return [*others.values(), *rows]
+
+
+def key_of(path: Path) -> Key:
+    """(split, patientId) of a source: the file's name counts, not what its header says.
+
+    Other characters than an id's are written as %XX, so that no bad name can pass for a good one.
     """
-
-    scale_x: float
-    scale_y: float
-    pad_x: float
-    pad_y: float
+    return SPLITS[path.parent.name], path.stem if is_id(path.stem) else quote(path.stem, safe="", errors="replace")
 
 
-def original_to_cached(boxes_xyxy: Array, geometry: Array) -> Array:
-    """(N, 4) xyxy in pixels of the originals -> in pixels of the cached squares.
+def is_id(text: str) -> bool:
+    """Whether it can become the name of a PNG and a field of CSVs as it is."""
+    return re.fullmatch(r"\w[\w.-]*", text) is not None
 
-    geometry is (N, 4), or (4,) for one image: scale_x, scale_y, pad_x, pad_y, the index's GEOMETRY_COLUMNS.
+
+def png_path(cache_dir: Path, source: Path) -> Path:
+    return cache_dir / SPLITS[source.parent.name] / f"{source.stem}.png"
+
+
+def keep_current(rows: Iterable[Row], sources: Sequence[Path], cache_dir: Path, workers: int) -> dict[Key, Row]:
+    """The rows, by key, whose DICOM and PNG have the hashes that the row says; of two for a source the later."""
+    known = {(row["split"], row["patientId"]): row for row in rows if row["version"] == str(VERSION)}
+    known = {key: row for key, row in known.items() if row["status"] == "ok"}
+    paths = [path for path in sources if key_of(path) in known]
+    found = map_files(partial(hash_pair, cache_dir=cache_dir), paths, workers, "cached images")
+    pairs = [(key_of(path), hashes) for path, hashes in zip(paths, found, strict=True)]
+    return {key: known[key] for key, hashes in pairs if hashes == (known[key]["source_hash"], known[key]["png_hash"])}
+
+
+def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
+    """The content hashes of a DICOM and of its PNG; `absent` for what cannot be read."""
+    try:
+        return content_hash(source), content_hash(png_path(cache_dir, source))
+    except OSError:
+        return ABSENT, ABSENT
+
+
+def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> dict[Key, Row]:
+    """Cache the images of `todo` and return their rows.
+
+    Each row goes to the journal as soon as it is known; it holds the current ones too, since after a change of
+    the input the index is no longer true, and as long as there is a journal nobody reads the index.
     """
-    scale, pad = split_geometry(geometry)
-    return np.asarray(boxes_xyxy, dtype=float) * scale + pad
+    if not todo:
+        return {}
+    for split in SPLITS.values():
+        (cfg.cache_dir / split).mkdir(exist_ok=True)
+    work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
+    crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
+    write_rows(current.values(), cfg.cache_dir / JOURNAL_CSV)
+    made = {}
+    with (cfg.cache_dir / JOURNAL_CSV).open("a", newline="") as file:
+        writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
+        for row in map_files(work, todo, cfg.workers, "images", crashed):
+            writer.writerow(row)
+            file.flush()
+            made[row["split"], row["patientId"]] = row
+    return made
 
 
-def cached_to_original(boxes_xyxy: Array, geometry: Array) -> Array:
-    """(N, 4) xyxy in pixels of the cached squares -> in pixels of the originals; geometry as original_to_cached."""
-    scale, pad = split_geometry(geometry)
-    return (np.asarray(boxes_xyxy, dtype=float) - pad) / scale
+def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS_PER_FILE) -> Row:
+    """Write the PNG of one DICOM and return its row of the index; never raises for a bad DICOM."""
+    known: Row = {}
+    try:
+        if not is_id(path.stem):
+            raise UnreadableDicom("the file's name has other characters than letters, digits, '_', '.' and '-'")
+        with as_unreadable(), time_limit(seconds):
+            # the bytes that are hashed are the ones that are decoded, even if the file is replaced meanwhile
+            content = read_file(path)
+            known |= {"source_hash": bytes_hash(content)}
+            dataset = parse_dicom(content)
+            known |= describe(dataset)
+            image, geometry = decode_square(dataset, size)
+    except UnreadableDicom as error:
+        return refuse(path, cache_dir, str(error), known)
+    known |= geometry._asdict() | {"png_hash": write_png(image, png_path(cache_dir, path))}
+    return new_row(path, status="ok", **known)
 
 
-def split_geometry(geometry: Array) -> tuple[Array, Array]:
-    """(..., 4) scale_x, scale_y, pad_x, pad_y -> scale (..., 4) and pad (..., 4) of x, y, x, y."""
-    values = np.asarray(geometry, dtype=float)
-    return values[..., [0, 1, 0, 1]], values[..., [2, 3, 2, 3]]
+def refuse(path: Path, cache_dir: Path, reason: str, known: Row | None = None) -> Row:
+    """The row of an image that cannot be decoded; removes the PNG of a DICOM that could be before."""
+    png_path(cache_dir, path).unlink(missing_ok=True)
+    return new_row(path, status="refused", reason=reason, **known or {})
 
 
-def read_dicom(path: Path, size: int) -> tuple[Grey, Geometry, dict[str, Any]]:
-    """A DICOM file as uint8 (size, size), its geometry, and rows, cols, transfer_syntax, photometric.
-
-    Raises dicom.Refused.
-    """
-    dataset = open_dicom(path)
-    facts = describe(dataset)
-    image, geometry = square(dataset, size)
-    return image, geometry, facts
+def new_row(path: Path, **known: Any) -> Row:
+    split, patient = key_of(path)
+    return dict.fromkeys(INDEX_COLUMNS, "") | {"patientId": patient, "split": split, "version": VERSION} | known
 
 
-def square(dataset: FileDataset, size: int) -> tuple[Grey, Geometry]:
-    """The dataset's image as uint8 (size, size): whole, centred, its sides in proportion, the rest black."""
+def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
+    """The dataset's image as uint8 (size, size), and where it lies in it. Raises UnreadableDicom."""
     rows, cols = int(dataset.Rows or 0), int(dataset.Columns or 0)
-    width, height, geometry = fit(rows, cols, size)
-    grey = resize(read_grey(dataset, (width, height)), width, height)
-    if (width, height) == (size, size):
-        return grey, geometry
-    canvas = np.zeros((size, size), np.uint8)
-    left, top = int(geometry.pad_x), int(geometry.pad_y)
-    canvas[top : top + height, left : left + width] = grey
-    return canvas, geometry
+    width, height, geometry = fit_letterbox(rows, cols, size)
+    return letterbox(read_pixels(dataset, (width, height)), rows, cols, size), geometry
 
 
-def fit(rows: int, cols: int, size: int) -> tuple[int, int, Geometry]:
-    """Width and height of an image of rows x cols that fills a square of `size`, and where it lies in it."""
-    longest = max(rows, cols, 1)
-    width, height = (max(1, round(side * size / longest)) for side in (cols, rows))
-    # whole pixels on both sides: the scale is that of the rounded size, so boxes map back exactly
-    pad_x, pad_y = (size - width) // 2, (size - height) // 2
-    return width, height, Geometry(width / max(cols, 1), height / max(rows, 1), pad_x, pad_y)
-
-
-def resize(image: Grey, width: int, height: int) -> Grey:
-    """uint8 to (height, width): area average to shrink, linear to enlarge (there area is nearest neighbour)."""
-    if image.shape == (height, width):
-        return image
-    shrinks = width <= image.shape[1] and height <= image.shape[0]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
-
-
-def write_png(image: Grey, path: Path) -> int:
-    """Write uint8 (H, W) as PNG by way of a temporary name; return the file's size in bytes.
+def write_png(image: GreyImage, path: Path) -> str:
+    """Write uint8 (H, W) as PNG by way of a temporary name; return the file's content hash.
 
     OpenCV's default settings: the fastest of those compared at a size within 20 % of the smallest. No fsync,
     unlike files.write_then_rename: it waits for the disk at each of 29,684 images, and is not needed here, as
-    the index holds each PNG's size and one that lost its bytes in a power cut is made again.
+    the index holds each PNG's hash and one that lost its bytes in a power cut is made again.
     """
     encoded = cv2.imencode(".png", image)[1].tobytes()
     # always the same temporary name, so that a killed run leaves nothing behind once it is repeated
@@ -125,23 +217,23 @@ def write_png(image: Grey, path: Path) -> int:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None  # a write does not know its file's name
-    return len(encoded)
+    return bytes_hash(encoded)
 
 
-def read_png(path: Path, size: int) -> Grey:
+def read_png(path: Path, size: int) -> GreyImage:
     """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run: {MAKER}") from None
-    # OpenCV decodes a PNG that was cut off to a picture with a black rest; the last chunk tells
-    whole = content[-8:].tobytes() == PNG_END
-    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if whole else None
+        raise UserError(f"{path}: {error.strerror}; run: {REBUILD}") from None
+    # OpenCV decodes a PNG that was cut off to an image with a black rest; the last chunk tells
+    complete = content[-8:].tobytes() == PNG_END
+    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if complete else None
     if image is None:
-        raise UserError(f"{path}: damaged PNG file; delete it and run: {MAKER}")
+        raise UserError(f"{path}: damaged PNG file; delete it and run: {REBUILD}")
     if image.shape != (size, size):
         found = f"{image.shape[1]} x {image.shape[0]}"
-        raise UserError(f"{path}: {found} pixels, not {size} x {size}; delete it and run: {MAKER}")
+        raise UserError(f"{path}: {found} pixels, not {size} x {size}; delete it and run: {REBUILD}")
     return np.asarray(image, np.uint8)
 
 
@@ -149,22 +241,25 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
     """The index of a finished cache: one row per image of the input, INDEX_COLUMNS, status ok or refused.
 
     The geometry of refused images is missing. Raises UserError if the cache is missing or unfinished, or if a row is
-    not what cache_images writes for images of `size`: boxes would lie elsewhere.
+    not what cache_images writes for images of `size`: boxes would be misplaced.
     """
+    path = cache_dir / INDEX_CSV
     if (cache_dir / JOURNAL_CSV).exists():
-        raise UserError(f"{cache_dir}: the image cache is unfinished; run: {MAKER}")
-    table = read_table(cache_dir / INDEX_CSV, INDEX_COLUMNS, MAKER)
+        raise UserError(f"{cache_dir}: the image cache is unfinished; run: {REBUILD}")
+    table = read_table(path, ["patientId"], REBUILD)
+    if not set(INDEX_COLUMNS) <= set(table.columns):
+        raise UserError(f"{path}: not of this version; run: {REBUILD}")
     numbers = table[["rows", "cols", *GEOMETRY_COLUMNS]].apply(pd.to_numeric, errors="coerce")
     fits = (table["status"] == "ok") & (numbers[["rows", "cols"]] >= 1).all(axis=1)
     shapes = numbers.loc[fits, ["rows", "cols"]].astype(int)
     pairs = list(zip(shapes["rows"].tolist(), shapes["cols"].tolist(), strict=True))
-    geometry = {(rows, cols): fit(rows, cols, size)[2] for rows, cols in set(pairs)}
+    geometry = {(rows, cols): fit_letterbox(rows, cols, size)[2] for rows, cols in set(pairs)}
     expected = np.array([geometry[pair] for pair in pairs]).reshape(-1, 4)
     fits[fits] = np.isclose(numbers.loc[fits, GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9).all(axis=1)
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
     if wrong.any():
         name = table.loc[wrong, "patientId"].iloc[0]
-        raise UserError(f"{cache_dir / INDEX_CSV}, patientId {name}: not as it was written; delete it and run: {MAKER}")
+        raise UserError(f"{path}, patientId {name}: not as it was written; delete it and run: {REBUILD}")
     return table.assign(**numbers)
 
 
@@ -181,7 +276,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Write an index or journal, whole or not at all."""
+    """Write an index or journal, complete or not at all."""
     with write_then_rename(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
         writer.writeheader()

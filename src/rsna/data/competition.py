@@ -28,7 +28,7 @@ AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a header age beyond these (155 oc
 
 HOW_TO_GET = (
     "unzip Kaggle's files there (kaggle competitions download -c rsna-pneumonia-detection-challenge), "
-    "or say input=<folder>; ./run.sh demo needs none of it"
+    "or set input=<folder>; ./run.sh demo needs none of it"
 )
 
 
@@ -55,7 +55,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         "the image is both positive and negative": kinds > 1,
         "the row is there twice": parsed.assign(patientId=labels["patientId"]).duplicated(),
     }
-    refuse_rows(path, labels["patientId"], problems, "mend or remove them")
+    refuse_rows(path, labels["patientId"], problems, "fix or remove them")
     if labels.empty:
         raise UserError(f"{path}: no rows; fetch the file again")
     return parsed.assign(patientId=labels["patientId"]).astype({"Target": int})[LABEL_COLUMNS]
@@ -90,24 +90,24 @@ def read_classes(folder: Path) -> pd.Series | None:
 
 
 def read_people(folder: Path) -> pd.Series | None:
-    """patientId -> person, the first 8 digits of the NIH image name; None where the mapping is not there."""
+    """patientId -> patient, the first 8 digits of the NIH image name; None where the mapping is not there."""
     path = folder / MAPPING_JSON
     if not path.is_file():
         return None
     try:
         rows = json.loads(path.read_text())
-        return pd.Series({row["subset_img_id"]: row["img_id"][:8] for row in rows}, dtype=str, name="person")
+        return pd.Series({row["subset_img_id"]: row["img_id"][:8] for row in rows}, dtype=str, name="patient")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         expected = "a list of objects with subset_img_id and img_id"
         raise UserError(f"{path}: expected {expected} ({error!r}); fetch it again or remove it") from None
 
 
-def read_folds(path: Path, maker: str) -> pd.DataFrame:
+def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
     """Read folds.csv, FOLD_COLUMNS; fold, target and n_boxes are int, age is float with NaN.
 
-    Raises UserError that names the first bad row; `maker` is the command that makes the file.
+    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
     """
-    table = read_table(path, FOLD_COLUMNS, maker)[FOLD_COLUMNS]
+    table = read_table(path, FOLD_COLUMNS, rebuild)[FOLD_COLUMNS]
     whole = table[["fold", "target", "n_boxes"]].apply(pd.to_numeric, errors="coerce")
     age = pd.to_numeric(table["age"], errors="coerce")
     problems = {
@@ -119,7 +119,7 @@ def read_folds(path: Path, maker: str) -> pd.DataFrame:
         "age is not a number": age.isna() & table["age"].notna(),
         "group is empty": table["group"].isna(),
     }
-    refuse_rows(path, table["patientId"], problems, f"mend it, or delete it and run: {maker}")
+    refuse_rows(path, table["patientId"], problems, f"fix it, or delete it and run: {rebuild}")
     return table.assign(age=age.astype(float), **whole.astype(int))
 
 
@@ -132,12 +132,12 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
             raise UserError(f"{name}: {problem}; {int(rows.sum())} such row(s); {remedy}")
 
 
-def read_predictions(path: Path, maker: str = "") -> pd.DataFrame:
+def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
     """Read a prediction table: patientId, confidence, x, y, width, height; the five empty for an image without box.
 
-    Raises UserError that names the first bad row; `maker` is the command that makes the file.
+    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
     """
-    table = read_table(path, PREDICTION_COLUMNS, maker)[PREDICTION_COLUMNS]
+    table = read_table(path, PREDICTION_COLUMNS, rebuild)[PREDICTION_COLUMNS]
     numbers = table[PREDICTION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     filled = np.isfinite(numbers.to_numpy())
     problems = {
@@ -147,7 +147,7 @@ def read_predictions(path: Path, maker: str = "") -> pd.DataFrame:
         "the confidence is not from 0 to 1": ~numbers["confidence"].fillna(0).between(0, 1),
         "the box has no area": (numbers[["width", "height"]] <= 0).any(axis=1),
     }
-    refuse_rows(path, table["patientId"], problems, f"run: {maker}" if maker else "mend or remove them")
+    refuse_rows(path, table["patientId"], problems, f"run: {rebuild}" if rebuild else "fix or remove them")
     return numbers.assign(patientId=table["patientId"])[PREDICTION_COLUMNS]
 
 

@@ -20,8 +20,9 @@ from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xywh_to_xyxy, xyxy_to_cxcywh
-from rsna.data.cache import original_to_cached, read_index, read_png
+from rsna.data.cache import read_index, read_png
 from rsna.data.competition import BOX_COLUMNS, CLASSES, LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
+from rsna.data.letterbox import original_to_cached
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def frame_of(dataset: FileDataset) -> bytes:
 
 
 def coded_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 stream says of itself; None if it does not say."""
+    """(width, height) in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None if there is none."""
     siz = frame.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, then SIZ with the far corner and the near one
     if siz >= 0:
         right, bottom, left, top = (int.from_bytes(frame[at : at + 4]) for at in range(siz + 8, siz + 24, 4))
@@ -56,8 +56,8 @@ def decode(dataset: FileDataset) -> tuple[NDArray[Any], str]:
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         return decode_12_bit(dataset), str(dataset.PhotometricInterpretation)
-    values, facts = get_decoder(syntax).as_array(dataset, decoding_plugin=PLUGINS.get(syntax, ""))
-    return values, str(facts["photometric_interpretation"])
+    values, properties = get_decoder(syntax).as_array(dataset, decoding_plugin=PLUGINS.get(syntax, ""))
+    return values, str(properties["photometric_interpretation"])
 
 
 def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
@@ -78,7 +78,7 @@ def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
     text = image.GetBuffer()
     if text is None:
         raise ValueError("GDCM cannot decode the 12-bit JPEG")
-    # GDCM hands out bytes as text, with those that are not UTF-8 escaped
+    # GDCM returns bytes as text, with those that are not UTF-8 escaped
     return np.frombuffer(text.encode("utf-8", "surrogateescape"), "<u2").reshape(dataset.Rows, dataset.Columns)
 
 
@@ -86,14 +86,14 @@ def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[n
     """JPEG Baseline in grey -> uint8 (height, width), an eighth, quarter, half or all of the original's.
 
     The smallest that is at least `smallest` (width, height), in pixels: libjpeg leaves out the work for the
-    rest. By Pillow and not by OpenCV, because OpenCV takes a truncated file for a good one.
+    rest. By Pillow and not by OpenCV, because OpenCV accepts truncated files.
     """
     image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     if image.mode != "L":
         raise ValueError(f"declared as one grey channel, but the JPEG is {image.mode}")
     width, height = image.size
     for factor in (8, 4, 2):
-        # only exact divisors: libjpeg pads others to whole blocks, and the picture would come back shifted
+        # only exact divisors: libjpeg pads others to whole blocks, and the image would come back shifted
         exact = width % factor == 0 and height % factor == 0
         if exact and width // factor >= smallest[0] and height // factor >= smallest[1]:
             image.draft("L", (width // factor, height // factor))

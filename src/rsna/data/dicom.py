@@ -1,6 +1,7 @@
-"""DICOM files: their header, and their pixels as 8-bit grey. Whatever is wrong with one ends as Refused."""
+"""DICOM files: their header, and their pixels in 8 bits. Whatever is wrong with one ends as UnreadableDicom."""
 
 import faulthandler
+import io
 import re
 import signal
 import stat
@@ -11,14 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pydicom
 from pydicom import uid
 from pydicom.dataset import FileDataset
 
+from rsna.core.config import Config
+from rsna.core.executor import map_files
+from rsna.core.tables import read_table, write_table
+from rsna.data.competition import HEADER_COLUMNS, HEADERS_CSV, TRAIN_IMAGES
 from rsna.data.decoders import PLUGINS, coded_size, decode, decode_reduced, frame_of
-from rsna.data.windowing import Grey, shows_stored_values, to_grey
+from rsna.data.windowing import GreyImage, shows_stored_values, to_8_bit
 
-# What is taken of a header, and what it may say: by hand people write names into any field, which must not get out.
+# The fields that are read, and what they may contain: people type names into any field, and those must not get out.
 # Ages also without their unit, as the challenge's files have them; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.
 HEADER_FIELDS = {
     "PatientAge": re.compile(r"\d{1,3}[DWMY]?"),
@@ -34,39 +40,39 @@ PHOTOMETRIC = [
 MAX_PIXELS = 100_000_000
 
 
-class Refused(Exception):  # noqa: N818 (it is no error of the program)
+class UnreadableDicom(Exception):  # noqa: N818 (it is not an error of the program)
     """A file that cannot be used; its text is the reason, one line."""
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Turn whatever goes wrong inside the block into Refused.
+def as_unreadable() -> Iterator[None]:
+    """Turn whatever goes wrong inside the block into UnreadableDicom.
 
     Every exception is caught, at this one border only: on garbage pydicom, GDCM and Pillow raise anything from
     KeyError to struct.error, RecursionError and MemoryError, and one bad file must not end a night's run.
-    Warnings are dropped, as pydicom utters one for each of the challenge's files (ages written 62, not 062Y).
+    Warnings are dropped, as pydicom gives one for each of the challenge's files (ages written 62, not 062Y).
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Refused:
+    except UnreadableDicom:
         raise
     except Exception as error:
-        # these two bring whole sentences; the text of others, a KeyError say, means nothing without the name
+        # the messages of these two are sentences; that of others, such as a KeyError, means nothing without the name
         name = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         # what stands in a field that should hold a number may be anything, a name as well
         text = re.sub(
             r"^(invalid literal for .*?|could not convert string to float): .*", r"\1", str(error), flags=re.S
         )
-        raise Refused(printable(name + text)[:300]) from error
+        raise UnreadableDicom(printable(name + text)[:300]) from error
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so long; a decoder that does not even notice ends the process, later.
+    """Raise TimeoutError in the block after `seconds`; if a decoder ignores that, end the process after twice as long.
 
-    For the main thread of a process. Damaged JPEG 2000 files can keep pydicom 3.0.2 in a loop for ever.
+    For the main thread of a process. Damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop.
     """
 
     def stop(*_: object) -> None:
@@ -90,27 +96,38 @@ def printable(text: str) -> str:
 
 
 def open_dicom(path: Path) -> FileDataset:
-    """Read a DICOM file. Raises Refused."""
-    with refusing():
+    """Read a DICOM file. Raises UnreadableDicom."""
+    return parse_dicom(read_file(path))
+
+
+def parse_dicom(content: bytes) -> FileDataset:
+    """The dataset of a DICOM file's bytes. Raises UnreadableDicom."""
+    with as_unreadable():
+        return pydicom.dcmread(io.BytesIO(content))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises UnreadableDicom for what is none, and for an empty one."""
+    with as_unreadable():
         # a pipe would keep its reader waiting for ever
         if not stat.S_ISREG(path.stat().st_mode):
-            raise Refused("it is not a file but a folder, pipe or device")
-        # pydicom says of an empty file what it says of a text file
+            raise UnreadableDicom("it is not a file but a folder, pipe or device")
+        # pydicom's message would be that of a text file
         if path.stat().st_size == 0:
-            raise Refused("the file is empty")
-        return pydicom.dcmread(path)
+            raise UnreadableDicom("the file is empty")
+        return path.read_bytes()
 
 
 def describe(dataset: FileDataset) -> dict[str, Any]:
-    """rows, cols, transfer_syntax (its name) and photometric, as the header says. Raises Refused."""
-    with refusing():
+    """rows, cols, transfer_syntax (its name) and photometric, as the header says. Raises UnreadableDicom."""
+    with as_unreadable():
         if "Rows" not in dataset or "Columns" not in dataset:
-            raise Refused("there is no image in the file")
+            raise UnreadableDicom("there is no image in the file")
         photometric, syntax = str(dataset.PhotometricInterpretation), dataset.file_meta.TransferSyntaxUID
         if photometric not in PHOTOMETRIC:
-            raise Refused("the photometric interpretation is none that DICOM knows")
+            raise UnreadableDicom("the photometric interpretation is none that DICOM knows")
         if syntax.is_private or not syntax.is_valid:
-            raise Refused("the transfer syntax is none that DICOM knows")
+            raise UnreadableDicom("the transfer syntax is none that DICOM knows")
         size = {"rows": int(dataset.Rows), "cols": int(dataset.Columns)}
         return size | {"transfer_syntax": syntax.name, "photometric": photometric}
 
@@ -118,55 +135,75 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, str]:
     """patientId (the file's name), PatientAge, PatientSex and ViewPosition as they are written.
 
-    Reads nothing behind these fields. Where the file cannot be read, or says something that does not
-    belong there, they are empty: cache_images is the stage that says which files are broken.
+    Reads nothing behind these fields. Where the file cannot be read, or holds something that does not
+    belong there, they are empty: cache_images is the command that reports broken files.
     """
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
     try:
-        with refusing():
+        with as_unreadable():
             if not path.is_file():
                 return header
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
             found = {name: str(dataset.get(name) or "").strip() for name in HEADER_FIELDS}
             return header | {name: text for name, text in found.items() if HEADER_FIELDS[name].fullmatch(text)}
-    except Refused:
+    except UnreadableDicom:
         return header
 
 
-def read_grey(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)) -> Grey:
-    """The whole image as uint8 (height, width), 0 black. Raises Refused.
+def read_headers(cfg: Config, ids: set[str]) -> pd.DataFrame:
+    """View, sex and age of the training images: from a table where there is one, else from the DICOMs, once."""
+    given, folder = Path(cfg.input) / HEADERS_CSV, Path(cfg.input) / TRAIN_IMAGES
+    for path in (given, cfg.headers_csv):
+        if path.is_file():
+            headers = read_table(path, HEADER_COLUMNS)
+            # files that could not be read then may have been replaced since
+            unread = headers[HEADER_COLUMNS[1:]].isna().all(axis=1)
+            if path == given or ids <= set(headers.loc[~unread, "patientId"]):
+                return headers
+    paths = sorted(folder.glob("*.dcm"))
+    if not paths:
+        print(f"no DICOMs in {folder}: folds are not stratified by view, sex and age")
+        return pd.DataFrame(columns=HEADER_COLUMNS)
+    rows = map_files(read_header, paths, cfg.workers, "headers")
+    headers = pd.DataFrame(rows, columns=HEADER_COLUMNS).sort_values("patientId", ignore_index=True)
+    write_table(headers, cfg.headers_csv)
+    return headers
+
+
+def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)) -> GreyImage:
+    """The whole image as uint8 (height, width), 0 black. Raises UnreadableDicom.
 
     It has the original's size, or an exact half, quarter or eighth of it that is at least `smallest`
     (width, height), in pixels. MONOCHROME1, where 0 is white, comes inverted; colours come as luma.
     """
-    with refusing():
-        check(dataset)
+    with as_unreadable():
+        check_header(dataset)
         reducible = is_plain_jpeg(dataset)
-        grey = decode_reduced(dataset, smallest) if reducible else to_grey(*decode(dataset), dataset)
-        # a radiograph is never of one single grey: something before this program failed, and a black
-        # picture in the training set would teach that nothing is there
-        if grey.min() == grey.max():
-            raise Refused(f"every pixel is the same grey ({grey.min()} of 255)")
-        return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+        image = decode_reduced(dataset, smallest) if reducible else to_8_bit(*decode(dataset), dataset)
+        # a radiograph never has a single grey level: something before this program failed, and a black
+        # image in the training set would teach that nothing is there
+        if image.min() == image.max():
+            raise UnreadableDicom(f"every pixel is the same grey ({image.min()} of 255)")
+        return 255 - image if dataset.PhotometricInterpretation == "MONOCHROME1" else image
 
 
-def check(dataset: FileDataset) -> None:
-    """Raise Refused for what can be told from the header, before memory is taken for pixels."""
+def check_header(dataset: FileDataset) -> None:
+    """Raise UnreadableDicom for what the header alone tells, before memory is allocated for pixels."""
     rows, cols = int(dataset.Rows), int(dataset.Columns)
     syntax = dataset.file_meta.TransferSyntaxUID
     if not dataset.get("PixelData"):
-        raise Refused("there is no pixel data")
+        raise UnreadableDicom("there is no pixel data")
     if not 0 < rows * cols <= MAX_PIXELS:
-        raise Refused(f"declared size {cols} x {rows}: must be from 1 to {MAX_PIXELS:,} pixels")
+        raise UnreadableDicom(f"declared size {cols} x {rows}: must be from 1 to {MAX_PIXELS:,} pixels")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise Refused(f"{dataset.NumberOfFrames} frames: a radiograph has one")
+        raise UnreadableDicom(f"{dataset.NumberOfFrames} frames: a radiograph has one")
     if not syntax.is_encapsulated:
         return
     if syntax not in PLUGINS:
-        raise Refused(f"transfer syntax {syntax.name} is not supported")
+        raise UnreadableDicom(f"transfer syntax {syntax.name} is not supported")
     found = None if syntax == uid.RLELossless else coded_size(frame_of(dataset))
     if found not in (None, (cols, rows)):
-        raise Refused(f"declared size {cols} x {rows}, but the compressed image is {found[0]} x {found[1]}")
+        raise UnreadableDicom(f"declared size {cols} x {rows}, but the compressed image is {found[0]} x {found[1]}")
 
 
 def is_plain_jpeg(dataset: FileDataset) -> bool:

@@ -1,12 +1,166 @@
-"""Images to folds: everything shared out evenly, each person in one fold only."""
+"""Folds: stratified, every patient's images in one fold; made once, then kept."""
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from numpy.typing import NDArray
 
+from rsna.core import artifacts
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.data.competition import AGE_BANDS
+from rsna.core.locks import file_lock
+from rsna.core.tables import write_table
+from rsna.data.competition import (
+    AGE_BANDS,
+    CLASSES,
+    CLASSES_CSV,
+    FOLD_COLUMNS,
+    LABELS_CSV,
+    MAPPING_JSON,
+    TRAIN_IMAGES,
+    read_classes,
+    read_folds,
+    read_labels,
+    read_people,
+)
+from rsna.data.dicom import read_headers
+
+
+def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
+    """The folds of folds.csv and their state: current, new, edited, kept or brought; made where there are none.
+
+    Raises UserError where those that are there were made from other settings or files, or do not fit the labels.
+    """
+    with file_lock(cfg.folds_csv.parent):
+        made = artifacts.current_manifest(cfg, "make_folds")  # of the files as they are read now
+        labels = read_labels(Path(cfg.input) / LABELS_CSV)
+        compare_files(labels["patientId"].unique(), Path(cfg.input) / TRAIN_IMAGES)
+        state = "current"
+        if not artifacts.is_current(cfg, "make_folds"):
+            state = state_of_folds(cfg)
+            images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
+            if state == "new":
+                write_folds(cfg, images, made)
+            else:
+                check_folds(cfg, images)
+            if state in ("edited", "kept"):
+                artifacts.record(cfg, "make_folds", made=made)
+    return read_folds(cfg.folds_csv, command(cfg, "make_folds")), state
+
+
+def state_of_folds(cfg: Config) -> str:
+    """new, edited, kept or brought: folds that are not current. Raises UserError for other settings or files."""
+    manifest = artifacts.manifest_path(cfg, "make_folds")
+    if not cfg.folds_csv.exists():
+        return "new"
+    if not manifest.is_file():
+        return "brought"
+    found = artifacts.read_manifest(manifest)
+    changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_folds"))
+    if changes:
+        raise UserError(f"{cfg.folds_csv} was made from other settings or files ({changes}); {remedy(cfg.folds_csv)}")
+    return "edited" if found["outputs"] else "kept"  # without outputs: killed before it could record the table
+
+
+def remedy(path: Path) -> str:
+    return f"scores of runs trained on them would mix; keep both with folds=<other folder>, or delete {path}"
+
+
+def write_folds(cfg: Config, images: pd.DataFrame, made: dict[str, Any]) -> None:
+    """The table and its manifest; also before the table, as one without a manifest is one that the user brought."""
+    images["group"] = group_by_patient(images, read_people(Path(cfg.input)))
+    images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
+    artifacts.record(cfg, "make_folds", made=made)
+    write_table(images[FOLD_COLUMNS], cfg.folds_csv)
+    artifacts.record(cfg, "make_folds", made=made)
+
+
+def check_folds(cfg: Config, images: pd.DataFrame) -> None:
+    """Raise UserError if the folds that are there do not fit the labels, the classes or n_folds."""
+    path = cfg.folds_csv
+    folds = read_folds(path, command(cfg, "make_folds")).sort_values("patientId", ignore_index=True)
+    if folds["patientId"].tolist() != images["patientId"].tolist():
+        raise UserError(f"{path}: its images are not those of the labels; {remedy(path)}")
+    for column in ("target", "n_boxes", "class"):
+        unlike = folds[column].astype(object).fillna("").ne(images[column])
+        if unlike.any():
+            name = folds.loc[unlike, "patientId"].iloc[0]
+            raise UserError(f"{path}, patientId {name}: {column} is not that of the labels and classes; {remedy(path)}")
+    if not folds["fold"].isin(range(cfg.n_folds)).all():
+        raise UserError(f"{path}: has folds beyond n_folds={cfg.n_folds}; {remedy(path)}")
+
+
+def report(folds: pd.DataFrame, state: str, path: Path) -> None:
+    """One line on what was done, and one per fold: sizes and rates."""
+    shared = folds.groupby("group")["fold"].nunique().gt(1).sum()
+    done = {"edited": "edited by hand, kept", "brought": "not made by make_folds, kept"}.get(state, state)
+    print(f"make_folds: {done} -> {path}")
+    print(f"{len(folds)} images of {folds['group'].nunique()} patients; {shared} patients in more than one fold")
+    by_fold = folds.groupby("fold")
+    table = by_fold.agg(images=("patientId", "size"), patients=("group", "nunique"), opacity=("target", "mean"))
+    table["boxes"] = by_fold["n_boxes"].sum()
+    table["AP"] = folds["view"].eq("AP").groupby(folds["fold"]).mean()
+    table["male"] = folds["sex"].eq("M").groupby(folds["fold"]).mean()
+    table["age"] = folds["age"].astype(float).groupby(folds["fold"]).median()
+    percent = "{:.1%}".format
+    print(table.reset_index().to_string(index=False, formatters={"opacity": percent, "AP": percent, "male": percent}))
+
+
+def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
+    """Print which labelled images have no file, and how many files no label; nothing where there is no file at all."""
+    files = {path.stem for path in folder.glob("*.dcm") if not path.name.startswith("._")}
+    missing, more = sorted(set(ids) - files), len(files - set(ids))
+    if files and missing:
+        print(
+            f"WARNING: {len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}: "
+            "train will stop there; is the download complete?"
+        )
+    if more:
+        print(f"{more} images in {folder} have no label: they are not trained on")
+
+
+def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd.DataFrame) -> pd.DataFrame:
+    """One row per image, sorted by patientId: target, n_boxes, class, view, sex, age; unknown is empty.
+
+    Raises UserError for an image that is Lung Opacity by its class and negative by its label, or the other way round.
+    """
+    images = labels.groupby("patientId").agg(target=("Target", "max"), n_boxes=("Target", "sum")).reset_index()
+    if classes is None:
+        print(f"no {CLASSES_CSV}: folds are not stratified by class")
+    images["class"] = images["patientId"].map(classes).fillna("") if classes is not None else ""
+    contradicting = images["class"].isin(CLASSES) & (images["class"].eq(CLASSES[-1]) != images["target"].eq(1))
+    if contradicting.any():
+        row = images[contradicting].iloc[0]
+        raise UserError(
+            f"{CLASSES_CSV}: patientId {row['patientId']} is '{row['class']}', and its Target in {LABELS_CSV} is "
+            f"{row['target']}; {int(contradicting.sum())} such image(s); fetch both files again, or remove the first"
+        )
+    headers = headers.drop_duplicates("patientId").set_index("patientId")
+    images["view"] = images["patientId"].map(headers["ViewPosition"]).astype(object).fillna("")
+    images["sex"] = images["patientId"].map(headers["PatientSex"]).astype(object).fillna("")
+    age = images["patientId"].map(headers["PatientAge"]).astype(str).str.extract(r"^0*(\d{1,3})(?:\.0)?Y?$")[0]
+    images["age"] = pd.to_numeric(age).astype("Int64")
+    return images
+
+
+def group_by_patient(images: pd.DataFrame, people: pd.Series | None) -> pd.Series:
+    """The patient of each image; the image's own patientId where that is not known."""
+    if people is None:
+        print(
+            f"patients may leak between folds: no {MAPPING_JSON} in input; it is on the RSNA challenge's page "
+            "(www.rsna.org, AI image challenges, 2018) as 'dataset mappings' to NIH ChestX-ray14"
+        )
+        return images["patientId"]
+    patient = images["patientId"].map(people)
+    if patient.isna().any():
+        print(
+            f"patients may leak between folds: {int(patient.isna().sum())} of {len(patient)} images are not in "
+            f"{MAPPING_JSON}, such as {images.loc[patient.isna(), 'patientId'].iloc[0]}"
+        )
+    return patient.astype(object).fillna(images["patientId"])
 
 
 def indicator_matrix(images: pd.DataFrame) -> NDArray[np.int64]:
@@ -26,7 +180,7 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> NDArray[np.in
     if min(positives, len(images) - positives, groups) < n_folds:
         raise UserError(
             f"n_folds={n_folds}: too many for {positives} positive and {len(images) - positives} negative "
-            f"images of {groups} people; say fewer folds"
+            f"images of {groups} patients; set a smaller n_folds"
         )
     indicators = indicator_matrix(images)
     if groups == len(images):
@@ -49,7 +203,7 @@ def stratify_groups(
     """Whole groups to folds: the largest first, each to the fold whose counts it brings nearest to an even share.
 
     "Nearest" is the sum over all label counts and the image count of (count - share)^2 / share. Iterative
-    stratification knows only whether a person has a label, not how often, and people have 1 to 65 images: on
+    stratification knows only whether a patient has a label, not how often, and patients have 1 to 65 images: on
     the real labels it left the folds 3.6 % off in size, this leaves them within one image.
     """
     owner, names = pd.factorize(groups, sort=True)

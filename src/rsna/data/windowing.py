@@ -1,4 +1,4 @@
-"""Stored pixel values -> 8-bit grey, as DICOM's modality and VOI transforms ask for."""
+"""Windowing: stored pixel values -> 8 bits for display, by DICOM's modality and VOI transforms."""
 
 import cv2
 import numpy as np
@@ -6,63 +6,63 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
-Grey = NDArray[np.uint8]
+GreyImage = NDArray[np.uint8]
 
 
-def to_grey(values: NDArray, photometric: str, dataset: Dataset) -> Grey:
+def to_8_bit(values: NDArray, photometric: str, dataset: Dataset) -> GreyImage:
     """Decoded values (height, width) or (height, width, 3) -> uint8 (height, width).
 
     `photometric` is that of the values, which a decoder may have changed from the header's (YBR -> RGB).
-    MONOCHROME1 is not inverted here. Raises what pydicom raises on tables that make no sense.
+    MONOCHROME1 is not inverted here. Raises what pydicom raises on tables that are invalid.
     """
     if photometric == "PALETTE COLOR":
         colour = apply_color_lut(values, dataset)
-        return rgb_to_grey(colour, np.iinfo(colour.dtype).max)
+        return rgb_to_luma(colour, np.iinfo(colour.dtype).max)
     if values.ndim == 3:
-        return rgb_to_grey(values, 2 ** int(dataset.BitsStored) - 1)
+        return rgb_to_luma(values, 2 ** int(dataset.BitsStored) - 1)
     if shows_stored_values(dataset):
         return values.astype(np.uint8)
-    return monochrome_to_grey(values, dataset)
+    return window_monochrome(values, dataset)
 
 
-def rgb_to_grey(colour: NDArray, white: int) -> Grey:
+def rgb_to_luma(colour: NDArray, white: int) -> GreyImage:
     """Unsigned (height, width, 3) with 0..white -> luma, uint8 (height, width)."""
-    return stretch(cv2.cvtColor(colour[..., :3].astype(np.float32), cv2.COLOR_RGB2GRAY), 0, white)
+    return rescale(cv2.cvtColor(colour[..., :3].astype(np.float32), cv2.COLOR_RGB2GRAY), 0, white)
 
 
-def monochrome_to_grey(values: NDArray, dataset: Dataset) -> Grey:
+def window_monochrome(values: NDArray, dataset: Dataset) -> GreyImage:
     """Modality transform, then VOI transform, then 0..255. What the header calls padding comes out black."""
     padding = find_padding(values, dataset)
     values = apply_modality_lut(values, dataset) if has_modality(dataset) else values
-    grey = apply_voi(values, dataset) if has_voi(dataset) else show_range(values, padding)
-    grey[padding] = 255 if dataset.PhotometricInterpretation == "MONOCHROME1" else 0
-    return grey
+    image = apply_voi(values, dataset) if has_voi(dataset) else window_full_range(values, padding)
+    image[padding] = 255 if dataset.PhotometricInterpretation == "MONOCHROME1" else 0
+    return image
 
 
-def apply_voi(values: NDArray, dataset: Dataset) -> Grey:
+def apply_voi(values: NDArray, dataset: Dataset) -> GreyImage:
     """The VOI table, or else the first window, then 0..255."""
     if dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
         entries, first, bits = item.LUTDescriptor
         # pydicom 3.0.2 indexes the table with integers as wide as its output, which wrap for tables of 8-bit
-        # output with more than 256 entries; said to have 16 bits, the same table is looked up rightly
+        # output with more than 256 entries; declared as 16 bits, the same table is looked up correctly
         item.LUTDescriptor = [entries, first, 16]
-        return stretch(apply_voi_lut(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1)
+        return rescale(apply_voi_lut(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1)
     # what lies far below and far above the window gives the values of black and white, whichever
     # function (linear, linear exact, sigmoid) and rescaling pydicom applies
     with np.errstate(over="ignore"):
         low, high = apply_voi_lut(np.array([-1e30, 1e30]), dataset)
-        return stretch(apply_voi_lut(values, dataset), low, high)
+        return rescale(apply_voi_lut(values, dataset), low, high)
 
 
-def show_range(values: NDArray, padding: NDArray[np.bool_]) -> Grey:
-    """The minimum and maximum of what is no padding become 0 and 255, as in viewers.
+def window_full_range(values: NDArray, padding: NDArray[np.bool_]) -> GreyImage:
+    """Map the minimum and maximum of what is not padding to 0 and 255, as viewers do.
 
     Without a VOI transform the standard leaves the display open. 12 bits in 16, or signed values around an
     offset, would be nearly black or one flat grey if the whole range that the type can hold were shown.
     """
     image = values if padding.all() else values[~padding]
-    return stretch(values, image.min(), image.max())
+    return rescale(values, image.min(), image.max())
 
 
 def find_padding(values: NDArray, dataset: Dataset) -> NDArray[np.bool_]:
@@ -75,7 +75,7 @@ def find_padding(values: NDArray, dataset: Dataset) -> NDArray[np.bool_]:
     return (values >= low) & (values <= high)
 
 
-def stretch(values: NDArray, low: float, high: float) -> Grey:
+def rescale(values: NDArray, low: float, high: float) -> GreyImage:
     """Map low..high to 0..255, rounded to the nearest; all zero if there is no such range."""
     if low == high:
         return np.zeros(values.shape, np.uint8)

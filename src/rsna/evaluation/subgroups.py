@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from rsna.data.boxes import xywh_to_xyxy
-from rsna.data.cache import GEOMETRY_COLUMNS, original_to_cached
 from rsna.data.competition import AGE_BANDS, BOX_COLUMNS, largest_box
+from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.evaluation.metric import bootstrap_interval
 
 UNKNOWN = "other or unknown"

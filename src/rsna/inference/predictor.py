@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from rsna.core.errors import UserError
 from rsna.data.boxes import clip_boxes, hflip_boxes, xyxy_to_xywh
-from rsna.data.cache import cached_to_original
 from rsna.data.competition import BOX_COLUMNS, with_empty_rows
 from rsna.data.dataset import Samples
+from rsna.data.letterbox import cached_to_original
 
 Floats = NDArray[np.float64]
 

@@ -23,8 +23,9 @@ from rsna.core.config import (
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, write_then_rename
 from rsna.core.stamps import difference
-from rsna.data.cache import GEOMETRY_COLUMNS, read_index
+from rsna.data.cache import read_index
 from rsna.data.competition import LABELS_CSV
+from rsna.data.letterbox import GEOMETRY_COLUMNS
 
 
 def network_facts(cfg: Config) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def network_facts(cfg: Config) -> dict[str, Any]:
 def training_facts(cfg: Config) -> dict[str, Any]:
     """All that a trained fold depends on; stands in its checkpoints."""
     index = read_index(cfg.cache_dir, cfg.size)
-    images = index.loc[index["split"] == "train", ["patientId", "status", *GEOMETRY_COLUMNS, "png_bytes"]]
+    images = index.loc[index["split"] == "train", ["patientId", "status", *GEOMETRY_COLUMNS, "source_hash"]]
     start = cfg.weights if cfg.weights in ("none", "imagenet") else f"file {content_hash(Path(cfg.weights))}"
     return network_facts(cfg) | {
         "weights": start,

@@ -1,7 +1,7 @@
-"""The healthy part of the chest phantom: outlines and layers of one person's thorax, as maps of attenuation.
+"""The healthy part of the chest phantom: outlines and layers of one patient's thorax, as maps of attenuation.
 
-`side` is -1 for the person's right lung (left in the picture) and +1 for the left one. Attenuation 0 is air
-outside the body, 1 is about the densest that the picture shows.
+`side` is -1 for the patient's right lung (left in the image) and +1 for the left one. Attenuation 0 is air
+outside the body, 1 is about the densest that the image shows.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MIDLINE = 0.505
 # a lung's outline: u from the midline (0) to the chest wall (1), v from the apex (0) to the top of the diaphragm (1)
 LUNG_OUTLINE = [(0.14, 0.10), (0.26, 0.0), (0.5, 0.0), (0.72, 0.12), (0.86, 0.3), (0.94, 0.55), (1.0, 0.85)]
 LUNG_OUTLINE += [(1.05, 1.14), (1.04, 1.17), (0.93, 1.06), (0.72, 0.98), (0.4, 0.98), (0.13, 1.06), (0.12, 0.6)]
-# the trunk's right half: x from the midline, y; the shoulders leave the picture, the axillae come back into it
+# the trunk's right half: x from the midline, y; the shoulders leave the image, the axillae come back into it
 BODY_OUTLINE = [(0.0, -0.2), (0.13, -0.2), (0.135, 0.02), (0.2, 0.07), (0.36, 0.11), (0.6, 0.17), (0.6, 0.34)]
 BODY_OUTLINE += [(0.54, 0.46), (0.5, 0.6), (0.5, 0.85), (0.52, 1.2), (0.0, 1.2)]
 
@@ -31,11 +31,11 @@ RIBS = 9
 
 @dataclass(frozen=True)
 class Body:
-    """What stays the same in all pictures of a person; lengths are shares of the canvas."""
+    """What stays the same in all images of a patient; lengths are shares of the canvas."""
 
     lung_width: float  # midline to chest wall
     apex: float  # y of the lungs' tops
-    base: float  # y of the diaphragm at full inspiration, person's right
+    base: float  # y of the diaphragm at full inspiration, patient's right
     heart: float  # half the heart's width, as a share of lung_width
     rib_slope: float
     fat: float  # extra soft tissue, attenuation
@@ -43,7 +43,7 @@ class Body:
 
 
 def draw_body(rng: np.random.Generator, sex: str) -> Body:
-    """Draw a person's proportions."""
+    """Draw a patient's proportions."""
     return Body(
         lung_width=float(np.clip(rng.normal(0.375, 0.016), 0.34, 0.41)),
         apex=float(rng.normal(0.115, 0.012)),
@@ -75,7 +75,7 @@ def draw_trunk(body: Body, base: float) -> Map:
     outline = np.concatenate([right, right[::-1] * (-1, 1)])
     outline[:, 0] += MIDLINE
     solid = (fill(smooth_outline(outline), 1.0) > 0.5).astype(np.uint8)
-    # the padding keeps tissue thick where the picture's border, not the skin, cuts it
+    # the padding keeps tissue thick where the image's border, not the skin, cuts it
     padded = cv2.copyMakeBorder(solid, 40, 40, 40, 40, cv2.BORDER_REPLICATE)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[40:-40, 40:-40] / CANVAS
     thickness = 1 - np.exp(-depth / 0.035)
@@ -85,7 +85,7 @@ def draw_trunk(body: Body, base: float) -> Map:
 
 
 def draw_heart(body: Body, base: float, enlarged: float) -> Map:
-    """Heart and great vessels: two thirds of the heart lie to the person's left; `enlarged` 1 is normal."""
+    """Heart and great vessels: two thirds of the heart lie to the patient's left; `enlarged` 1 is normal."""
     half = body.heart * body.lung_width * enlarged
     heart = ellipse(MIDLINE + 0.38 * half, base - 0.085, 1.02 * half, 0.72 * half + 0.03, 34, 4)
     knob = ellipse(MIDLINE + 0.055, body.apex + 0.2, 0.045, 0.05, 0, 3)
@@ -124,7 +124,7 @@ def draw_ribs(body: Body, base: float, side: int) -> Map:
 
 
 def draw_shoulders(body: Body, side: int, across_lung: bool) -> Map:
-    """Clavicle and scapula; in AP pictures the scapula lies across the upper lung, and the arm hangs beside."""
+    """Clavicle and scapula; in AP images the scapula lies across the upper lung, and the arm hangs beside."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     u = np.linspace(0.1, 1.2, 20)
     bend = body.apex + 0.045 - 0.06 * u + 0.018 * np.sin(2 * np.pi * u)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Map = NDArray[np.float32]
 
-CANVAS = 512  # side of a map, pixels; detail finer than that comes from the grain of the finished picture
+CANVAS = 512  # side of a map, pixels; detail finer than that comes from the grain of the finished image
 
 
 def grid() -> tuple[Map, Map]:
@@ -68,7 +68,7 @@ def curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float, sigma: float) -> Map:
-    """Soft mask of an ellipse; angle in degrees, clockwise in the picture."""
+    """Soft mask of an ellipse; angle in degrees, clockwise in the image."""
     t = np.linspace(0, 2 * np.pi, 60)
     a = np.deg2rad(angle)
     dx, dy = rx * np.cos(t), ry * np.sin(t)

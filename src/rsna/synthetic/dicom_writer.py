@@ -1,4 +1,4 @@
-"""Writing one picture as a DICOM file with the tags of the challenge's files."""
+"""Writing one image as a DICOM file with the tags of the challenge's files."""
 
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ JPEG_QUALITY = 88
 PIXEL_SPACING = {"AP": 0.168, "PA": 0.143}  # mm; the commonest of each view
 
 
-def write_dicom(path: Path, picture: NDArray[np.uint8], patient_id: str, sex: str, age: int, view: str) -> None:
-    """Write a picture (rows, cols) with the tags of the challenge's files, JPEG Baseline."""
-    ok, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+def write_dicom(path: Path, image: NDArray[np.uint8], patient_id: str, sex: str, age: int, view: str) -> None:
+    """Write an image (rows, cols) with the tags of the challenge's files, JPEG Baseline."""
+    ok, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     assert ok
     # the challenge's ages are bare numbers, which is no valid DICOM age
     with disable_value_validation():
         dataset = pydicom.Dataset()
-        for keyword, value in dicom_tags(patient_id, sex, age, view, picture.shape).items():
+        for keyword, value in dicom_tags(patient_id, sex, age, view, image.shape).items():
             setattr(dataset, keyword, value)
         dataset.PixelData = encapsulate([jpeg.tobytes()])
         dataset["PixelData"].is_undefined_length = True

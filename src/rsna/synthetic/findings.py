@@ -19,10 +19,10 @@ EFFUSION_CONTRAST, NODULE_CONTRAST, PLATE_CONTRAST, METAL, TUBE = 0.24, 0.16, 0.
 HAZE_CONTRAST = 0.12
 VISIBLE = 0.4  # an opacity ends, for the box, where it falls below this share of its core
 IN_LUNG = 0.6  # share of an opacity's box that is lung, at least; the corners of the lung's own box are outside it
-REACH = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border
+VISIBLE_EXTENT = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border
 
 # measured on stage_2_train_labels.csv, 9,555 boxes: mean and sd of ln width and ln height (pixels of 1024),
-# and of the centre's y, by view and number of boxes in the picture (3 stands for 3 and 4)
+# and of the centre's y, by view and number of boxes in the image (3 stands for 3 and 4)
 BOX_STATISTICS = {
     ("AP", 1): ((5.287, 0.302), (5.495, 0.481), (549, 124)),
     ("AP", 2): ((5.395, 0.266), (5.845, 0.460), (530, 109)),
@@ -32,8 +32,8 @@ BOX_STATISTICS = {
     ("PA", 3): ((5.123, 0.295), (5.269, 0.420), (506, 157)),
 }
 WIDTH_HEIGHT_CORRELATION = 0.61
-PAIR_CORRELATION = 0.7  # of size and height between a picture's boxes (measured: 0.62 to 0.76)
-CENTRE_X = {-1: (321, 61), 1: (713, 60)}  # mean and sd, person's right and left lung
+PAIR_CORRELATION = 0.7  # of size and height between an image's boxes (measured: 0.62 to 0.76)
+CENTRE_X = {-1: (321, 61), 1: (713, 60)}  # mean and sd, patient's right and left lung
 SINGLE_ON_RIGHT = 0.62  # share of single boxes in the right lung; two boxes are one per lung in 98 %
 SOURCE_SIDE = 1024  # pixels that the statistics above are in
 
@@ -79,20 +79,20 @@ def plan_blob(
     lung: Map,
     scale: float,
 ) -> Blob:
-    """One opacity; `shared` (3,) is what this picture's boxes have in common: width, height, y."""
+    """One opacity; `shared` (3,) is what this image's boxes have in common: width, height, y."""
     z = np.sqrt(PAIR_CORRELATION) * shared + np.sqrt(1 - PAIR_CORRELATION) * rng.standard_normal(3)
     z[1] = WIDTH_HEIGHT_CORRELATION * z[0] + np.sqrt(1 - WIDTH_HEIGHT_CORRELATION**2) * z[1]
     (w, w_sd), (h, h_sd), (y, y_sd) = statistics
-    rx, ry = scale * np.exp([w + w_sd * z[0], h + h_sd * z[1]]) / (SOURCE_SIDE * 2 * REACH)
+    rx, ry = scale * np.exp([w + w_sd * z[0], h + h_sd * z[1]]) / (SOURCE_SIDE * 2 * VISIBLE_EXTENT)
     x = rng.normal(*CENTRE_X[side])
     # the lung's extent at half its mask is where a box can lie
     left, top, width, height = cv2.boundingRect((lung > 0.5).astype(np.uint8))
-    cx, rx = fit(x / SOURCE_SIDE, rx, left / CANVAS, (left + width) / CANVAS)
-    cy, ry = fit((y + y_sd * z[2]) / SOURCE_SIDE, ry, top / CANVAS, (top + height) / CANVAS)
+    cx, rx = fit_interval(x / SOURCE_SIDE, rx, left / CANVAS, (left + width) / CANVAS)
+    cy, ry = fit_interval((y + y_sd * z[2]) / SOURCE_SIDE, ry, top / CANVAS, (top + height) / CANVAS)
     return Blob(side, cx, cy, rx, ry)
 
 
-def fit(centre: float, half: float, low: float, high: float) -> tuple[float, float]:
+def fit_interval(centre: float, half: float, low: float, high: float) -> tuple[float, float]:
     """Centre and half extent of an interval after it was moved, and if need be shortened, into [low, high]."""
     half = min(half, (high - low) / 2)
     return float(np.clip(centre, low + half, high - half)), half
@@ -170,7 +170,7 @@ def draw_pacemaker(rng: np.random.Generator, body: Body, side: int, base: float)
 
 
 def draw_tubes(rng: np.random.Generator, body: Body, base: float) -> Map:
-    """Lines of a bedside picture: breathing tube, central line, electrodes' wires."""
+    """Lines of a bedside image: breathing tube, central line, electrodes' wires."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     side = int(rng.choice(SIDES))
     windpipe = [(MIDLINE, -0.1), (MIDLINE + 0.004, body.apex + rng.uniform(0.05, 0.15))]

@@ -1,4 +1,4 @@
-"""Who is in the synthetic competition: persons, their pictures, and the real mix of views and classes."""
+"""Who is in the synthetic competition: patients, their images, and the real mix of views and classes."""
 
 import uuid
 from collections.abc import Mapping
@@ -28,21 +28,21 @@ MIX = {
     ("PA", OPACITY, 3): 19,
     ("PA", OPACITY, 4): 1,
 }
-# images of a person -> percent of the persons; the real tail is longer (up to 65 images, mean 2.33), this mean is 2.11
-IMAGES_PER_PERSON = {1: 62, 2: 16, 3: 8, 4: 4, 5: 3, 6: 2, 8: 2, 10: 2, 14: 1}
+# images of a patient -> percent of patients, mean 2.11; the real tail is longer (up to 65 images, mean 2.33)
+IMAGES_PER_PATIENT = {1: 62, 2: 16, 3: 8, 4: 4, 5: 3, 6: 2, 8: 2, 10: 2, 14: 1}
 MALE_SHARE = 0.567
 AGE_MEAN, AGE_SPREAD, AGES = 47, 17, (2, 92)
-# sick persons come back and lie in bed: how the classes and views of a person's pictures hang together
+# sick patients come back and lie in bed: how the classes and views of a patient's images hang together
 SEVERITY = {NORMAL: 0.0, NOT_NORMAL: 1.0, OPACITY: 2.0, "AP": 0.7, "PA": 0.0}
 SEVERITY_SPREAD, RETURN_SPREAD = 1.1, 1.0
 
 
 @dataclass(frozen=True)
-class Member:
-    """One picture of the competition and whom it shows."""
+class PatientImage:
+    """One image of the competition and whom it shows."""
 
-    patient_id: str  # Kaggle's patientId, which is one per picture
-    person: int
+    patient_id: str  # Kaggle's patientId, which is one per image
+    patient: int
     follow_up: int
     age: int
     kind: str  # one of CLASSES
@@ -60,38 +60,40 @@ def apportion(weights: Mapping[Key, float], count: int) -> dict[Key, int]:
     return quota
 
 
-def draw_cohort(count: int, split: int, seed: int) -> list[Member]:
-    """The `count` pictures of a split (0: train, 1: test) in random order; no person is in both splits."""
+def draw_patients(count: int, split: int, seed: int) -> list[PatientImage]:
+    """The `count` images of a split (0: train, 1: test) in random order; no patient is in both splits."""
     rng = np.random.default_rng([seed, split])
     cells = [cell for cell, n in apportion(MIX, count).items() for _ in range(n)]
     severity = [SEVERITY[kind] + SEVERITY[view] + rng.normal(0, SEVERITY_SPREAD) for view, kind, _ in cells]
     sickest_first = [cells[i] for i in np.argsort(severity)[::-1]]
     numbers = 2 * rng.permutation(count) + 1 + split  # odd numbers for one split, even ones for the other
-    members: list[Member] = []
+    images: list[PatientImage] = []
     for number, size in zip(numbers, draw_sizes(count, rng), strict=False):
-        start = len(members)
-        members += draw_person(int(number), sickest_first[start : start + size], seed, rng)
-    return [members[i] for i in rng.permutation(count)]
+        start = len(images)
+        images += draw_patient(int(number), sickest_first[start : start + size], seed, rng)
+    return [images[i] for i in rng.permutation(count)]
 
 
 def draw_sizes(count: int, rng: np.random.Generator) -> list[int]:
-    """Images of each person, adding up to `count` or a little more; large numbers tend to stand in front."""
-    mean = sum(size * share for size, share in IMAGES_PER_PERSON.items()) / sum(IMAGES_PER_PERSON.values())
-    quota = apportion(IMAGES_PER_PERSON, max(1, round(count / mean)))
+    """Images of each patient, adding up to `count` or a little more; large numbers tend to stand in front."""
+    mean = sum(size * share for size, share in IMAGES_PER_PATIENT.items()) / sum(IMAGES_PER_PATIENT.values())
+    quota = apportion(IMAGES_PER_PATIENT, max(1, round(count / mean)))
     sizes = np.array([size for size, n in quota.items() for _ in range(n)])
     order = np.argsort(-np.log(sizes) + rng.normal(0, RETURN_SPREAD, len(sizes)))
     return [*sizes[order].tolist(), *[1] * max(0, count - int(sizes.sum()))]
 
 
-def draw_person(number: int, cells: list[tuple[str, str, int]], seed: int, rng: np.random.Generator) -> list[Member]:
-    """A person's pictures, one for each cell (view, class, number of boxes); the years go by between them."""
+def draw_patient(
+    number: int, cells: list[tuple[str, str, int]], seed: int, rng: np.random.Generator
+) -> list[PatientImage]:
+    """A patient's images, one for each cell (view, class, number of boxes); the years go by between them."""
     sex = "M" if rng.random() < MALE_SHARE else "F"
     age = int(np.clip(rng.normal(AGE_MEAN, AGE_SPREAD), *AGES))
     follow_up = np.cumsum(rng.integers(1, 4, len(cells))) - 1
     return [
-        Member(
+        PatientImage(
             patient_id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-            person=number,
+            patient=number,
             follow_up=int(visit),
             age=age + int(visit) // 8,
             kind=kind,

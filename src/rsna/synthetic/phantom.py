@@ -1,6 +1,6 @@
-"""Chest phantoms: pictures that look like frontal chest radiographs, and the boxes of the opacities in them.
+"""Chest phantoms: images that look like frontal chest radiographs, and the boxes of the opacities in them.
 
-`lay_out` decides where everything is (cheap, and gives the boxes); `render` makes the picture.
+`lay_out` decides where everything is (cheap, and gives the boxes); `render` makes the image.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from rsna.synthetic import anatomy, findings
 from rsna.synthetic.anatomy import SIDES, Body
 from rsna.synthetic.canvas import CANVAS, Map, blur, cloud, step
 
-SIDE = 1024  # pixels of the finished picture, as Kaggle's are
+SIDE = 1024  # pixels of the finished image, as Kaggle's are
 
-# what tells an AP (lying, bedside) from a PA picture (standing); the numbers are shares of the canvas or attenuation
+# what tells an AP (lying, bedside) from a PA image (standing); the numbers are shares of the canvas or attenuation
 INSPIRATION = {"AP": -0.055, "PA": 0.0}  # the diaphragm's height against full inspiration
 HEART_SIZE = {"AP": 1.17, "PA": 1.0}  # the heart is farther from the detector and looks larger
 NOISE = {"AP": 5.0, "PA": 3.5}  # sd of the grain, grey values of 255
@@ -23,11 +23,11 @@ CONTRAST = {"AP": 0.86, "PA": 1.0}
 FILM = 4.2  # steepness of the grey curve
 CONTRAST_SPREAD, BRIGHTNESS_SPREAD = 0.10, 0.05
 TUBE_CHANCE = {"AP": 0.55, "PA": 0.03}
-TILT, SHIFT, ZOOM = 2.5, 0.018, 0.03  # sd of a picture's rotation (degrees), displacement and scale
+ROTATION_SD, TRANSLATION_SD, SCALE_SD = 2.5, 0.018, 0.03  # sd of an image's rotation (degrees), translation and scale
 
-# findings without a box: chance in a picture of the class "No Lung Opacity / Not Normal", and beside an opacity
+# findings without a box: chance in an image of the class "No Lung Opacity / Not Normal", and beside an opacity
 DISTRACTORS = {"large heart": 0.35, "effusion": 0.35, "nodule": 0.25, "plate": 0.3, "haze": 0.3, "pacemaker": 0.12}
-BESIDE_OPACITY = 0.5  # factor on these chances in a picture with an opacity
+BESIDE_OPACITY = 0.5  # factor on these chances in an image with an opacity
 LARGE_HEART = 1.25
 BOX_JITTER = 4.0  # sd of where a radiologist draws a box's border, pixels
 SMALLEST_BOX = 40.0  # pixels, as in the real labels
@@ -35,31 +35,31 @@ SMALLEST_BOX = 40.0  # pixels, as in the real labels
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to be made: what is known of the person, and what is to be seen."""
+    """One image to be made: what is known of the patient, and what is to be seen."""
 
     sex: str  # F or M
     view: str  # AP or PA
     abnormal: bool  # anything that is not normal, opacities included
     n_boxes: int
-    body_seed: tuple[int, int]  # the same for all pictures of a person
+    body_seed: tuple[int, int]  # the same for all images of a patient
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where everything is in one picture; maps are (CANVAS, CANVAS)."""
+    """Where everything is in one image; maps are (CANVAS, CANVAS)."""
 
     case: Case
     body: Body
     base: float  # y of the diaphragm, share of the canvas
     lungs: dict[int, Map]
     opacity: Map  # attenuation that the opacities add
-    boxes: NDArray[np.float64]  # (n_boxes, 4) xywh, pixels of the finished picture
-    pose: NDArray[np.float64]  # (2, 3), canvas pixels -> pixels of the finished picture
+    boxes: NDArray[np.float64]  # (n_boxes, 4) xywh, pixels of the finished image
+    pose: NDArray[np.float64]  # (2, 3), canvas pixels -> pixels of the finished image
     distractors: frozenset[str]
 
 
 def lay_out(case: Case, rng: np.random.Generator) -> Scene:
-    """Draw the geometry, the findings and the boxes of one picture."""
+    """Draw the geometry, the findings and the boxes of one image."""
     body = anatomy.draw_body(np.random.default_rng(case.body_seed), case.sex)
     base = body.base + INSPIRATION[case.view] + rng.normal(0, 0.015)
     lungs = {side: anatomy.lung_mask(body, side, base) for side in SIDES}
@@ -76,13 +76,13 @@ def lay_out(case: Case, rng: np.random.Generator) -> Scene:
 
 
 def draw_contrast(rng: np.random.Generator) -> float:
-    """Attenuation of a picture's opacities."""
+    """Attenuation of an image's opacities."""
     faint = findings.SUBTLE_CONTRAST if rng.random() < findings.SUBTLE_SHARE else 1.0
     return float(faint * findings.OPACITY_CONTRAST * np.exp(findings.OPACITY_CONTRAST_SPREAD * rng.standard_normal()))
 
 
 def draw_distractors(rng: np.random.Generator, case: Case) -> frozenset[str]:
-    """Names of the findings without a box; at least one where a picture is abnormal and has no opacity."""
+    """Names of the findings without a box; at least one where an image is abnormal and has no opacity."""
     chances = rng.random(len(DISTRACTORS)) / (BESIDE_OPACITY if case.n_boxes else 1.0)
     chosen = [name for name, draw in zip(DISTRACTORS, chances, strict=True) if draw < DISTRACTORS[name]]
     if not chosen and not case.n_boxes:
@@ -92,23 +92,23 @@ def draw_distractors(rng: np.random.Generator, case: Case) -> frozenset[str]:
 
 
 def draw_pose(rng: np.random.Generator) -> NDArray[np.float64]:
-    """A slight rotation, zoom and displacement, with the enlargement to the finished size: (2, 3)."""
-    zoom = SIDE / CANVAS * float(np.exp(rng.normal(0, ZOOM)))
+    """A slight rotation, scale and translation, with the enlargement to the finished size: (2, 3)."""
+    scale = SIDE / CANVAS * float(np.exp(rng.normal(0, SCALE_SD)))
     centre = (CANVAS / 2, CANVAS / 2)
-    matrix = np.array(cv2.getRotationMatrix2D(centre, rng.normal(0, TILT), zoom), dtype=np.float64)
-    matrix[:, 2] += (SIDE - CANVAS) / 2 + SIDE * rng.normal(0, SHIFT, 2)
+    matrix = np.array(cv2.getRotationMatrix2D(centre, rng.normal(0, ROTATION_SD), scale), dtype=np.float64)
+    matrix[:, 2] += (SIDE - CANVAS) / 2 + SIDE * rng.normal(0, TRANSLATION_SD, 2)
     return matrix
 
 
 def warp(layer: Map, pose: NDArray[np.float64]) -> Map:
-    """A canvas map in the finished picture's pixels, (SIDE, SIDE). What leaves the canvas goes on as at its border."""
+    """A canvas map in the finished image's pixels, (SIDE, SIDE). What leaves the canvas goes on as at its border."""
     return np.asarray(
         cv2.warpAffine(layer, pose, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     )
 
 
 def visible_box(shape: Map, pose: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """The box (4,) xywh that a radiologist would draw round an opacity: tight, whole pixels, inside the picture."""
+    """The box (4,) xywh that a radiologist would draw round an opacity: tight, whole pixels, inside the image."""
     left, top, width, height = cv2.boundingRect((warp(shape, pose) > findings.VISIBLE).astype(np.uint8))
     borders = np.array([left, top, left + width, top + height]) + rng.normal(0, BOX_JITTER, 4)
     borders = np.clip(np.round(borders), 0, SIDE)
@@ -117,7 +117,7 @@ def visible_box(shape: Map, pose: NDArray[np.float64], rng: np.random.Generator)
 
 
 def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The picture of a scene, (SIDE, SIDE) uint8, MONOCHROME2: dense is bright."""
+    """The image of a scene, (SIDE, SIDE) uint8, MONOCHROME2: dense is bright."""
     view = scene.case.view
     contrast = CONTRAST[view] * np.exp(rng.normal(0, CONTRAST_SPREAD))
     brightness = 0.5 + rng.normal(0, BRIGHTNESS_SPREAD)
@@ -125,9 +125,9 @@ def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     film = 255 * step(draw_density(scene, rng) - brightness, 1 / (FILM * contrast))
     grain = rng.standard_normal((SIDE, SIDE), np.float32)
     grey = warp(film, scene.pose) + NOISE[view] * (0.5 * grain + blur(grain, 0.8))
-    picture = np.clip(grey, 0, 255).astype(np.uint8)
-    mark_side(picture, rng)
-    return picture
+    image = np.clip(grey, 0, 255).astype(np.uint8)
+    mark_side(image, rng)
+    return image
 
 
 def draw_density(scene: Scene, rng: np.random.Generator) -> Map:
@@ -152,15 +152,15 @@ def draw_density(scene: Scene, rng: np.random.Generator) -> Map:
 def draw_findings(scene: Scene, rng: np.random.Generator, both: Map) -> Map:
     """Attenuation of the findings without a box."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
-    makers = {
+    draw_functions = {
         "effusion": findings.draw_effusion,
         "nodule": findings.draw_nodule,
         "plate": findings.draw_plate,
         "haze": findings.draw_haze,
     }
-    for name in sorted(scene.distractors & makers.keys()):
+    for name in sorted(scene.distractors & draw_functions.keys()):
         side = int(rng.choice(SIDES))
-        layer += scene.lungs[side] * makers[name](rng, scene.body, side, scene.base)
+        layer += scene.lungs[side] * draw_functions[name](rng, scene.body, side, scene.base)
     if "pacemaker" in scene.distractors:
         layer += findings.draw_pacemaker(rng, scene.body, 1, scene.base)
     if "tubes" in scene.distractors:
@@ -168,8 +168,8 @@ def draw_findings(scene: Scene, rng: np.random.Generator, both: Map) -> Map:
     return layer
 
 
-def mark_side(picture: NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """The lead letter that many pictures bear at the person's left shoulder."""
+def mark_side(image: NDArray[np.uint8], rng: np.random.Generator) -> None:
+    """The lead letter that many images bear at the patient's left shoulder."""
     if rng.random() < 0.6:
         place = (int(rng.uniform(0.84, 0.92) * SIDE), int(rng.uniform(0.06, 0.12) * SIDE))
-        cv2.putText(picture, "L", place, cv2.FONT_HERSHEY_SIMPLEX, 2.0, 235, 5, cv2.LINE_AA)
+        cv2.putText(image, "L", place, cv2.FONT_HERSHEY_SIMPLEX, 2.0, 235, 5, cv2.LINE_AA)

@@ -1,0 +1,80 @@
+"""Letterboxing: any image into a square, whole and in proportion; boxes between original and cached pixels."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rsna.data.windowing import GreyImage
+
+Array = NDArray[np.float64]
+
+
+class Geometry(NamedTuple):
+    """Where an image lies in its square: cached = original * scale + pad, in pixels.
+
+    Coordinates are continuous with the origin at the image's top left corner, so that pixel 0 covers 0..1.
+    """
+
+    scale_x: float
+    scale_y: float
+    pad_x: float
+    pad_y: float
+
+
+GEOMETRY_COLUMNS = list(Geometry._fields)
+
+
+def fit_letterbox(rows: int, cols: int, size: int) -> tuple[int, int, Geometry]:
+    """Width and height of an image of rows x cols that fills a square of `size`, and where it lies in it."""
+    longest = max(rows, cols, 1)
+    width, height = (max(1, round(side * size / longest)) for side in (cols, rows))
+    # whole pixels on both sides: the scale is that of the rounded size, so boxes map back exactly
+    pad_x, pad_y = (size - width) // 2, (size - height) // 2
+    return width, height, Geometry(width / max(cols, 1), height / max(rows, 1), pad_x, pad_y)
+
+
+def letterbox(image: GreyImage, rows: int, cols: int, size: int) -> GreyImage:
+    """uint8 (size, size): the image whole, centred, its sides in proportion, the rest black.
+
+    image: the original of rows x cols, or a reduction of it. cached_to_original is the inverse, for boxes.
+    """
+    width, height, geometry = fit_letterbox(rows, cols, size)
+    resized = resize(image, width, height)
+    if (width, height) == (size, size):
+        return resized
+    canvas = np.zeros((size, size), np.uint8)
+    left, top = int(geometry.pad_x), int(geometry.pad_y)
+    canvas[top : top + height, left : left + width] = resized
+    return canvas
+
+
+def resize(image: GreyImage, width: int, height: int) -> GreyImage:
+    """uint8 to (height, width): area average to shrink, linear to enlarge (there area is nearest neighbour)."""
+    if image.shape == (height, width):
+        return image
+    shrinks = width <= image.shape[1] and height <= image.shape[0]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def original_to_cached(boxes_xyxy: Array, geometry: Array) -> Array:
+    """(N, 4) xyxy in pixels of the originals -> in pixels of the cached squares.
+
+    geometry is (N, 4), or (4,) for one image: scale_x, scale_y, pad_x, pad_y, the index's GEOMETRY_COLUMNS.
+    """
+    scale, pad = split_geometry(geometry)
+    return np.asarray(boxes_xyxy, dtype=float) * scale + pad
+
+
+def cached_to_original(boxes_xyxy: Array, geometry: Array) -> Array:
+    """(N, 4) xyxy in pixels of the cached squares -> in pixels of the originals; geometry as original_to_cached."""
+    scale, pad = split_geometry(geometry)
+    return (np.asarray(boxes_xyxy, dtype=float) - pad) / scale
+
+
+def split_geometry(geometry: Array) -> tuple[Array, Array]:
+    """(..., 4) scale_x, scale_y, pad_x, pad_y -> scale (..., 4) and pad (..., 4) of x, y, x, y."""
+    values = np.asarray(geometry, dtype=float)
+    return values[..., [0, 1, 0, 1]], values[..., [2, 3, 2, 3]]

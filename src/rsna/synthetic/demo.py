@@ -1,0 +1,161 @@
+"""The synthetic competition in Kaggle's layout: phantoms instead of patients, for trying out and testing."""
+
+import functools
+import json
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rsna.core import artifacts
+from rsna.core.config import Config, command
+from rsna.core.errors import UserError
+from rsna.core.executor import map_files
+from rsna.core.files import content_hash, write_then_rename
+from rsna.core.locks import file_lock
+from rsna.core.stages import STAGES
+from rsna.core.tables import write_table
+from rsna.data.competition import (
+    BOX_COLUMNS,
+    CLASS_COLUMNS,
+    CLASSES_CSV,
+    LABEL_COLUMNS,
+    LABELS_CSV,
+    MAPPING_JSON,
+    SAMPLE_CSV,
+    TEST_IMAGES,
+    TRAIN_IMAGES,
+)
+from rsna.synthetic.dicom_writer import write_dicom
+from rsna.synthetic.patients import PatientImage, draw_patients
+from rsna.synthetic.phantom import lay_out, render
+
+SAMPLE_PREDICTION = "0.5 0 0 100 100"
+FOLDERS = [TRAIN_IMAGES, TEST_IMAGES]
+
+Split = list[PatientImage]
+Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh
+
+
+def make_demo(cfg: Config) -> str:
+    """Make images and tables, unless they are current; returns what to print about them."""
+    splits = [draw_patients(count, k, cfg.seed) for k, count in enumerate((cfg.demo_train, cfg.demo_test))]
+    paths = [image_path(cfg, k, image) for k, images in enumerate(splits) for image in images]
+    with file_lock(Path(cfg.root)):
+        if artifacts.is_current(cfg, "make_demo") and all(path.is_file() for path in paths):
+            return f"make_demo: {len(splits[0])} training and {len(splits[1])} test images current -> {cfg.input}"
+        claim_folder(cfg)
+        train, test = (make_images(images, k, cfg) for k, images in enumerate(splits))
+        write_tables(cfg, splits, train, test)
+        artifacts.record(cfg, "make_demo", input=relative_input(cfg))
+    return summary(cfg, splits)
+
+
+def claim_folder(cfg: Config) -> None:
+    """Write the manifest before anything else, as this demo's claim. Raises UserError where other files are in the way.
+
+    Files in the way are never overwritten, nor is a table of the demo that was edited.
+    """
+    manifest, folder = artifacts.manifest_path(cfg, "make_demo"), Path(cfg.input)
+    if manifest.is_file():
+        check_claim(cfg, manifest)
+        return
+    present = sorted(folder.iterdir()) if folder.is_dir() else []
+    foreign = [path for path in present if path.name != "README.md" and not path.name.startswith(".")]
+    foreign += [path for path in [Path(cfg.test_labels)] if path.exists()]
+    if foreign:
+        raise UserError(f"{foreign[0]}: not made by make_demo, and not overwritten; choose another root=<new folder>")
+    artifacts.record(cfg, "make_demo", input=relative_input(cfg))
+
+
+def check_claim(cfg: Config, manifest: Path) -> None:
+    """Raise UserError unless this folder's demo has these settings, and its tables are as they were written."""
+    found = artifacts.read_manifest(manifest)
+    changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_demo"))
+    if found.get("input") != relative_input(cfg):
+        changes = f"input: {found.get('input')} -> {relative_input(cfg)}"
+    remedy = f"delete {cfg.input} and {manifest}, or make another demo with root=<new folder>"
+    if changes:
+        raise UserError(f"{manifest}: the demo was made with other settings ({changes}); {remedy}")
+    for key, path in artifacts.files_of(STAGES["make_demo"].outputs, cfg).items():
+        if path.exists() and found["outputs"].get(key, content_hash(path)) != content_hash(path):
+            raise UserError(f"{path}: not as make_demo wrote it, and not overwritten; {remedy}")
+
+
+def relative_input(cfg: Config) -> str:
+    """The input folder from the root: a manifest vouches for the files of one folder only, wherever both move."""
+    return os.path.relpath(cfg.input, cfg.root)
+
+
+def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
+    return Path(cfg.input) / FOLDERS[split] / f"{image.patient_id}.dcm"
+
+
+def make_images(images: Split, split: int, cfg: Config) -> Truth:
+    """Write the images of a split that are missing; returns the boxes of all."""
+    paths = [image_path(cfg, split, image) for image in images]
+    work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed)
+    return dict(map_files(work, paths, cfg.workers, FOLDERS[split]))
+
+
+@functools.cache
+def images_by_id(count: int, split: int, seed: int) -> dict[str, PatientImage]:
+    """The images of a split by patientId, drawn once in each process."""
+    return {image.patient_id: image for image in draw_patients(count, split, seed)}
+
+
+def make_image(path: Path, count: int, split: int, seed: int) -> tuple[str, NDArray[np.float64]]:
+    """Write one image unless it is there; returns its patientId and its boxes (n, 4) xywh."""
+    image = images_by_id(count, split, seed)[path.stem]
+    # seeded by the image's own id: the same in whatever process, order and resumed run it is made
+    layout_rng, image_rng = np.random.default_rng(uuid.UUID(image.patient_id).int).spawn(2)
+    scene = lay_out(image.case, layout_rng)
+    if not path.is_file():
+        write_dicom(path, render(scene, image_rng), image.patient_id, image.case.sex, image.age, image.case.view)
+    return image.patient_id, scene.boxes
+
+
+def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
+    """One row per box, or one row with empty box fields, in Kaggle's columns."""
+    rows = [
+        [image.patient_id, *box, int(image.case.n_boxes > 0)]
+        for image in images
+        for box in (truth[image.patient_id].tolist() or [[np.nan] * len(BOX_COLUMNS)])
+    ]
+    return pd.DataFrame(rows, columns=LABEL_COLUMNS)
+
+
+def mapping_text(images: Split) -> str:
+    """The JSON that tells whose image each is: the first 8 digits of img_id are the patient."""
+    rows = [{"subset_img_id": i.patient_id, "img_id": f"{i.patient:08d}_{i.follow_up:03d}.png"} for i in images]
+    return json.dumps(rows, indent=0) + "\n"
+
+
+def write_tables(cfg: Config, splits: list[Split], train: Truth, test: Truth) -> None:
+    """Write all tables, the training labels, which other commands read, last."""
+    folder = Path(cfg.input)
+    labels = labels_table(splits[0], train)
+    kinds = {image.patient_id: image.kind for image in splits[0]}
+    sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in splits[1])})
+    write_table(labels_table(splits[1], test), Path(cfg.test_labels))
+    with write_then_rename(folder / MAPPING_JSON) as temporary:
+        temporary.write_text(mapping_text(splits[0]))
+    write_table(sample.assign(PredictionString=SAMPLE_PREDICTION), folder / SAMPLE_CSV)
+    # as in Kaggle's file: one row for each row of the labels
+    classes = labels[["patientId"]].assign(**{CLASS_COLUMNS[1]: labels["patientId"].map(kinds)})
+    write_table(classes, folder / CLASSES_CSV)
+    write_table(labels, folder / LABELS_CSV)
+
+
+def summary(cfg: Config, splits: list[Split]) -> str:
+    """What was made, where, and what to run next."""
+    counts = pd.crosstab([image.kind for image in splits[0]], [image.case.view for image in splits[0]])
+    boxes = [sum(image.case.n_boxes for image in images) for images in splits]
+    patients = len({image.patient for image in splits[0]})
+    lines = [f"make_demo: {len(splits[0])} training images of {patients} patients with {boxes[0]} boxes -> {cfg.input}"]
+    lines += [f"  {kind:<30} AP {row.get('AP', 0):>4}   PA {row.get('PA', 0):>4}" for kind, row in counts.iterrows()]
+    lines += [f"{len(splits[1])} test images with {boxes[1]} boxes; their labels: {cfg.test_labels}"]
+    return "\n".join([*lines, f"next: {command(cfg, 'make_folds')}"])
