@@ -10,13 +10,13 @@ from rsna.data.dataset import Samples
 
 
 def make_images(folder: Path, n: int, size: int) -> Samples:
-    """Smooth random pictures as PNG, every third with a box."""
+    """Smooth random images as PNG, every third with a box."""
     rng = np.random.default_rng(0)
     paths = [folder / f"{size}_{k}.png" for k in range(n)]
     for path in paths:
         write_png(cv2.resize(rng.integers(0, 255, (16, 16), dtype=np.uint8), (size, size)), path)
     corner = rng.uniform(0.1, 0.5, (n, 2)) * size
-    boxes = np.concatenate([corner, corner + size / 4], axis=1)
-    boxes[np.arange(n) % 3 > 0] = np.nan
-    labels = np.where(np.isnan(boxes[:, 0]), np.arange(n) % 2, 2)
+    corners = np.concatenate([corner, corner + size / 4], axis=1)
+    boxes = [corners[k : k + 1] if k % 3 == 0 else np.zeros((0, 4)) for k in range(n)]
+    labels = np.where(np.arange(n) % 3 == 0, 2, np.arange(n) % 2)
     return Samples([path.stem for path in paths], paths, boxes, labels, np.ones((n, 4)), np.full((n, 2), size))
