@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def boxes_by_image(truth: pd.DataFrame, ids: pd.Series, geometry: Floats) -> lis
     row = row[row >= 0]
     order = np.lexsort((-boxes_xywh[:, 2] * boxes_xywh[:, 3], row))
     boxes_xyxy = original_to_cached(xywh_to_xyxy(boxes_xywh[order]), geometry[row[order]])
-    return np.split(boxes_xyxy, np.searchsorted(row[order], np.arange(1, len(ids))))
+    bounds = np.searchsorted(row[order], np.arange(len(ids) + 1)).tolist()
+    return [boxes_xyxy[start:end] for start, end in pairwise(bounds)]
 
 
 def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:

@@ -34,7 +34,7 @@ class Settings:
 class SingleBoxModel(DetectionModel):
     """Encoder, a feature pyramid down to stride 8, and at each of its locations a box and an objectness logit.
 
-    The image's box is that of the most likely location; all locations together also say whether there is an opacity at
+    The image's box is that of the most likely location; all locations together also tell whether there is an opacity at
     all, so that images without one train them too. A box regressed from the whole image drifts to the middle between
     the lungs where the image leaves the side open; a choice between locations cannot.
     The size of the map follows from the encoder and the input.

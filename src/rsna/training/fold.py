@@ -69,14 +69,14 @@ def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
     saved = load_checkpoint(last, cfg, fold)
     if best.is_file():
         return saved
-    print(f"fold {fold}: starts anew, since {best} is missing and with it the best epoch so far")
+    print(f"fold {fold}: starts over, since {best} is missing and with it the best epoch so far")
     return None
 
 
 def keep_freed_memory() -> None:
     """Let the allocator keep what is freed, where it is glibc's; for training on the CPU.
 
-    By default it returns large blocks to the kernel, and each step gets them anew, zeroed page by page: a tenth to a
+    By default it returns large blocks to the kernel, and each step gets them again, zeroed page by page: a tenth to a
     fifth of a step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

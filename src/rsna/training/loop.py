@@ -54,7 +54,7 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"]:  # empty for any dtype but float16; then it starts anew
+        if state["scaler"]:  # empty for any dtype but float16; then it starts over
             self.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
 
