@@ -4,12 +4,11 @@ import sys
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rsna.data.dataset import Samples
-from rsna.training.optim import stage_of
+from rsna.training.optim import encoder_stage
 
 warnings.filterwarnings("ignore", message=".*torch.jit.*")
 try:
@@ -28,14 +27,14 @@ def make_dataloaders(
     device: torch.device = CPU,
     workers: int = 0,
 ) -> Any:
-    """fastai DataLoaders of grey images, one box each (the whole image for those without) and a class.
+    """fastai DataLoaders of images, one box each, the largest (the whole image for those without), and a class.
 
     augmentation: keywords of fastai's aug_transforms, which it applies to batches.
     """
     paths, labels = [*train.paths, *valid.paths], [*train.labels.tolist(), *valid.labels.tolist()]
-    corners = np.concatenate([train.boxes_xyxy, valid.boxes_xyxy])
+    largest = [boxes_xyxy[:1].tolist() for boxes_xyxy in (*train.boxes_xyxy, *valid.boxes_xyxy)]
     size = float(fastai.PILImageBW.create(paths[0]).size[0])
-    boxes = np.where(np.isnan(corners), [0.0, 0.0, size, size], corners).tolist()
+    boxes = [box or [[0.0, 0.0, size, size]] for box in largest]
     block = fastai.DataBlock(
         blocks=(
             fastai.ImageBlock(cls=fastai.PILImageBW),
@@ -44,7 +43,7 @@ def make_dataloaders(
         ),
         # items are row numbers: fastai takes a tuple apart
         get_x=lambda k: paths[k],
-        get_y=[lambda k: [boxes[k]], lambda k: [labels[k]]],
+        get_y=[lambda k: boxes[k], lambda k: [labels[k]]],
         splitter=fastai.IndexSplitter(list(range(len(train.ids), len(paths)))),
         batch_tfms=fastai.aug_transforms(**augmentation) if augmentation else None,
         n_inp=1,
@@ -71,7 +70,8 @@ def make_learner(dataloaders: Any, model: Any, **settings: Any) -> Any:
         corners = boxes.as_subclass(Tensor)[:, 0] / 2 + 0.5
         box = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
         has_box = label == label.new_tensor(len(dataloaders.vocab) - 1)
-        result: Tensor = model.loss(outputs, {"box": box, "has_box": has_box, "label": label})
+        targets = {"boxes": box[:, None], "mask": has_box[:, None], "label": label}
+        result: Tensor = model.loss(outputs, targets)["loss"]
         return result
 
     return fastai.Learner(dataloaders, Wrapped(model), loss_func=loss, splitter=split, **settings)
@@ -82,5 +82,5 @@ def split(wrapped: Wrapped) -> list[list[nn.Parameter]]:
     groups: list[list[nn.Parameter]] = [[], [], []]
     for name, parameter in wrapped.model.named_parameters():
         inside = name.startswith("encoder.")
-        groups[2 if not inside else int(stage_of(name.removeprefix("encoder.")) > 2)].append(parameter)
+        groups[2 if not inside else int(encoder_stage(name.removeprefix("encoder.")) > 2)].append(parameter)
     return groups

@@ -3,8 +3,8 @@
     python bench/loader.py [size=512] [batch=64] [rate=400] [images=1024] [workers=-1]
 
 So a machine's cores can be judged before a GPU is paid for: take as rate what the network alone reaches there
-(bench/train.py device=cuda prints it). The limit is the clock's rate; the peer a loader of the same images that begins
-anew at each epoch, as PyTorch's do by default (its processes stay alive). The images are decoded once before.
+(bench/train.py device=cuda prints it). The limit is the clock's rate; the peer is a loader of the same images that
+restarts at each epoch, as PyTorch's do by default (its processes stay alive). The images are decoded once before.
 """
 
 import statistics
@@ -24,14 +24,15 @@ from torch.utils.data import DataLoader, Sampler
 
 from rsna.core.config import parse
 from rsna.core.executor import count_workers
-from rsna.data.dataset import EpochBatches, ImageDataset, ImageMemory, make_loader, one_thread
-from rsna.training.loop import make_train_set
+from rsna.data.dataset import ImageDataset
+from rsna.data.loader import EpochBatches, ImageMemory, collate, make_loader, one_thread
+from rsna.training.setup import make_train_set
 
 CPU = torch.device("cpu")
 ROUNDS = 5
 
 
-class Anew(Sampler[list[tuple[int, int]]]):
+class Restarting(Sampler[list[tuple[int, int]]]):
     """The same batches, one epoch at each call of iter."""
 
     def __init__(self, dataset: ImageDataset, batch: int) -> None:
@@ -50,27 +51,30 @@ def seconds(batches: Iterable[dict[str, Any]], step: float) -> float:
 
 
 def compare(dataset: ImageDataset, batch: int, rate: float, workers: int) -> None:
-    """Epochs of the stream and of a loader that begins anew, in turns."""
+    """Epochs of the stream and of a loader that restarts, in turns."""
     ours = EpochBatches(dataset, batch, range(2 * ROUNDS))
     stream, pace = iter(make_loader(dataset, ours, workers, CPU)), batch / rate
-    anew: DataLoader[Any] = DataLoader(
+    restarting: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=Anew(dataset, batch),
+        batch_sampler=Restarting(dataset, batch),
+        collate_fn=collate,
         num_workers=workers,
         persistent_workers=True,
         multiprocessing_context="fork",
         worker_init_fn=one_thread,
     )
     limit = ours.steps * batch / rate
-    seconds(anew, 0.0)
+    seconds(restarting, 0.0)
     shares = []
     for number in range(ROUNDS):
         # an epoch that does not count: while the other side was timed, the processes worked ahead
         seconds(islice(stream, ours.steps), pace)
-        shares.append((limit / seconds(islice(stream, ours.steps), pace), limit / seconds(anew, pace)))
-        print(f"round {number + 1}: share of {rate:g} images/s: ours {shares[-1][0]:.3f}, anew {shares[-1][1]:.3f}")
+        shares.append((limit / seconds(islice(stream, ours.steps), pace), limit / seconds(restarting, pace)))
+        print(
+            f"round {number + 1}: share of {rate:g} images/s: ours {shares[-1][0]:.3f}, restarting {shares[-1][1]:.3f}"
+        )
     print(f"ratio share_of_the_clocks_rate {statistics.median(own for own, _ in shares):.3f}")
-    print(f"ratio to_a_loader_that_begins_anew {statistics.median(own / other for own, other in shares):.3f}")
+    print(f"ratio to_a_loader_that_restarts {statistics.median(own / other for own, other in shares):.3f}")
 
 
 def main(words: dict[str, str]) -> None:

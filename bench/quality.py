@@ -58,11 +58,12 @@ def post_phases(epochs: int) -> str:
 def run_ours(recipe: str, world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
     """Out-of-fold tables by title, from the engine and the stages after it."""
     from rsna.core.config import parse
-    from rsna.training.loop import train_fold
+    from rsna.models.registry import settings_of
+    from rsna.training.fold import train_fold
 
     own = ["preset=fastai", f"phases={post_phases(epochs)}"] if recipe == "post" else [f"epochs={epochs}"]
     words = [*own, *world, f"name={recipe}", "checkpoint=last"]
-    cfg = parse(words)
+    cfg = parse(words, settings_of)
     start = time.perf_counter()
     for fold in cfg.fold_list:
         train_fold(cfg, fold)
@@ -81,11 +82,12 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
     import torch
 
     from rsna.core.config import parse
-    from rsna.data.dataset import ImageDataset, load_fold, make_loader
+    from rsna.data.dataset import ImageDataset, load_fold
+    from rsna.data.loader import make_loader
     from rsna.inference.predictor import View, predict_views, prediction_table
-    from rsna.models.registry import build_model
+    from rsna.models.registry import build_model, settings_of
 
-    cfg = parse(["preset=fastai", f"phases={post_phases(epochs)}", *world])
+    cfg = parse(["preset=fastai", f"phases={post_phases(epochs)}", *world], settings_of)
     augmentation = {"max_rotate": 30.0, "min_zoom": 1.0, "max_zoom": 1.0, "max_lighting": 0.1, "max_warp": 0.0}
     cpu, tables, seconds = torch.device("cpu"), [], 0.0
     for fold in cfg.fold_list:

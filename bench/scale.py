@@ -2,7 +2,7 @@
 
     python bench/scale.py [images=26684] [few=600] [rounds=3]
 
-Made-up tables, and PNG files that are a few pictures under many names. Start-up is the real script's, from the command
+Made-up tables, and PNG files that are a few images under many names. Start-up is the real script's, from the command
 until the first step is done, beside what a bare Python needs to import the packages that it cannot do without. The
 growth is that of the second epoch's seconds, with validation and scores, from few images to four times as many.
 """
@@ -28,7 +28,7 @@ PACKAGES = "torch, torchvision, segmentation_models_pytorch, pandas, cv2, pydico
 
 
 def make_workspace(root: Path, n: int) -> None:
-    """Tables of n images, a quarter with a box, and their cached pictures."""
+    """Tables of n images, a quarter with a box, and their cached images."""
     rng = np.random.default_rng(0)
     numbers = rng.integers(0, 2**32, n)
     ids = pd.Series([f"{number:08x}-{k:07d}" for k, number in enumerate(numbers)], name="patientId")

@@ -3,7 +3,7 @@
     python bench/train.py [quick=true] [threads=2]
     python bench/train.py device=cuda [batches=32,128] [images=4096] [compile=true]
 
-Random weights and made-up pictures: what they show does not matter for speed. fastai's learner gets the network and
+Random weights and made-up images: what they show does not matter for speed. fastai's learner gets the network and
 the loss of this project, so that what is compared is everything around them. Each side has a process of its own;
 epochs alternate; ratios are medians. On a GPU both sides take bfloat16 and one loader process per core, at 512 px. On
 a CPU fastai has float32 only (its mixed precision is for CUDA); where ours is bfloat16, float32 is measured as well.
@@ -30,9 +30,12 @@ from images import make_images
 
 from rsna.core.config import Config, parse
 from rsna.core.executor import count_workers
-from rsna.data.dataset import FoldData, Samples, make_loader, to_device
-from rsna.inference.predictor import pick_device, pick_precision
-from rsna.training.loop import keep_freed_memory, make_loaders, start_model, start_phase, train_epoch, train_step
+from rsna.data.dataset import FoldData, Samples
+from rsna.data.loader import make_loader, to_device
+from rsna.models.device import pick_device, pick_precision
+from rsna.training.fold import keep_freed_memory
+from rsna.training.loop import start_phase, train_epoch, train_step
+from rsna.training.setup import make_loaders, start_model
 
 CPU_BATCH = 8
 AUGMENTATION = {"max_rotate": 7.0, "min_zoom": 0.9, "max_zoom": 1.1, "max_lighting": 0.15, "max_warp": 0.0}
@@ -40,7 +43,7 @@ WORDS = ["weights=none", "translate=0"]
 
 
 class Ours:
-    """Epochs of this project's engine, and steps on one batch that never changes."""
+    """Epochs of this project's training, and steps on one batch that never changes."""
 
     def __init__(self, cfg: Config, data: FoldData) -> None:
         self.device = pick_device(cfg.device)

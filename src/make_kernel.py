@@ -32,6 +32,7 @@ from rsna.core.config import (
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
+from rsna.core.stages import FREE_TO_USERS
 from rsna.core.stamps import SCORES_JSON, check_fused, check_stamp
 from rsna.kaggle.bundle import (
     address_of,
@@ -46,7 +47,7 @@ from rsna.kaggle.bundle import (
 )
 from rsna.kaggle.client import Upload, instructions, push_command, upload_and_submit
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
-from rsna.models.checkpoint import load_checkpoint, network_facts
+from rsna.models.checkpoint import load_checkpoint
 
 
 def main(cfg: Config) -> None:
@@ -109,7 +110,7 @@ def weights_name(cfg: Config) -> str:
 def check_fold(cfg: Config, fold: int) -> None:
     """Raise UserError unless a fold is trained and predicted with these settings: on Kaggle it would be too late."""
     checkpoint = cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt"
-    load_checkpoint(checkpoint, network_facts(cfg), fold)
+    load_checkpoint(checkpoint, cfg, fold, ignore=FREE_TO_USERS)
     facts = cfg.only(PredictSettings, FusionSettings, ComputeSettings) | {
         "network": content_hash(checkpoint),
         "folds.csv": content_hash(cfg.folds_csv),

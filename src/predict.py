@@ -12,20 +12,30 @@ from typing import Any
 import pandas as pd
 
 from rsna.startup import run
-from rsna.core.config import ComputeSettings, Config, FusionSettings, PredictSettings, command
+from rsna.core.config import (
+    CacheSettings,
+    ComputeSettings,
+    Config,
+    FusionSettings,
+    ModelSettings,
+    PredictSettings,
+    command,
+)
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
 from rsna.core.files import content_hash
 from rsna.core.locks import file_lock
+from rsna.core.stages import FREE_TO_USERS
 from rsna.core.stamps import begin, is_complete, mark_complete
 from rsna.core.tables import read_table, write_table
 from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, SAMPLE_CSV, read_folds, read_sample, with_empty_rows
-from rsna.data.dataset import ImageDataset, make_loader, make_samples
+from rsna.data.dataset import ImageDataset, make_samples
+from rsna.data.loader import make_loader
 from rsna.inference.box_fusion import fuse_tables
-from rsna.inference.predictor import parse_views, pick_device, pick_precision, predict_views, prediction_table
-from rsna.models.checkpoint import load_checkpoint, network_facts
-from rsna.models.device import explain_failures
+from rsna.inference.predictor import parse_views, predict_views, prediction_table
+from rsna.models.checkpoint import load_checkpoint
+from rsna.models.device import explain_failures, pick_device, pick_precision
 from rsna.models.registry import build_model
 
 
@@ -60,11 +70,9 @@ def prediction_facts(cfg: Config, fold: int) -> dict[str, Any]:
         "index.csv": cfg.cache_dir / "index.csv",
         SAMPLE_CSV: Path(cfg.input) / SAMPLE_CSV,
     }
-    facts = (
-        cfg.only(PredictSettings, FusionSettings, ComputeSettings)
-        | network_facts(cfg)
-        | {name: content_hash(path) for name, path in files.items()}
-    )
+    facts = cfg.only(PredictSettings, FusionSettings, ComputeSettings, CacheSettings, ModelSettings) | {
+        name: content_hash(path) for name, path in files.items()
+    }
     # who then predicts all of it must not take validation tables of who knows what settings for these
     return facts | ({"only_test": True} if cfg.only_test else {})
 
@@ -74,7 +82,7 @@ def load_network(cfg: Config, fold: int) -> Any:
     check_finished(cfg, fold)
     if cfg.only_test and not all((cfg.fold_dir(fold) / f"{name}.csv").is_file() for name in ("valid", "valid_plain")):
         raise UserError(f"only_test=true: {cfg.fold_dir(fold)} lacks valid.csv or valid_plain.csv to leave as it is")
-    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", network_facts(cfg), fold)
+    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", cfg, fold, ignore=FREE_TO_USERS)
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
     return model

@@ -1,6 +1,6 @@
 """Train the folds that are asked for, each into working/<name>/fold<k>/.
 
-    python src/train.py fold=0..4 [name=...] [size=...] [epochs=...] [weights=...] [jobs=2]
+    ./run.sh train fold=0..4 [name=...] [size=...] [epochs=...] [weights=...] [jobs=2]
 
 Each fold trains in a process of its own: one that fails does not stop the others.
 """
@@ -11,7 +11,6 @@ from rsna.startup import run
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import run_folds
-from rsna.core.locks import file_lock
 
 
 def main(cfg: Config) -> None:
@@ -24,15 +23,14 @@ def main(cfg: Config) -> None:
 
 
 def train_one(cfg: Config, fold: int) -> None:
-    with file_lock(cfg.fold_dir(fold)):
-        # imported in the fold's own process only: PyTorch takes seconds to start, a quarter of them for collecting
-        # garbage among modules that all stay
-        gc.disable()
-        from rsna.training.loop import train_fold
+    # imported in the fold's own process only: PyTorch takes seconds to start, a quarter of them for collecting
+    # garbage among modules that all stay
+    gc.disable()
+    from rsna.training.fold import train_fold
 
-        gc.freeze()
-        gc.enable()
-        train_fold(cfg, fold)
+    gc.freeze()
+    gc.enable()
+    train_fold(cfg, fold)
 
 
 if __name__ == "__main__":

@@ -101,11 +101,13 @@ def test_every_contract_is_kept(world):
         assert valid.columns.tolist() == columns
         assert set(valid["patientId"]) == set(folds.loc[folds["fold"] == fold, "patientId"])
         history = pd.read_csv(run / f"fold{fold}" / "history.csv")
+        parts = [f"{side}_{part}" for side in ("train", "valid") for part in ("class", "image", "box", "location")]
         assert history.columns.tolist() == [
-            *("epoch", "phase", "lr", "train_loss", "valid_loss", "accuracy", "L1", "L1_post", "AUC", "IoU", "mAP")
+            *("epoch", "phase", "lr", "train_loss", "valid_loss", *parts),
+            *("accuracy", "L1", "L1_post", "AUC", "IoU", "mAP"),
         ]
         checkpoint = torch.load(run / f"fold{fold}" / "best.pt", weights_only=True)
-        assert checkpoint["made_from"]["size"] == 64
+        assert checkpoint["manifest"]["settings"]["size"] == 64
         assert "size: 64" in (run / f"fold{fold}" / "config.yaml").read_text()
     assert sorted(pd.read_csv(run / "oof.csv")["patientId"].unique()) == sorted(folds["patientId"])
     sample = pd.read_csv(root / "input" / "stage_2_sample_submission.csv")
@@ -148,7 +150,7 @@ def test_a_second_time_nothing_is_done_again(world):
     root, _ = world
     before = {path: path.stat().st_mtime_ns for path in (root / "working" / "tiny").rglob("*.pt")}
     assert "32 images current" in stage("cache_images", root).stdout
-    assert "complete" in stage("train", root).stdout
+    assert "fold 0: current" in stage("train", root).stdout
     assert "complete" in stage("predict", root).stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -176,7 +178,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(world, tmp_path):
     process.wait()
     assert len(torch.load(fold / "last.pt", weights_only=True)["history"]) == 1, "killed too late to tell anything"
     again = stage("train", root, "name=killed", "fold=0")
-    assert "goes on after epoch 1 of 2" in again.stdout
+    assert "resumes after epoch 1 of 2" in again.stdout
     assert equal_weights(fold / "last.pt", root / "working/tiny/fold0/last.pt")
     assert (fold / "history.csv").read_bytes() == (root / "working/tiny/fold0/history.csv").read_bytes()
 
@@ -352,7 +354,7 @@ def test_training_that_runs_away_is_no_success(world, tmp_path):
     root = copy_of(world, tmp_path)
     said = refused("train", root, "name=away", "fold=0", "lr=10", "clip=0", "epochs=1")
     assert "is not finite" in said
-    assert "lower the rates" in said
+    assert "lower the learning rates" in said
 
 
 def test_two_runs_fuse(world, tmp_path):
@@ -433,7 +435,7 @@ def test_phases_go_on_after_a_kill_as_if_nothing_had_happened(world, tmp_path):
         process.kill()
         process.wait()
     again = train_phases(root, "name=parts", *words)
-    assert re.search(r"goes on after epoch [12] of 3", again.stdout), again.stdout
+    assert re.search(r"resumes after epoch [12] of 3", again.stdout), again.stdout
     parts = torch.load(folder / "last.pt", weights_only=True)
     assert all(torch.equal(parts["model"][key], value) for key, value in whole["model"].items())
 
@@ -486,7 +488,7 @@ def test_a_fold_that_fails_leaves_the_others(world, tmp_path):
     assert failed.returncode == 1
     assert "last.pt: not a checkpoint" in failed.stderr
     assert (
-        "fold 0 stopped with an error, see above. Fold 1: complete. Once that is mended: ./run.sh train"
+        "fold 0 stopped with an error, see above. Fold 1: complete. Once that is fixed, run: ./run.sh train"
         in failed.stderr
     )
     assert "fold=0" in failed.stderr.splitlines()[-1]

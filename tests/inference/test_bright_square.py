@@ -57,7 +57,12 @@ class BrightSquare(nn.Module):
             centre = (profile * at).sum(dim=1) / width.clamp(min=1e-6)
             edges.append((centre - width / 2, centre + width / 2))
         (left, right), (top, bottom) = edges
-        return torch.stack([left, top, right, bottom], dim=1)[:, None] / size, light.amax(dim=(1, 2))[:, None]
+        score = light.amax(dim=(1, 2))[:, None]
+        return (
+            torch.stack([left, top, right, bottom], dim=1)[:, None] / size,
+            score,
+            torch.cat([1 - score, score], dim=1),
+        )
 
 
 def picture(shape, square=None):
@@ -93,7 +98,7 @@ def root(tmp_path_factory):
 def bright_network(monkeypatch):
     """Stands where the trained network stands; all else is as it is."""
     monkeypatch.setattr(predict, "check_finished", lambda *_: None)
-    monkeypatch.setattr(predict, "load_checkpoint", lambda *_: {"model": {}})
+    monkeypatch.setattr(predict, "load_checkpoint", lambda *_, **__: {"model": {}})
     monkeypatch.setattr(predict, "build_model", lambda *_, **__: BrightSquare())
 
 

@@ -1,4 +1,4 @@
-"""Random changes of a training image that move its box along. Images are (S, S) uint8, boxes xyxy in pixels."""
+"""Random augmentation of a training image and its boxes. Images are (S, S) uint8, boxes xyxy in pixels."""
 
 from dataclasses import dataclass
 
@@ -14,19 +14,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far an image may be changed; see the settings of the same names."""
+    """How far an image may change; see the settings of the same names."""
 
-    flip: float  # chance of a left-right flip
+    flip: float  # probability of a horizontal flip
     rotate: float  # degrees
     translate: float  # largest translation, fraction of the side
     scale: float  # largest relative change of scale
     brightness_contrast: float  # largest relative change
 
-    def __call__(self, image: Image, box_xyxy: Floats, rng: np.random.Generator) -> tuple[Image, Floats]:
-        """Return the changed image and its box (4,), cut at the border; a box of NaN stays one."""
+    def __call__(self, image: Image, boxes_xyxy: Floats, rng: np.random.Generator) -> tuple[Image, Floats]:
+        """Return the augmented image and its boxes (n, 4), in the same order and clipped to the image.
+
+        A box that leaves the image has a side of 0.
+        """
         matrix = self.random_matrix(len(image), rng)
         table = self.random_tones(rng)
-        moved = clip_boxes(affine_boxes(box_xyxy, matrix), len(image), len(image))
+        moved = clip_boxes(affine_boxes(boxes_xyxy, matrix), len(image), len(image))
         return cv2.LUT(warp(image, matrix), table).astype(np.uint8, copy=False), moved
 
     def random_matrix(self, size: int, rng: np.random.Generator) -> Floats:
@@ -51,7 +54,7 @@ class Augmentation:
 def warp(image: Image, matrix: Floats) -> Image:
     """Apply a (2, 3) map to an image, black outside.
 
-    The map speaks of continuous coordinates, where pixel 0 spans 0 to 1; OpenCV puts the centre of pixel 0 at 0.
+    The map is in continuous coordinates, where pixel 0 spans 0 to 1; OpenCV puts the centre of pixel 0 at 0.
     """
     half = np.array([0.5, 0.5])
     centred = np.column_stack([matrix[:, :2], matrix[:, :2] @ half + matrix[:, 2] - half])

@@ -41,7 +41,7 @@ def hflip_boxes(boxes_xyxy: Array, width: float) -> Array:
 
 
 def clip_boxes(boxes_xyxy: Array, width: float, height: float) -> Array:
-    """(..., 4) xyxy, cut at the borders of an image of width x height; a box outside becomes empty."""
+    """(..., 4) xyxy, clipped to an image of width x height; a box outside becomes empty."""
     return np.clip(boxes_xyxy, 0, np.array([width, height, width, height], dtype=float))
 
 
@@ -49,7 +49,7 @@ def affine_boxes(boxes_xyxy: Array, matrix: Array) -> Array:
     """(..., 4) xyxy -> the tight upright boxes of the ellipses inscribed in them, after p -> A p + b.
 
     matrix is (2, 3), [A | b], in pixels with the origin at the image's top left corner. Mapping the four
-    corners instead would grow a box with every rotation, though an opacity seldom fills its corners. An
+    corners instead would grow a box with every rotation, though an opacity rarely fills its corners. An
     ellipse with semi-axes r maps to one whose half-extents are sqrt(A**2 @ r**2).
     """
     box = xyxy_to_cxcywh(boxes_xyxy)

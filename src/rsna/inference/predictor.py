@@ -1,7 +1,6 @@
 """Predictions of a network: test-time views beside their inverses, and tables in original pixels."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-from rsna.core.errors import UserError
 from rsna.data.boxes import clip_boxes, hflip_boxes, xyxy_to_xywh
 from rsna.data.competition import BOX_COLUMNS, with_empty_rows
 from rsna.data.dataset import Samples
 from rsna.data.letterbox import cached_to_original
+from rsna.models.device import mixed_precision
 
 Floats = NDArray[np.float64]
 
@@ -50,52 +49,13 @@ def parse_views(names: str, zooms: str) -> list[View]:
     return sorted(views, key=lambda view: (view.flip, abs(view.zoom - 1), view.zoom))
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`: the GPU where there is one, else the CPU. Raises UserError for a device that is not there."""
-    if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the device multiplies in it, else float16 on a GPU and float32 on any other device."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else torch.float32
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it; where oneDNN has to emulate them, float32 is faster."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-def mixed_precision(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
-
-
 @torch.inference_mode()
 def predict_views(
     model: Any, loader: DataLoader[Any], views: Sequence[View], device: torch.device, precision: torch.dtype, title: str
 ) -> list[tuple[Floats, Floats]]:
     """For each view boxes (N, n, 4) xyxy in [0, 1] of the image itself, and confidences (N, n).
 
-    model: a module with forward and decode, see model.SingleBoxModel.
+    model: a module with forward and decode, see models.protocol.
     """
     model.eval()
     collected: list[list[tuple[Floats, Floats]]] = [[] for _ in views]
@@ -105,7 +65,7 @@ def predict_views(
             seen = view.image(images)  # in full precision: 8 bits cannot say where a pixel comes from
             with mixed_precision(device, precision):
                 outputs = model(seen)
-            boxes, confidences = model.decode(outputs)
+            boxes, confidences, _ = model.decode(outputs)
             parts.append((view.undo_boxes(to_numpy(boxes)), to_numpy(confidences)))
     return [(np.concatenate([b for b, _ in parts]), np.concatenate([c for _, c in parts])) for parts in collected]
 

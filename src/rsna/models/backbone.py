@@ -1,4 +1,4 @@
-"""The encoder for one grey channel, and where its weights come from."""
+"""The encoder for images of one channel, and its initial weights."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from rsna.core.errors import UserError
 
-# grey level statistics of ImageNet, which pretrained encoders expect; near those of chest radiographs
+# statistics of ImageNet's grey levels, which pretrained encoders expect; close to those of chest radiographs
 MEAN, STD = 0.449, 0.226
-TWO_WAYS_OUT = (
-    "either download the weights elsewhere (torchvision's resnet34-b627a593.pth, or model.safetensors of "
-    "smp-hub/resnet34.imagenet on the Hugging Face hub) and say weights=<file>, or train from random weights "
+REMEDIES = (
+    "either download the weights on another machine (torchvision's resnet34-b627a593.pth, or model.safetensors of "
+    "smp-hub/resnet34.imagenet on the Hugging Face hub) and set weights=<file>, or train from random weights "
     "with weights=none"
 )
 
@@ -29,8 +29,8 @@ def make_encoder(name: str, weights: str) -> nn.Module:
 
     weights: `imagenet` (downloaded, or from the hub's local cache), `none` (random), or a file: a state dict of
     torchvision or of the encoder itself (.pth, .pt, .safetensors), or a checkpoint of this project. RGB weights
-    of the first layer are summed over their channels, which equals feeding the grey picture three times.
-    Raises UserError; never goes on with random weights that were not asked for.
+    of the first layer are summed over their channels, which equals feeding the same image three times.
+    Raises UserError; never falls back to random weights.
     """
     try:
         encoder = smp.encoders.get_encoder(name, in_channels=1, depth=5, weights=None)
@@ -47,10 +47,10 @@ def download_encoder(name: str) -> nn.Module:
     try:
         return smp.encoders.get_encoder(name, in_channels=1, depth=5, weights="imagenet")
     except KeyError:
-        raise UserError(f"weights=imagenet: there are none for encoder={name}; {TWO_WAYS_OUT}") from None
+        raise UserError(f"weights=imagenet: there are none for encoder={name}; {REMEDIES}") from None
     except Exception as error:  # the hub's client raises a dozen kinds of its own and of its HTTP library
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"weights=imagenet could not be fetched ({reason}); {TWO_WAYS_OUT}") from None
+        raise UserError(f"weights=imagenet could not be fetched ({reason}); {REMEDIES}") from None
 
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
@@ -72,7 +72,7 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, without the prefix `encoder.`; nothing in the file is executed."""
     if not path.is_file():
-        raise UserError(f"weights={path}: no such file; {TWO_WAYS_OUT}")
+        raise UserError(f"weights={path}: no such file; {REMEDIES}")
     try:
         content: Any = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
     except Exception as error:  # a broken or hostile file fails in as many ways as there are bytes

@@ -3,14 +3,17 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 
+if TYPE_CHECKING:
+    from rsna.models.protocol import DetectionModel
+
 # what else is in this folder
 OTHERS = ("registry", "protocol", "backbone", "checkpoint", "device")
-REGISTERED: dict[str, tuple[type, type]] = {}
+REGISTERED: dict[str, tuple[Any, type]] = {}
 
 
 def register(name: str, settings: type) -> Callable[[type], type]:
@@ -27,7 +30,7 @@ def register(name: str, settings: type) -> Callable[[type], type]:
 
 
 def names() -> list[str]:
-    """The names of all models: those of the files here, and those registered elsewhere."""
+    """The names of all models: those of the files here, and those registered by other modules."""
     files = {path.stem for path in Path(__file__).parent.glob("[a-z]*.py")}
     return sorted(files - set(OTHERS) | set(REGISTERED))
 
@@ -38,7 +41,7 @@ def check_name(name: str) -> None:
         raise UserError(f"model={name}: there is no such model; there are {', '.join(names())}")
 
 
-def find(name: str) -> tuple[type, type]:
+def find(name: str) -> tuple[Any, type]:
     """The class and the settings of a model. Raises UserError for an unknown name."""
     check_name(name)
     if name not in REGISTERED:
@@ -51,10 +54,11 @@ def settings_of(name: str) -> type:
     return find(name)[1]
 
 
-def build_model(cfg: Config, weights: str | None = None) -> Any:
+def build_model(cfg: Config, weights: str | None = None) -> "DetectionModel":
     """The network that the config asks for; `weights` overrides the initial weights of its encoder."""
     from rsna.models.backbone import make_encoder  # PyTorch takes seconds to import
 
     model, settings = find(cfg.model)
     encoder = make_encoder(cfg.encoder, weights or cfg.weights)
-    return model(encoder, cfg.size, cfg.num_classes, settings(**cfg.model_settings))
+    built: DetectionModel = model(encoder, cfg.size, cfg.num_classes, settings(**cfg.model_settings))
+    return built

@@ -1,21 +1,24 @@
-"""The network: one box and a class per image. Offers forward, loss and decode, which is all the engine knows."""
+"""The default model: one box and a class per image, chosen among the locations of a feature pyramid."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
+from rsna.models.protocol import DetectionModel, Outputs, Targets, largest_boxes, mean_largest_box
 from rsna.models.registry import register
 
-REACH = 0.15  # how far from its cell a box's centre may lie, share of the image
-SPREAD = 0.15  # places this near the true centre, in units of the box, count as right too
+MAX_CENTER_OFFSET = 0.15  # of a box's centre from its location, fraction of the image
+ASSIGNMENT_SIGMA = 0.15  # of the Gaussian that assigns locations around the true centre, in units of the box
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,12 @@ class Settings:
 
 
 @register("single_box", Settings)
-class SingleBoxModel(nn.Module):
-    """Encoder, a feature pyramid down to stride 8, and at each of its places: 4 box numbers and "is it here?".
+class SingleBoxModel(DetectionModel):
+    """Encoder, a feature pyramid down to stride 8, and at each of its locations a box and an objectness logit.
 
-    The image's box is that of the most likely place; all places together also say whether there is an opacity at all,
-    so that images without one teach them too. A box regressed from the whole image at once drifts to the
-    middle between the lungs where the image leaves open which side is meant; a choice between places cannot.
+    The image's box is that of the most likely location; all locations together also tell whether there is an opacity at
+    all, so that images without one train them too. A box regressed from the whole image drifts to the middle between
+    the lungs where the image leaves the side open; a choice between locations cannot.
     The size of the map follows from the encoder and the input.
     """
 
@@ -45,88 +48,94 @@ class SingleBoxModel(nn.Module):
         width = settings.fpn_channels
         channels = cast(Sequence[int], self.encoder.out_channels)
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
-        self.mix = nn.Sequential(
+        self.fpn_conv = nn.Sequential(
             nn.Conv2d(width + 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
-        self.place = nn.Conv2d(width, 1, 1)
-        self.box = nn.Conv2d(width, 4, 1)
-        self.classes = nn.Linear(channels[-1] + width, num_classes)
+        self.objectness = nn.Conv2d(width, 1, 1)
+        self.box_head = nn.Conv2d(width, 4, 1)
+        self.classifier = nn.Linear(channels[-1] + width, num_classes)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def start_at(self, mean_box_cxcywh: Tensor, class_rates: Tensor) -> None:
-        """Begin with the size of the mean box (4,) in [0, 1] and the class rates as the answer to every image.
-
-        Otherwise the first epochs go into moving the outputs there.
-        """
-        assert self.box.bias is not None
-        assert self.place.bias is not None
+    def init_priors(self, boxes_cxcywh: Sequence[NDArray[np.float64]], class_rates: Tensor) -> None:
+        """Start with the mean box's size and the class rates; the first epochs would go into learning them."""
+        assert self.box_head.bias is not None
+        assert self.objectness.bias is not None
+        mean_box_cxcywh = torch.from_numpy(mean_largest_box(boxes_cxcywh)).float()
         with torch.no_grad():
-            self.place.bias.copy_(class_rates[-1:].clamp(0.01, 0.99).logit())
-            self.box.weight.mul_(0.1)
-            self.box.bias.copy_(torch.cat([torch.zeros(2), mean_box_cxcywh[2:].log()]))
-            self.classes.weight.mul_(0.1)
-            self.classes.bias.copy_(class_rates.clamp(min=1e-3).log())
+            self.objectness.bias.copy_(class_rates[-1:].clamp(0.01, 0.99).logit())
+            self.box_head.weight.mul_(0.1)
+            self.box_head.bias.copy_(torch.cat([torch.zeros(2), mean_box_cxcywh[2:].log()]))
+            self.classifier.weight.mul_(0.1)
+            self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images (B, 1, S, S) uint8 -> logits (B, classes), place (B, P) logits of the places, boxes (B, P, 4)
-        cxcywh in [0, 1] at each place, centres (P, 2) of the places in [0, 1]."""
+    def forward(self, images: Tensor) -> Outputs:
+        """images (B, 1, S, S) uint8 -> logits (B, classes); of L locations objectness (B, L), boxes (B, L, 4)
+        cxcywh in [0, 1], and centres (L, 2) in [0, 1]."""
         features = self.encoder(normalise(images))[-3:]
         pyramid = self.lateral[2](features[2])
         for level in (1, 0):
-            below = self.lateral[level](features[level])
-            pyramid = interpolate(pyramid, size=below.shape[-2:], mode="nearest") + below
-        grid = place_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
-        # lungs stand where they stand: the convolutions may know where they look
+            finer = self.lateral[level](features[level])
+            pyramid = interpolate(pyramid, size=finer.shape[-2:], mode="nearest") + finer
+        grid = location_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
+        # lungs are always in the same place: let the convolutions know where they are
         position = (2 * grid - 1).permute(2, 0, 1).to(pyramid.dtype).expand(len(pyramid), -1, -1, -1)
-        pyramid = self.mix(torch.cat([pyramid, position], dim=1))
-        place = self.place(pyramid).flatten(1).float()
+        pyramid = self.fpn_conv(torch.cat([pyramid, position], dim=1))
+        objectness = self.objectness(pyramid).flatten(1).float()
         centres = grid.reshape(-1, 2)
-        box = self.box(pyramid).flatten(2).transpose(1, 2).float()
-        boxes = torch.cat([centres + REACH * box[..., :2].tanh(), box[..., 2:].exp().clamp(max=1.0)], dim=2)
-        looked_at = (pyramid.flatten(2) * place.softmax(1)[:, None]).sum(2)
-        pooled = torch.cat([features[2].mean((2, 3)), looked_at], dim=1)
-        logits = self.classes(self.dropout(pooled)).float()
-        return {"logits": logits, "place": place, "boxes": boxes, "centres": centres}
+        box = self.box_head(pyramid).flatten(2).transpose(1, 2).float()
+        boxes = torch.cat([centres + MAX_CENTER_OFFSET * box[..., :2].tanh(), box[..., 2:].exp().clamp(max=1.0)], dim=2)
+        attended = (pyramid.flatten(2) * objectness.softmax(1)[:, None]).sum(2)  # attention pooling
+        pooled = torch.cat([features[2].mean((2, 3)), attended], dim=1)
+        logits = self.classifier(self.dropout(pooled)).float()
+        return {"logits": logits, "objectness": objectness, "boxes": boxes, "centres": centres}
 
-    def loss(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of class and of presence + box_weight * (box loss + half the cross-entropy of the place).
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Scalars: loss = class + image + box_weight * (box + location / 2); all but loss are detached.
 
-        A scalar. targets: box (B, 4) cxcywh in [0, 1], has_box (B,) bool, label (B,) int. Box and place count on
-        images with a box only. Box loss: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the places near the true centre.
+        class: cross-entropy; image: binary cross-entropy of the pooled image logit. The others count on images with a
+        box only. box: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the locations near the true centre; location:
+        cross-entropy of the objectness with these assignment weights.
         """
-        has_box = targets["has_box"]
-        loss = cross_entropy(outputs["logits"], targets["label"])
-        loss = loss + binary_cross_entropy_with_logits(presence(outputs["place"]), has_box.float())
-        # images without a box take part with weight 0: to pick out the others would make a GPU wait
+        target_box, has_box = largest_boxes(targets)
+        class_loss = cross_entropy(outputs["logits"], targets["label"])
+        image_loss = binary_cross_entropy_with_logits(pooled_image_logit(outputs["objectness"]), has_box.float())
+        # images without a box take part with weight 0: selecting the others would make a GPU wait
         weight = has_box / has_box.sum().clamp(min=1)
-        wanted = torch.where(has_box[:, None], targets["box"], 0.5)[:, None]
-        nearness = (outputs["centres"] - wanted[..., :2]) / wanted[..., 2:]
-        share = (nearness.square().sum(2) / (-2 * SPREAD**2)).softmax(dim=1)
-        place = -(share * outputs["place"].log_softmax(1)).sum(1)
+        target_boxes = torch.where(has_box[:, None], target_box, 0.5)[:, None]
+        distance = (outputs["centres"] - target_boxes[..., :2]) / target_boxes[..., 2:]
+        assignment = (distance.square().sum(2) / (-2 * ASSIGNMENT_SIGMA**2)).softmax(dim=1)
+        location = -(assignment * outputs["objectness"].log_softmax(1)).sum(1)
         boxes = outputs["boxes"]
-        wanted = wanted.expand_as(boxes)
-        overlap = generalized_box_iou_loss(to_xyxy(boxes), to_xyxy(wanted))
-        distance = (boxes - wanted).abs().mean(2)
-        box = ((overlap + 4 * distance) * share).sum(1)
-        return loss + self.box_weight * (weight * (box + place / 2)).sum()
+        target_boxes = target_boxes.expand_as(boxes)
+        giou = generalized_box_iou_loss(to_xyxy(boxes), to_xyxy(target_boxes))
+        l1 = (boxes - target_boxes).abs().mean(2)
+        box = ((giou + 4 * l1) * assignment).sum(1)
+        return {
+            "loss": class_loss + image_loss + self.box_weight * (weight * (box + location / 2)).sum(),
+            "class": class_loss.detach(),
+            "image": image_loss.detach(),
+            "box": (weight * box.detach()).sum(),
+            "location": (weight * location.detach()).sum(),
+        }
 
-    def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Boxes (B, n, 4) xyxy in [0, 1] and confidences (B, n), most confident first; here n = 1.
+    def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (B, 1, 4) xyxy in [0, 1], scores (B, 1), class probabilities (B, classes).
 
-        The confidence is the geometric mean of what the class and what the places say.
+        The score is the geometric mean of two probabilities of an opacity: the class's and the pooled image logit's.
         """
-        best = outputs["place"].argmax(1)
+        best = outputs["objectness"].argmax(1)
         boxes = outputs["boxes"][torch.arange(len(best), device=best.device), best]
-        says_class = outputs["logits"].softmax(dim=1)[:, -1:]
-        return to_xyxy(boxes)[:, None], (says_class * presence(outputs["place"])[:, None].sigmoid()).sqrt()
+        classes = outputs["logits"].softmax(dim=1)
+        score = (classes[:, -1:] * pooled_image_logit(outputs["objectness"])[:, None].sigmoid()).sqrt()
+        return to_xyxy(boxes)[:, None], score, classes
 
 
-def presence(place: Tensor) -> Tensor:
-    """Logits (B, P) of the places -> (B,) logit of "somewhere": their log of the mean of exponentials."""
-    return place.logsumexp(dim=1) - math.log(place.shape[1])
+def pooled_image_logit(objectness: Tensor) -> Tensor:
+    """Logits (B, L) of the locations -> (B,) logit of "an opacity somewhere": log of their mean exponential."""
+    return objectness.logsumexp(dim=1) - math.log(objectness.shape[1])
 
 
-def place_centres(rows: int, cols: int, device: torch.device) -> Tensor:
+def location_centres(rows: int, cols: int, device: torch.device) -> Tensor:
     """(rows, cols, 2) float32, whatever precision the network has: x, y in [0, 1] of the centre of each cell."""
     y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows
     x = (torch.arange(cols, dtype=torch.float32, device=device) + 0.5) / cols

@@ -1,5 +1,6 @@
-"""The network of the fast.ai post: its head, its loss, the measured scale."""
+"""The model of the fast.ai post: its head, its loss, the measured scale."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -7,24 +8,24 @@ from torch.nn.functional import cross_entropy
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.models.backbone import make_encoder
-from rsna.models.fastai import MEASURED, FlatModel, Settings
+from rsna.models.fastai import MEASURED, FastaiModel, Settings
 from rsna.models.registry import build_model, settings_of
 
 
-def make(full_image_negatives=False, n_classes=2):
+def make(full_image_negatives=False, num_classes=2):
     torch.manual_seed(0)
-    return FlatModel(
-        make_encoder("resnet18", "none"), 64, n_classes, Settings(full_image_negatives=full_image_negatives)
+    return FastaiModel(
+        make_encoder("resnet18", "none"), 64, num_classes, Settings(full_image_negatives=full_image_negatives)
     )
 
 
-def pictures(n=4):
+def images(n=4):
     return torch.randint(0, 256, (n, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 TARGETS = {
-    "box": torch.tensor([[0.5, 0.5, 0.5, 0.25], [0.0, 0.0, 0.0, 0.0]]),
-    "has_box": torch.tensor([True, False]),
+    "boxes": torch.tensor([[[0.5, 0.5, 0.5, 0.25]], [[0.0, 0.0, 0.0, 0.0]]]),
+    "mask": torch.tensor([[True], [False]]),
     "label": torch.tensor([1, 0]),
 }
 
@@ -33,7 +34,7 @@ def test_the_preset_builds_the_posts_head():
     layers = [type(layer).__name__ for layer in make().head]
     assert layers == ["Flatten", "ReLU", "Dropout", "Linear", "ReLU", "BatchNorm1d", "Dropout", "Linear"]
     model = build_model(parse(["preset=fastai", "weights=none", "size=64"], settings_of))
-    assert isinstance(model, FlatModel)
+    assert isinstance(model, FastaiModel)
     assert (model.head[3].in_features, model.head[3].out_features) == (512 * 2 * 2, 256)
     assert model.head[7].out_features == 6
     assert [layer.p for layer in model.head if isinstance(layer, torch.nn.Dropout)] == [0.5, 0.5]
@@ -49,9 +50,11 @@ def test_loss_by_hand():
     outputs = outputs_with([[16.0, 24.0, 48.0, 44.0], [0.0, 0.0, 64.0, 32.0]])
     entropy = float(cross_entropy(outputs["logits"], TARGETS["label"]))
     model = make().eval()
-    assert float(model.loss(outputs, TARGETS)) == pytest.approx(4 / 4 + entropy)
+    losses = model.loss(outputs, TARGETS)
+    assert float(losses["loss"]) == pytest.approx(4 / 4 + entropy)
+    assert [float(losses[name]) for name in ("box", "class")] == pytest.approx([1, entropy])
     whole = make(full_image_negatives=True).eval()
-    assert float(whole.loss(outputs, TARGETS)) == pytest.approx((4 / 4 + 32 / 4) / 2 + entropy)
+    assert float(whole.loss(outputs, TARGETS)["loss"]) == pytest.approx((4 / 4 + 32 / 4) / 2 + entropy)
 
 
 def test_the_scale_is_the_ratio_of_the_losses_over_the_first_batches():
@@ -75,7 +78,7 @@ def test_the_scale_is_the_ratio_of_the_losses_over_the_first_batches():
 def test_the_scale_can_be_held():
     model = make().train()
     model.loss(outputs_with([[16.0, 24.0, 48.0, 44.0], [0.0, 0.0, 64.0, 32.0]]), TARGETS)
-    model.hold_scale()
+    model.hold_loss_weights()
     held = float(model.scale)
     model.loss(outputs_with([[16.0, 24.0, 48.0, 64.0], [0.0, 0.0, 64.0, 32.0]]), TARGETS)
     assert float(model.scale) == held != 1
@@ -89,21 +92,22 @@ def test_validation_does_not_touch_the_scale():
 
 def test_a_batch_without_boxes_has_a_finite_loss():
     model = make().train()
-    none = TARGETS | {"has_box": torch.tensor([False, False])}
-    assert torch.isfinite(model.loss(outputs_with([[0.0, 0.0, 1.0, 1.0]] * 2), none))
+    none = TARGETS | {"mask": torch.tensor([[False], [False]])}
+    assert torch.isfinite(model.loss(outputs_with([[0.0, 0.0, 1.0, 1.0]] * 2), none)["loss"])
     assert torch.isfinite(model.scale)
 
 
 def test_boxes_come_out_in_order_and_in_the_unit_square():
-    boxes, confidence = make().decode(outputs_with([[48.0, 16.0, 16.0, 32.0], [0.0, 0.0, 64.0, 64.0]]))
+    boxes, score, classes = make().decode(outputs_with([[48.0, 16.0, 16.0, 32.0], [0.0, 0.0, 64.0, 64.0]]))
     assert boxes[:, 0].tolist() == [[0.25, 0.25, 0.75, 0.5], [0.0, 0.0, 1.0, 1.0]]
-    assert confidence[:, 0].tolist() == pytest.approx([0.881, 0.269], abs=1e-3)
+    assert score[:, 0].tolist() == pytest.approx([0.881, 0.269], abs=1e-3)
+    assert classes[:, 0].tolist() == pytest.approx([0.119, 0.731], abs=1e-3)
 
 
-def test_start_at_the_mean():
-    model = make(n_classes=3)
-    model.start_at(torch.tensor([0.3, 0.5, 0.2, 0.4]), torch.tensor([0.3, 0.5, 0.2]))
-    outputs = model.train()(pictures(8))
+def test_priors_are_the_mean_box_and_the_class_rates():
+    model = make(num_classes=3)
+    model.init_priors([np.array([[0.3, 0.5, 0.2, 0.4]]), np.zeros((0, 4))], torch.tensor([0.3, 0.5, 0.2]))
+    outputs = model.train()(images(8))
     assert (outputs["boxes"].mean(0) / 64).tolist() == pytest.approx([0.2, 0.3, 0.4, 0.7], abs=0.05)
     assert outputs["logits"].softmax(1).mean(0).tolist() == pytest.approx([0.3, 0.5, 0.2], abs=0.1)
 

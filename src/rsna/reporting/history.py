@@ -1,0 +1,95 @@
+"""Curves of training: losses, learning rates and scores over the epochs, and the range test of the learning rate."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from rsna.core.config import Config, command
+from rsna.core.tables import read_table
+from rsna.reporting.montage import new_figure, save_figure
+from rsna.training.lr_finder import STEPS, suggested_lr
+
+CURVES = {
+    "loss": ["train_loss", "valid_loss"],
+    "learning rate of the head, each epoch's highest": ["lr"],
+    "AUC, opacity or not": ["AUC"],
+    "accuracy": ["accuracy"],
+    "IoU on positives": ["IoU"],
+    "mAP at each epoch's best threshold": ["mAP"],
+}
+STYLES = ("-", "--")
+
+
+def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
+    """history.csv of each fold that is asked for. Raises UserError that names the command for a missing one."""
+    columns = ["epoch", "phase", *(column for curves in CURVES.values() for column in curves)]
+    train = command(cfg, "train")
+    return {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
+
+
+def loss_parts(history: pd.DataFrame) -> list[str]:
+    """The names of the parts of a model's loss: those with both a train_ and a valid_ column."""
+    sides = [
+        [column.removeprefix(side) for column in history.columns if column.startswith(side)]
+        for side in ("train_", "valid_")
+    ]
+    return [name for name in sides[0] if name in sides[1] and name != "loss"]
+
+
+def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path) -> None:
+    """One plot per score and per part of the loss, one line per fold; dotted where a phase begins."""
+    first = next(iter(histories.values()))
+    parts = {f"{name} loss": [f"train_{name}", f"valid_{name}"] for name in loss_parts(first)}
+    plots = {**CURVES, **parts}
+    figure, axes = new_figure(-(-len(plots) // 3), 3, title)
+    for axis in axes[len(plots) :]:
+        axis.set_axis_off()
+    for axis, (name, curves) in zip(axes, plots.items(), strict=False):
+        for number, (fold, history) in enumerate(histories.items()):
+            for style, column in zip(STYLES, curves, strict=False):
+                label = f"fold {fold}" + (f", {column}" if len(curves) > 1 else "")
+                axis.plot(history["epoch"], history[column], style, color=f"C{number}", label=label, marker=".")
+        for epoch in first.index[first["phase"] != first["phase"].shift()][1:]:
+            axis.axvline(epoch + 0.5, linestyle=":", color="0.5")
+        axis.set(title=name, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def last_epochs(histories: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """The last row of each history."""
+    return pd.concat(history.tail(1) for history in histories.values())
+
+
+def compare_with_post(last: pd.DataFrame, all_negative: float) -> str:
+    """The last epochs' scores, a row per fold, as their mean beside the fast.ai post's figures.
+
+    all_negative: the accuracy of answering "no opacity" to every image.
+    """
+    mean = last.mean(numeric_only=True)
+    spread = f"mean over {len(last)} folds" if len(last) > 1 else "one fold"
+    return "\n".join(
+        [
+            f"validation scores after the last epoch, {spread}; L1 in pixels of a 512 px image:",
+            f"  accuracy {mean['accuracy']:.4f} (post: .8278; 'no opacity' for every image: {all_negative:.4f})",
+            f"  L1 {mean['L1_post']:.1f} with the whole image as the truth of negatives (post: 39.1)",
+            f"  L1 {mean['L1']:.1f} and IoU {mean['IoU']:.4f} on positives, AUC {mean['AUC']:.4f}, "
+            f"mAP {mean['mAP']:.4f}",
+        ]
+    )
+
+
+def draw_range_test(table: pd.DataFrame, path: Path) -> None:
+    """The curve of each phase; table: as of lr_finder.find_lr. Dashed at the suggested peak."""
+    figure, axes = new_figure(1, table["phase"].nunique(), "loss while the learning rate rises")
+    for axis, (number, rows) in zip(axes, table.groupby("phase"), strict=True):
+        axis.semilogx(rows["lr"], rows["loss"], color="0.8")
+        axis.semilogx(rows["lr"], rows["smoothed"])
+        axis.axvline(suggested_lr(rows), linestyle="--", color="0.4")
+        axis.set(title=f"phase {number}: {rows['part'].iloc[0]}", xlabel="learning rate of the head", ylabel="loss")
+        # the first steps hardly learn: the curve starts at about their loss, whatever single batches scatter
+        axis.set_ylim(0.9 * rows["smoothed"].min(), 1.3 * rows["loss"].iloc[: STEPS // 3].median())
+    save_figure(figure, path)

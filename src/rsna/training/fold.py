@@ -1,0 +1,156 @@
+"""Training one fold: depends on the config and files alone, and resumes after the last finished epoch."""
+
+import ctypes
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from rsna.core.artifacts import current_manifest, is_current, record, withdraw
+from rsna.core.config import Config
+from rsna.core.errors import UserError
+from rsna.core.locks import file_lock
+from rsna.core.phases import phase_at
+from rsna.core.tables import read_table, write_table
+from rsna.data.dataset import FoldData, load_fold
+from rsna.models.checkpoint import load_checkpoint, save_checkpoint, save_config
+from rsna.models.device import device_name, explain_failures, pick_device
+from rsna.training.loop import Training, dtype_name, start_phase, train_epoch, validate
+from rsna.training.setup import make_loaders, start_model
+
+
+def train_fold(cfg: Config, fold: int) -> None:
+    """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others."""
+    with file_lock(cfg.fold_dir(fold)), explain_failures(cfg):
+        if is_current(cfg, "train", fold):
+            print(f"fold {fold}: current, {cfg.total_epochs} epochs -> {cfg.fold_dir(fold) / 'best.pt'}")
+            return
+        manifest = current_manifest(cfg, "train", fold)
+        train_remaining_epochs(cfg, fold, manifest)
+        record(cfg, "train", fold, made=manifest)
+
+
+def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> None:
+    """Train the epochs that the fold's last.pt lacks."""
+    folder = cfg.fold_dir(fold)
+    saved = load_saved(cfg, fold)
+    if saved and len(saved["history"]) == cfg.total_epochs:
+        write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
+        print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
+        return
+    data = load_fold(cfg, fold)
+    torch.manual_seed(cfg.seed * 1000 + fold)
+    device = pick_device(cfg.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    model = start_model(cfg, data, device)
+    done = len(saved["history"]) if saved else 0
+    run = start_phase(cfg, model, len(data.train.ids), phase_at(cfg.phase_list, max(done - 1, 0))[0])
+    if saved:
+        run.load(saved)
+        print(f"fold {fold}: resumes after epoch {done} of {cfg.total_epochs}, so far in {saved['dtype']}")
+    print(f"fold {fold}: on {device_name(device)} in {dtype_name(run.dtype)}")
+    withdraw(cfg, "train", fold)
+    save_config(cfg, folder / "config.yaml")
+    run_epochs(cfg, fold, run, data, manifest)
+
+
+def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
+    """What last.pt holds, if it and best.pt, the best epoch so far, are there. Raises as load_checkpoint does."""
+    last, best = (cfg.fold_dir(fold) / f"{name}.pt" for name in ("last", "best"))
+    if not last.is_file():
+        return None
+    saved = load_checkpoint(last, cfg, fold)
+    if best.is_file():
+        return saved
+    print(f"fold {fold}: starts over, since {best} is missing and with it the best epoch so far")
+    return None
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed, where it is glibc's; for training on the CPU.
+
+    By default it returns large blocks to the kernel, and each step gets them again, zeroed page by page: a tenth to a
+    fifth of a step's time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: dict[str, Any]) -> None:
+    """Train, validate, save; epoch by epoch, phase by phase."""
+    epochs = range(len(run.history), cfg.total_epochs)
+    train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
+    steps = len(train_loader) // max(1, len(epochs))
+    stream = iter(train_loader)
+    for epoch in epochs:
+        phase, within = phase_at(cfg.phase_list, epoch)
+        if within == 0 and epoch > 0:
+            run = start_phase(cfg, run.model, len(data.train.ids), phase, run.history)
+        started = time.perf_counter()
+        # dropout draws from the global generator: seeded here, a resumed run draws what an uninterrupted one does
+        torch.manual_seed((cfg.seed * 1000 + fold) * 1000 + epoch + 1)
+        title = f"fold {fold} epoch {epoch + 1}/{cfg.total_epochs}"
+        batches = tqdm(islice(stream, steps), desc=title, total=steps, unit="batch", leave=False)
+        lr, train_losses = train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
+        valid_losses, scores = validate(run, valid_loader, data, cfg.size)
+        row = {"epoch": epoch + 1, "phase": phase.part, "lr": lr, **loss_columns(train_losses, valid_losses), **scores}
+        check_and_print(row, title)
+        run.history.append(row)
+        save_epoch(cfg, fold, run, manifest)
+        note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
+    best = max(run.history, key=rank)
+    path = cfg.fold_dir(fold) / "best.pt"
+    print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']:.0f} -> {path}")
+
+
+def loss_columns(train: dict[str, float], valid: dict[str, float]) -> dict[str, float]:
+    """train_loss, valid_loss, then the parts: train_<part> ..., valid_<part> ..."""
+    sides = {"train": train, "valid": valid}
+    totals = {f"{side}_loss": losses["loss"] for side, losses in sides.items()}
+    return totals | {
+        f"{side}_{name}": value for side, losses in sides.items() for name, value in losses.items() if name != "loss"
+    }
+
+
+def check_and_print(row: dict[str, Any], title: str) -> None:
+    """Print an epoch's losses and scores in one line. Raises UserError if the validation loss is not finite."""
+    if not np.isfinite(row["valid_loss"]):
+        raise UserError(
+            f"{title}: the loss on the validation images is not finite. Finished epochs are kept. The same command "
+            "would come here again: lower the learning rates, and give the run another name="
+        )
+    names = ["train_loss", "valid_loss", *list(row)[list(row).index("accuracy") :]]
+    print(f"{title}: " + "  ".join(f"{name} {row[name]:.4f}" for name in names), flush=True)
+
+
+def save_epoch(cfg: Config, fold: int, run: Training, manifest: dict[str, Any]) -> None:
+    """Write best.pt if the last epoch is the best so far, then last.pt and history.csv."""
+    folder = cfg.fold_dir(fold)
+    head = {"manifest": manifest, "fold": fold, "epoch": len(run.history)}
+    if rank(run.history[-1]) == max(map(rank, run.history)):
+        save_checkpoint({**head, "model": run.model.state_dict()}, folder / "best.pt")
+    save_checkpoint({**head, **run.state()}, folder / "last.pt")
+    write_table(pd.DataFrame(run.history), folder / "history.csv")
+
+
+def note_seconds(path: Path, epoch: int, seconds: float) -> None:
+    """Append an epoch's duration; not in history.csv, which is identical to the byte for the same seed."""
+    noted = read_table(path, ["epoch", "seconds"]) if path.is_file() and epoch > 1 else pd.DataFrame()
+    earlier = noted[noted["epoch"] < epoch] if len(noted) else noted
+    row = pd.DataFrame({"epoch": [epoch], "seconds": [round(seconds, 3)]})
+    write_table(pd.concat([earlier, row]), path)
+
+
+def rank(scores: dict[str, Any]) -> tuple[float, float]:
+    """What `best` means: the highest validation mAP; of equals (0 in the first epochs) the lowest loss."""
+    return scores["mAP"], -scores["valid_loss"]

@@ -1,0 +1,134 @@
+"""The learning-rate range test (Smith 2017): the rates rise step by step until the loss diverges."""
+
+import copy
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from rsna.core.config import Config
+from rsna.core.errors import UserError
+from rsna.core.phases import Phase
+from rsna.data.dataset import load_fold
+from rsna.data.loader import EpochBatches, make_loader, to_device
+from rsna.models.checkpoint import load_checkpoint
+from rsna.models.device import explain_failures, mixed_precision, pick_device
+from rsna.models.protocol import DetectionModel
+from rsna.training.loop import Training, start_phase, train_step
+from rsna.training.optim import train_mode
+from rsna.training.setup import make_train_set, start_model
+
+LOWEST, HIGHEST = 1e-7, 1.0  # of the head's learning rate; the other groups keep their ratio to it
+STEPS = 100
+SETTLE = 20  # batches before the test, for a loss that measures the weights of its parts
+WINDOW = 15  # steps: a decade of the learning rate
+DIVERGED = 4.0  # times the lowest smoothed loss
+SMOOTH = 0.9  # what the running mean of the loss keeps per step
+# what the tested network may have been trained with
+FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "grad_clip", "batch_size", "precision")
+
+
+def find_lr(cfg: Config, fold: int) -> pd.DataFrame:
+    """The range test of each phase, with a copy of the network for each; prints what follows from it.
+
+    Columns phase, part, lr (the head's), loss, smoothed. Starts from the fold's last.pt where training has not
+    finished, else as training would; changes no weights on disk.
+    """
+    with explain_failures(cfg):
+        data = load_fold(cfg, fold)
+        torch.manual_seed(cfg.seed * 1000 + fold)
+        device = pick_device(cfg.device)
+        model = start_model(cfg, data, device)
+        load_saved_weights(cfg, fold, model)
+        train = make_train_set(cfg, fold, data.train)
+        # every epoch has at least one batch
+        loader = make_loader(train, EpochBatches(train, cfg.batch_size, range(STEPS)), 0, device)
+        tables = []
+        for number, phase in enumerate(cfg.phase_list, 1):
+            table = range_test(cfg, copy.deepcopy(model), loader, phase)
+            print(f"phase {number}, {phase}: {describe(table)}")
+            tables.append(table.assign(phase=number, part=phase.part))
+        return pd.concat(tables)
+
+
+def load_saved_weights(cfg: Config, fold: int, model: DetectionModel) -> None:
+    """Fill the model from the fold's last.pt, if there is one of these settings, and print where it starts."""
+    path = cfg.fold_dir(fold) / "last.pt"
+    if not path.is_file():
+        print(f"fold {fold}: from the initial weights")
+        return
+    saved = load_checkpoint(path, cfg, fold, ignore=FREE_TO_DIFFER)
+    if saved["epoch"] >= cfg.total_epochs:
+        print(f"fold {fold}: {path} has finished its epochs; from the initial weights")
+        return
+    model.load_state_dict(saved["model"])
+    print(f"fold {fold}: from {path}, after epoch {saved['epoch']}")
+
+
+def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) -> pd.DataFrame:
+    """Train the model with rising learning rates; columns lr (the head's), loss, smoothed."""
+    run = start_phase(cfg, model, len(loader.dataset), phase)
+    head = run.optimizer.param_groups[-1]["lr"]
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = group["lr"] / head * LOWEST
+    run.schedule = LambdaLR(run.optimizer, lambda step: (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
+    train_mode(model, phase.first_stage)
+    if model.measures_loss_weights:
+        settle_loss_weights(run, islice(loader, SETTLE))
+    rows: list[dict[str, float]] = []
+    average = 0.0
+    for step, batch in enumerate(islice(loader, STEPS), 1):
+        lr = run.optimizer.param_groups[-1]["lr"]
+        loss = float(train_step(run, to_device(batch, run.device), cfg.grad_clip)["loss"])
+        if not np.isfinite(loss):
+            break
+        average = SMOOTH * average + (1 - SMOOTH) * loss
+        rows.append({"lr": lr, "loss": loss, "smoothed": average / (1 - SMOOTH**step)})
+        if rows[-1]["smoothed"] > DIVERGED * min(row["smoothed"] for row in rows):
+            break
+    if len(rows) < STEPS // 10 + 2:
+        raise UserError(f"phase {phase}: the loss diverges from the start; look at the images and settings")
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def settle_loss_weights(run: Training, batches: Iterable[Any]) -> None:
+    """Let the loss measure the weights of its parts on these batches, and hold them: the test needs one loss."""
+    for batch in batches:
+        targets = to_device(batch, run.device)
+        with mixed_precision(run.device, run.dtype):
+            outputs = run.model(targets["image"])
+        run.model.loss(outputs, targets)
+    run.model.hold_loss_weights()
+
+
+def steepest_lr(table: pd.DataFrame) -> float:
+    """Where the smoothed loss falls most steeply over the logarithm of the learning rate, before its minimum.
+
+    The first tenth is left out: there the running mean is of a few batches only. The slope is a mean over WINDOW
+    steps, as single batches differ more than neighbouring rates.
+    """
+    lrs, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
+    slope = np.convolve(np.gradient(smoothed, np.log(lrs)), np.ones(WINDOW) / WINDOW, mode="same")
+    return float(lrs[int(slope[: int(smoothed.argmin()) + 1].argmin())])
+
+
+def highest_lr(table: pd.DataFrame) -> float:
+    """The highest learning rate with a smoothed loss within a tenth of its minimum: above, the loss diverges."""
+    later = table.iloc[STEPS // 10 :]
+    return float(later.loc[later["smoothed"] <= 1.1 * later["smoothed"].min(), "lr"].max())
+
+
+def suggested_lr(table: pd.DataFrame) -> float:
+    return highest_lr(table) / 3
+
+
+def describe(table: pd.DataFrame) -> str:
+    return (
+        f"the loss falls most steeply at {steepest_lr(table):.1e} and diverges above {highest_lr(table):.1e}; "
+        f"try a peak of about {suggested_lr(table):.0e}"
+    )

@@ -1,0 +1,116 @@
+"""A new model is one file: a toy with two boxes per image, defined here alone, trains like those of the project."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+import torch
+from helpers.run_files import make_competition
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torchvision.ops import box_convert
+
+from rsna.core.artifacts import is_current
+from rsna.core.config import parse, setting
+from rsna.core.errors import UserError
+from rsna.core.stages import FREE_TO_USERS
+from rsna.models.checkpoint import load_checkpoint
+from rsna.models.protocol import DetectionModel
+from rsna.models.registry import build_model, register, settings_of
+from rsna.training.fold import train_fold
+
+WORDS = ["size=64", "n_folds=2", "encoder=resnet18", "weights=none", "epochs=1", "name=toy", "model=two_boxes"]
+SEEN = Counter()  # images by their number of boxes, as the loss met them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of model=two_boxes alone."""
+
+    channels: int = setting(8, "channels of the one convolution")
+
+
+@register("two_boxes", Settings)
+class TwoBoxes(DetectionModel):
+    """The two largest boxes and their scores from the mean of a small feature map."""
+
+    def __init__(self, encoder, size, num_classes, settings):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, settings.channels, 7, stride=8), nn.ReLU())
+        self.head = nn.Linear(settings.channels, 10 + num_classes)
+
+    def forward(self, images):
+        features = self.encoder(images.float() / 255).mean((2, 3))
+        numbers = self.head(features).float()
+        return {
+            "boxes": numbers[:, :8].reshape(-1, 2, 4).sigmoid(),
+            "scores": numbers[:, 8:10],
+            "logits": numbers[:, 10:],
+        }
+
+    def loss(self, outputs, targets):
+        SEEN.update(targets["mask"].sum(1).tolist())
+        # a batch may have no image with a second box
+        pad = (0, 0, 0, max(0, 2 - targets["boxes"].shape[1]))
+        boxes = nn.functional.pad(targets["boxes"], pad)[:, :2]
+        mask = nn.functional.pad(targets["mask"], pad[2:])[:, :2].float()
+        box = ((outputs["boxes"] - boxes).abs().mean(2) * mask).sum() / mask.sum().clamp(min=1)
+        score = binary_cross_entropy_with_logits(outputs["scores"], mask)
+        label = cross_entropy(outputs["logits"], targets["label"])
+        return {"loss": box + score + label, "l1": box.detach(), "score": score.detach()}
+
+    def decode(self, outputs):
+        boxes = box_convert(outputs["boxes"], "cxcywh", "xyxy")
+        return boxes, outputs["scores"].sigmoid(), outputs["logits"].softmax(1)
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    root = tmp_path_factory.mktemp("toy")
+    make_competition(root, n=60)
+    return parse([f"root={root}", "device=cpu", *WORDS, "channels=4"], settings_of)
+
+
+@pytest.fixture(scope="module")
+def trained(cfg):
+    """The config of a run with both folds trained."""
+    for fold in cfg.fold_list:
+        train_fold(cfg, fold)
+    return cfg
+
+
+def test_its_settings_are_its_own(cfg):
+    assert cfg.model_settings == {"channels": 4}
+    with pytest.raises(UserError, match="there is no setting 'channels'"):
+        parse(["channels=4"], settings_of)
+
+
+def test_it_trains(trained):
+    """Its own parts of the loss stand in the history, and its checkpoint fits a new network."""
+    assert SEEN[1] > 0
+    assert SEEN[2] > 0, "both boxes of an image reach the model"
+    for fold in trained.fold_list:
+        assert is_current(trained, "train", fold)
+        history = pd.read_csv(trained.fold_dir(fold) / "history.csv")
+        assert list(history)[:9] == [
+            *("epoch", "phase", "lr", "train_loss", "valid_loss"),
+            *("train_l1", "train_score", "valid_l1", "valid_score"),
+        ]
+        model = build_model(trained, weights="none")
+        saved = load_checkpoint(trained.fold_dir(fold) / "best.pt", trained, fold, ignore=FREE_TO_USERS)
+        model.load_state_dict(saved["model"])
+        boxes, scores, classes = model.decode(model(torch.zeros(3, 1, 64, 64, dtype=torch.uint8)))
+        assert (boxes.shape, scores.shape, classes.shape) == ((3, 2, 4), (3, 2), (3, 3))
+
+
+def test_a_trained_fold_is_current_and_resumes(trained, capsys):
+    train_fold(trained, 0)
+    assert "fold 0: current, 1 epochs" in capsys.readouterr().out
+    history = trained.fold_dir(0) / "history.csv"
+    content = history.read_bytes()
+    history.unlink()
+    train_fold(trained, 0)
+    assert "fold 0: complete, 1 epochs" in capsys.readouterr().out
+    assert history.read_bytes() == content
+    assert is_current(trained, "train", 0)
