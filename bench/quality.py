@@ -82,7 +82,8 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
 
     from rsna.core.config import parse
     from rsna.data.dataset import ImageDataset, load_fold, make_loader
-    from rsna.inference.predictor import View, predict_views, prediction_table
+    from rsna.inference.predictor import predict_views, prediction_table
+    from rsna.inference.tta import TtaTransform
     from rsna.models.registry import build_model
 
     cfg = parse(["preset=fastai", f"phases={post_phases(epochs)}", *world])
@@ -101,7 +102,7 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
                 learner.fit_one_cycle(phase.epochs, list(phase.rates) if len(phase.rates) > 1 else phase.rates[0])
         seconds += time.perf_counter() - start
         loader = make_loader(ImageDataset(data.valid), 16, 0, cpu)
-        (found,) = predict_views(model, loader, [View()], cpu, torch.float32, "")
+        (found,) = predict_views(model, loader, [TtaTransform()], cpu, torch.float32, "")
         tables.append(prediction_table(data.valid, *found, cfg.size))
     return {"fastai": pd.concat(tables).assign(seconds=seconds)}
 

@@ -31,7 +31,7 @@ from pictures import make_images
 from rsna.core.config import Config, parse
 from rsna.core.executor import count_workers
 from rsna.data.dataset import FoldData, Samples, make_loader, to_device
-from rsna.inference.predictor import pick_device, pick_precision
+from rsna.models.device import pick_device, pick_precision
 from rsna.training.loop import keep_freed_memory, make_loaders, start_model, start_phase, train_epoch, train_step
 
 CPU_BATCH = 8

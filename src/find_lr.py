@@ -22,9 +22,8 @@ from rsna.core.errors import UserError
 from rsna.core.phases import Phase
 from rsna.core.tables import write_table
 from rsna.data.dataset import EpochBatches, load_fold, make_loader, to_device
-from rsna.inference.predictor import mixed_precision, pick_device
 from rsna.models.checkpoint import load_checkpoint, training_facts
-from rsna.models.device import explain_failures
+from rsna.models.device import explain_failures, mixed_precision, pick_device
 from rsna.models.fastai import FlatModel
 from rsna.reporting.montage import new_figure, save_figure
 from rsna.training.loop import Training, make_train_set, start_model, start_phase, train_step

@@ -28,7 +28,7 @@ from rsna.data.competition import (
     read_sample,
 )
 from rsna.data.submission_format import parse_submission
-from rsna.inference.predictor import parse_views
+from rsna.inference.tta import parse_transforms
 
 DARK, BRIGHT = 20, 220
 # rows, cols; square x, y, width, height. On multiples of the cached pixel at size 64; none leaves the view at zoom 1.1
@@ -120,6 +120,6 @@ def test_the_square_comes_out_where_it_is(root, bright_network, size, views):
     # written with one decimal
     assert_squares(parse_submission(cfg.submission_csv), {name: value + 0.1 for name, value in limit.items()})
     tables = predict.predict_images(cfg, BrightSquare(), read_sample(root / "input"), "test", "each view alone")
-    assert len(tables) == len(parse_views(cfg.tta, cfg.tta_scales))
+    assert len(tables) == len(parse_transforms(cfg.tta, cfg.tta_scales))
     for table in tables:
         assert_squares(table, limit)

@@ -17,9 +17,11 @@ from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.data.cache import write_png
 from rsna.data.dataset import EpochBatches, ImageDataset, Samples, check_inside, make_loader, make_samples
-from rsna.inference.predictor import View, parse_views, pick_device, predict_views, prediction_table
+from rsna.inference.predictor import predict_views, prediction_table
+from rsna.inference.tta import TtaTransform, parse_transforms
 from rsna.models.backbone import make_encoder
 from rsna.models.checkpoint import load_checkpoint, save_checkpoint
+from rsna.models.device import pick_device
 from rsna.models.single_box import Settings, SingleBoxModel, place_centres
 from rsna.training.loop import make_train_set, start_phase, train_epoch
 from rsna.training.optim import make_optimizer
@@ -231,8 +233,8 @@ def test_every_view_finds_the_same_box(tmp_path, size, rows, cols, precision):
     samples = Samples(
         ["a"], [tmp_path / "a.png"], np.full((1, 4), np.nan), np.zeros(1, int), geometry, np.array([[rows, cols]])
     )
-    views = parse_views("plain,hflip", "1.0,0.9,1.2")
-    assert views[0] == View()
+    views = parse_transforms("plain,hflip", "1.0,0.9,1.2")
+    assert views[0] == TtaTransform()
     assert len(views) == 6
     loader = make_loader(ImageDataset(samples), 1, 0, CPU)
     expected = np.array(

@@ -5,8 +5,8 @@ import torch
 
 from rsna.core.config import parse
 from rsna.core.errors import UserError
-from rsna.inference.predictor import mixed_precision, pick_precision
 from rsna.models.backbone import make_encoder
+from rsna.models.device import mixed_precision, pick_precision
 from rsna.models.single_box import Settings, SingleBoxModel
 from rsna.training import loop as engine
 from rsna.training.loop import start_phase, train_step

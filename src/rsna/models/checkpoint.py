@@ -1,57 +1,18 @@
 """Checkpoints: plain types only, and the settings and files that made them."""
 
-import hashlib
 import io
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from rsna.core.config import (
-    AugmentSettings,
-    CacheSettings,
-    ComputeSettings,
-    Config,
-    FoldSettings,
-    ModelSettings,
-    SeedSettings,
-    TrainSettings,
-    command,
-)
+from rsna.core.artifacts import current_manifest, differences
+from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, write_then_rename
-from rsna.core.stamps import difference
-from rsna.data.cache import GEOMETRY_COLUMNS, read_index
-from rsna.data.competition import LABELS_CSV
-
-
-def network_facts(cfg: Config) -> dict[str, Any]:
-    """What must agree between a trained network and whoever uses it: not where its encoder started, nor the precision.
-
-    Raises UserError if there are no folds.
-    """
-    if not cfg.folds_csv.is_file():
-        raise UserError(f"{cfg.folds_csv}: no such file; run: {command(cfg, 'make_folds')}")
-    settings = cfg.only(
-        FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings, TrainSettings, AugmentSettings
-    )
-    del settings["weights"], settings["precision"]
-    return settings | {"folds.csv": content_hash(cfg.folds_csv)}
-
-
-def training_facts(cfg: Config) -> dict[str, Any]:
-    """All that a trained fold depends on; stands in its checkpoints."""
-    index = read_index(cfg.cache_dir, cfg.size)
-    images = index.loc[index["split"] == "train", ["patientId", "status", *GEOMETRY_COLUMNS, "png_bytes"]]
-    start = cfg.weights if cfg.weights in ("none", "imagenet") else f"file {content_hash(Path(cfg.weights))}"
-    return network_facts(cfg) | {
-        "weights": start,
-        "precision": cfg.precision,
-        LABELS_CSV: content_hash(Path(cfg.input) / LABELS_CSV),
-        "cached images": hashlib.sha256(images.to_csv(index=False).encode()).hexdigest()[:16],
-    }
+from rsna.core.files import write_then_rename
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -78,7 +39,7 @@ def rebuilt(content: Any) -> Any:
     return content
 
 
-def load_checkpoint(path: Path, facts: dict[str, Any], fold: int) -> dict[str, Any]:
+def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = ()) -> dict[str, Any]:
     """Read a checkpoint's plain types. Raises UserError if it is broken, of another fold, or disagrees with a fact.
 
     A network that scores images it was trained on would look far better than it is.
@@ -87,12 +48,11 @@ def load_checkpoint(path: Path, facts: dict[str, Any], fold: int) -> dict[str, A
         raise UserError(f"{path}: no such file; train this fold first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        # a checkpoint from before there was a choice of precision does not speak of it
-        made_from = {"precision": "auto"} | content["made_from"] | {"fold": content["fold"]}
+        manifest, found = content["manifest"], content["fold"]
     except Exception as error:  # a broken file fails in as many ways as there are bytes
         raise UserError(f"{path}: not a checkpoint ({type(error).__name__}); delete it and train again") from None
-    wanted = facts | {"fold": fold}
-    changes = difference({key: made_from.get(key) for key in wanted}, wanted)
+    changes = f"fold: {found} -> {fold}" if found != fold else ""
+    changes = changes or differences(manifest, current_manifest(cfg, "train", fold), ignore)
     if changes:
         raise UserError(
             f"{path} was made with other settings or files ({changes}); say them again, or give this run another "

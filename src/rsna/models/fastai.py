@@ -102,8 +102,9 @@ class FlatModel(nn.Module):
         """Measure no more, and keep the scale of the losses as it is."""
         self.sums[3] = max(MEASURED, float(self.sums[3]))
 
-    def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (B, 1, 4) xyxy in [0, 1], corners in order, and confidences (B, 1): the opacity's probability."""
         first, second = outputs["boxes"][:, :2], outputs["boxes"][:, 2:]
         boxes = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=1) / self.size
-        return boxes[:, None], outputs["logits"].softmax(dim=1)[:, -1:]
+        classes = outputs["logits"].softmax(dim=1)
+        return boxes[:, None], classes[:, -1:], classes

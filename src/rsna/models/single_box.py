@@ -110,15 +110,16 @@ class SingleBoxModel(nn.Module):
         box = ((overlap + 4 * distance) * share).sum(1)
         return loss + self.box_weight * (weight * (box + place / 2)).sum()
 
-    def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def decode(self, outputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (B, n, 4) xyxy in [0, 1] and confidences (B, n), most confident first; here n = 1.
 
         The confidence is the geometric mean of what the class and what the places say.
         """
         best = outputs["place"].argmax(1)
         boxes = outputs["boxes"][torch.arange(len(best), device=best.device), best]
-        says_class = outputs["logits"].softmax(dim=1)[:, -1:]
-        return to_xyxy(boxes)[:, None], (says_class * presence(outputs["place"])[:, None].sigmoid()).sqrt()
+        classes = outputs["logits"].softmax(dim=1)
+        scores = (classes[:, -1:] * presence(outputs["place"])[:, None].sigmoid()).sqrt()
+        return to_xyxy(boxes)[:, None], scores, classes
 
 
 def presence(place: Tensor) -> Tensor:

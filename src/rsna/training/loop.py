@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rsna.core.config import Config
+from rsna.core.artifacts import current_manifest, record
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
 from rsna.core.phases import Phase, phase_at
@@ -37,17 +38,11 @@ from rsna.data.dataset import (
     memory_for,
     to_device,
 )
-from rsna.evaluation.scores import accuracy, best_score, corner_errors, iou_on_positives, opacity_auc
-from rsna.inference.predictor import (
-    device_name,
-    mixed_precision,
-    pick_device,
-    pick_precision,
-    prediction_table,
-    to_numpy,
-)
-from rsna.models.checkpoint import load_checkpoint, save_checkpoint, save_config, training_facts
-from rsna.models.device import explain_failures
+from rsna.evaluation.scores import accuracy, corner_errors, iou_on_positives, opacity_auc
+from rsna.evaluation.threshold import best_score
+from rsna.inference.predictor import prediction_table, to_numpy
+from rsna.models.checkpoint import load_checkpoint, save_checkpoint, save_config
+from rsna.models.device import device_name, explain_failures, mixed_precision, pick_device, pick_precision
 from rsna.models.registry import build_model
 from rsna.training.optim import check_stages, freeze, make_optimizer, make_schedule, train_mode
 
@@ -97,10 +92,13 @@ def train_fold(cfg: Config, fold: int) -> None:
 def train_or_go_on(cfg: Config, fold: int) -> None:
     """Train what the fold's last.pt leaves to do."""
     folder = cfg.fold_dir(fold)
-    facts = training_facts(cfg)
-    saved = load_checkpoint(folder / "last.pt", facts, fold) if (folder / "last.pt").is_file() else None
+    if not cfg.folds_csv.is_file():
+        raise UserError(f"{cfg.folds_csv}: no such file; run: {command(cfg, 'make_folds')}")
+    facts = current_manifest(cfg, "train", fold)
+    saved = load_checkpoint(folder / "last.pt", cfg, fold) if (folder / "last.pt").is_file() else None
     if saved and len(saved["history"]) == cfg.total_epochs and (folder / "best.pt").is_file():
         write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
+        record(cfg, "train", fold, facts)
         print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
         return
     data = load_fold(cfg, fold)
@@ -163,12 +161,13 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, facts: dic
         run.history.append(scores)
         if rank(scores) == max(map(rank, run.history)):
             save_checkpoint(
-                {"made_from": facts, "fold": fold, "epoch": epoch + 1, "model": run.model.state_dict()},
+                {"manifest": facts, "fold": fold, "epoch": epoch + 1, "model": run.model.state_dict()},
                 folder / "best.pt",
             )
-        save_checkpoint({"made_from": facts, "fold": fold, "epoch": epoch + 1, **run.state()}, folder / "last.pt")
+        save_checkpoint({"manifest": facts, "fold": fold, "epoch": epoch + 1, **run.state()}, folder / "last.pt")
         write_table(pd.DataFrame(run.history), folder / "history.csv")
         note_seconds(folder / "seconds.csv", epoch + 1, time.perf_counter() - started)
+    record(cfg, "train", fold, facts)
     best = max(run.history, key=rank)
     print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']:.0f} -> {folder / 'best.pt'}")
 
@@ -246,7 +245,7 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
         with mixed_precision(run.device, run.precision):
             outputs = run.model(targets["image"])
         losses.append(float(run.model.loss(outputs, targets)) * len(batch["row"]))
-        box, confidence = run.model.decode(outputs)
+        box, confidence, _ = run.model.decode(outputs)
         boxes.append(to_numpy(box))
         confidences.append(to_numpy(confidence))
     table = prediction_table(data.valid, np.concatenate(boxes), np.concatenate(confidences), size)
