@@ -22,7 +22,7 @@ from rsna.core.errors import UserError
 from rsna.core.phases import Phase
 from rsna.core.tables import write_table
 from rsna.data.dataset import EpochBatches, load_fold, make_loader, to_device
-from rsna.models.checkpoint import load_checkpoint, training_facts
+from rsna.models.checkpoint import load_checkpoint
 from rsna.models.device import explain_failures, mixed_precision, pick_device
 from rsna.models.fastai import FlatModel
 from rsna.reporting.montage import new_figure, save_figure
@@ -66,8 +66,7 @@ def take_saved(cfg: Config, fold: int, model: torch.nn.Module) -> None:
     if not path.is_file():
         print(f"fold {fold}: from the weights that training starts with")
         return
-    facts = {key: value for key, value in training_facts(cfg).items() if key not in FREE_TO_DIFFER}
-    saved = load_checkpoint(path, facts, fold)
+    saved = load_checkpoint(path, cfg, fold, FREE_TO_DIFFER)
     if saved["epoch"] >= cfg.total_epochs:
         print(f"fold {fold}: {path} has all its epochs behind it; from the weights that training starts with")
         return

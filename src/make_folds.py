@@ -10,12 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rsna.startup import run
+from rsna.core.artifacts import record
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
 from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
-from rsna.core.stamps import changed_outputs, difference, mark_complete
+from rsna.core.stamps import difference
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import (
     CLASSES,
@@ -48,7 +49,8 @@ def main(cfg: Config) -> None:
         else:
             images["group"] = group_by_person(images, read_people(Path(cfg.input)))
             images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
-            write_folds(images, cfg.folds_csv, stamp, facts)
+            write_table(images[FOLD_COLUMNS], cfg.folds_csv)
+            record(cfg, "make_folds")
     print_folds(read_folds(cfg.folds_csv, maker), cfg.folds_csv)
 
 
@@ -63,13 +65,6 @@ def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
         )
     if more:
         print(f"{more} images in {folder} have no label: they are not trained on")
-
-
-def write_folds(images: pd.DataFrame, path: Path, stamp: Path, facts: dict[str, object]) -> None:
-    """The table and its stamp; also before the table, as one without a stamp is one that the user brought."""
-    mark_complete(stamp, facts)
-    write_table(images[FOLD_COLUMNS], path)
-    mark_complete(stamp, facts, [path])
 
 
 def input_facts(folder: Path) -> dict[str, str]:
@@ -142,11 +137,14 @@ def check_existing(path: Path, stamp: Path, facts: dict[str, object], images: pd
     """Accept folds that were made from these facts, or that the user brought or edited; raise UserError for others."""
     remedy = f"scores of runs trained on them would mix; keep both with folds=<other folder>, or delete {path}"
     if stamp.is_file():
-        content = read_json(stamp, maker, {"made_from": dict})
-        changes = difference(content["made_from"], facts)
+        content = read_json(stamp, maker, {"inputs": dict, "settings": dict})
+        made_from = content["settings"] | {
+            key.removeprefix("input/"): value for key, value in content["inputs"].items()
+        }
+        changes = difference(made_from, facts)
         if changes:
             raise UserError(f"{path} was made from something else ({changes}); {remedy}")
-        if changed_outputs(content, [path]):
+        if content["outputs"].get("folds/folds.csv") != content_hash(path):
             print(f"{path} was edited after it was made: kept as it is")
     else:
         print(f"{path} was not made here: kept as it is")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rsna.startup import run
+from rsna.core.artifacts import require
 from rsna.core.config import (
     AugmentSettings,
     CacheSettings,
@@ -26,13 +27,13 @@ from rsna.core.config import (
     SeedSettings,
     SubmissionSettings,
     TrainSettings,
-    command,
     parse,
 )
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
-from rsna.core.stamps import SCORES_JSON, check_fused, check_stamp
+from rsna.core.stages import FREE_TO_USERS
+from rsna.core.stamps import SCORES_JSON
 from rsna.kaggle.bundle import (
     address_of,
     check_limits,
@@ -46,7 +47,7 @@ from rsna.kaggle.bundle import (
 )
 from rsna.kaggle.client import Upload, instructions, push_command, upload_and_submit
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
-from rsna.models.checkpoint import load_checkpoint, network_facts
+from rsna.models.checkpoint import load_checkpoint
 
 
 def main(cfg: Config) -> None:
@@ -91,7 +92,7 @@ def run_files(cfg: Config) -> dict[str, Path]:
         return files
     for fold in cfg.fold_list:
         check_fold(cfg, fold)
-        names = (f"{cfg.checkpoint}.pt", "history.csv", "valid.csv", "valid_plain.csv")
+        names = (f"{cfg.checkpoint}.pt", "history.csv", "valid.csv", "valid_images.csv", "train.json", "predict.json")
         files |= {f"run/fold{fold}/{name}": cfg.fold_dir(fold) / name for name in names}
     check_ensemble(cfg)
     return files
@@ -108,27 +109,16 @@ def weights_name(cfg: Config) -> str:
 
 def check_fold(cfg: Config, fold: int) -> None:
     """Raise UserError unless a fold is trained and predicted with these settings: on Kaggle it would be too late."""
-    checkpoint = cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt"
-    load_checkpoint(checkpoint, network_facts(cfg), fold)
-    facts = cfg.only(PredictSettings, FusionSettings, ComputeSettings) | {
-        "network": content_hash(checkpoint),
-        "folds.csv": content_hash(cfg.folds_csv),
-    }
-    tables = [cfg.fold_dir(fold) / f"{name}.csv" for name in ("valid", "valid_plain", "test")]
-    check_stamp(cfg.fold_dir(fold) / "predict.json", facts, tables, command(cfg, "predict"))
+    require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
+    load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", cfg, fold, FREE_TO_USERS)
+    require(cfg, "predict", fold, settings=True)
 
 
 def check_ensemble(cfg: Config) -> None:
     """Raise UserError unless ensemble and scores are of these settings and of each other."""
-    keys = ("wbf_iou", "missing_weight", "max_boxes", "box_scale", "fold_list")
-    maker = command(cfg, "ensemble")
-    check_stamp(cfg.run_dir / "ensemble.json", {key: getattr(cfg, key) for key in keys}, [], maker)
-    check_fused(cfg.run_dir, cfg.folds_csv, maker)
-    if cfg.threshold != "auto":
-        return
-    scores = read_json(cfg.run_dir / "scores.json", command(cfg, "evaluate"), SCORES_JSON)
-    if scores["oof"] != content_hash(cfg.run_dir / "oof.csv"):
-        raise UserError(f"{cfg.run_dir / 'scores.json'} is of other predictions; run: {command(cfg, 'evaluate')}")
+    require(cfg, "ensemble", settings=True)
+    if cfg.threshold == "auto":
+        require(cfg, "evaluate", settings=True)
 
 
 def write_dataset(cfg: Config, user: str, files: dict[str, Path], folder: Path) -> None:

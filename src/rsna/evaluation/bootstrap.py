@@ -32,10 +32,11 @@ def paired_interval(
     person, _ = pd.factorize(people)
     rows = pd.Series(person, index=people.index)
     n_people = int(person.max(initial=-1)) + 1
-    sums = []
+    sums: list[Floats] = []
     for scores in (first, second):
         own = rows.reindex(scores.index).to_numpy(dtype=int)
-        sums += [np.bincount(own, scores.to_numpy(dtype=float), n_people), np.bincount(own, minlength=n_people) * 1.0]
+        sums.append(np.bincount(own, scores.to_numpy(dtype=float), n_people).astype(np.float64))
+        sums.append(np.bincount(own, minlength=n_people).astype(np.float64))
     difference = float(ratio_difference(*sums))
     if np.isnan(difference):
         return np.nan, np.nan, np.nan

@@ -1,8 +1,8 @@
 """The competition's metric: mean over images of TP / (TP + FP + FN), averaged over eight IoU thresholds.
 
 Source: https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/overview/evaluation, with the edge cases
-worked by hand in tests/evaluation/test_metric.py: an image without truth and without predictions is left out, one without
-truth and with predictions scores 0, a match needs an IoU strictly greater than the threshold.
+worked by hand in tests/evaluation/test_metric.py: an image without truth and without predictions is left out, one
+without truth and with predictions scores 0, a match needs an IoU strictly greater than the threshold.
 """
 
 from typing import Any, NamedTuple

@@ -65,9 +65,9 @@ def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]
 
 
 def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 where none is predicted.
+    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 without a box.
 
-    One number for models of one box and of several alike; mAP is what counts all boxes.
+    The same for models of one box and of several: it is mAP that counts all boxes.
     """
     top = predictions.sort_values("confidence", ascending=False, kind="stable").drop_duplicates("patientId")
     pairs = largest_box(truth).merge(top, on="patientId", how="left", suffixes=("", "_predicted"))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rsna.core.artifacts import is_current, manifest_path, record, require, run_names, withdraw
@@ -116,8 +117,8 @@ def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     Runs may have two classes or three; p_opacity they have in common.
     """
     columns = [name for name in tables[0] if all(name in table for table in tables)]
-    total = sum(table.loc[tables[0].index, columns] for table in tables)
-    return pd.DataFrame(total / len(tables))
+    values = [table.loc[tables[0].index, columns].to_numpy(dtype=float) for table in tables]
+    return pd.DataFrame(np.mean(values, axis=0), index=tables[0].index, columns=columns)
 
 
 def count_images(cfg: Config) -> tuple[int, int]:

@@ -153,9 +153,9 @@ def prediction_table(samples: Samples, boxes_xyxy: Floats, scores: Floats, size:
     left without boxes keeps one row with empty fields.
     """
     count = boxes_xyxy.shape[1]
-    geometry, shapes = (np.repeat(values, count, axis=0) for values in (samples.geometry, samples.shapes))
-    original = cached_to_original(boxes_xyxy.reshape(-1, 4) * size, geometry)
-    clipped = np.clip(original, 0, shapes[:, [1, 0, 1, 0]].astype(float))
+    shapes = np.repeat(samples.shapes, count, axis=0)
+    original = cached_to_original(boxes_xyxy.reshape(-1, 4) * size, np.repeat(samples.geometry, count, axis=0))
+    clipped = np.clip(original, 0, shapes[:, [1, 0, 1, 0]])
     table = pd.DataFrame(xyxy_to_xywh(clipped), columns=BOX_COLUMNS)
     table.insert(0, "confidence", scores.reshape(-1))
     table.insert(0, "patientId", np.repeat(samples.ids, count))

@@ -58,9 +58,14 @@ def write_submission(cfg: Config) -> Submission | None:
         with write_then_rename(cfg.submission_csv) as temporary:
             table.to_csv(temporary, index=False)
             submission = Submission(check_submission(temporary, ids, shapes), point)
-        results = {"threshold": point.threshold, "threshold_from": point.how_chosen}
-        counts = {"images": submission.images, "images_with_box": submission.images_with_box}
-        record(cfg, "make_submission", **results, **counts)
+        record(
+            cfg,
+            "make_submission",
+            threshold=point.threshold,
+            threshold_from=point.how_chosen,
+            images=submission.images,
+            images_with_box=submission.images_with_box,
+        )
     return submission
 
 
