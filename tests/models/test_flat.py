@@ -95,7 +95,7 @@ def test_a_batch_without_boxes_has_a_finite_loss():
 
 
 def test_boxes_come_out_in_order_and_in_the_unit_square():
-    boxes, confidence = make().decode(outputs_with([[48.0, 16.0, 16.0, 32.0], [0.0, 0.0, 64.0, 64.0]]))
+    boxes, confidence, _ = make().decode(outputs_with([[48.0, 16.0, 16.0, 32.0], [0.0, 0.0, 64.0, 64.0]]))
     assert boxes[:, 0].tolist() == [[0.25, 0.25, 0.75, 0.5], [0.0, 0.0, 1.0, 1.0]]
     assert confidence[:, 0].tolist() == pytest.approx([0.881, 0.269], abs=1e-3)
 

@@ -54,9 +54,10 @@ def test_map_follows_from_the_size(model, size):
     assert outputs["logits"].shape == (2, 3)
     assert outputs["place"].shape == (2, places)
     assert outputs["boxes"].shape == (2, places, 4)
-    boxes, confidences = model.decode(outputs)
+    boxes, confidences, classes = model.decode(outputs)
     assert boxes.shape == (2, 1, 4)
     assert confidences.shape == (2, 1)
+    assert classes.shape == (2, 3)
     assert (boxes[..., 2:] > boxes[..., :2]).all()
 
 
@@ -103,7 +104,7 @@ def test_it_learns_two_pictures():
         optimizer.zero_grad()
         model.loss(model(images), batch).backward()
         optimizer.step()
-    boxes, confidence = model.decode(model(images))
+    boxes, confidence, _ = model.decode(model(images))
     expected = np.array([[8, 20, 24, 44], [36, 30, 56, 50]]) / 64
     assert boxes[:, 0].detach().numpy() == pytest.approx(expected, abs=0.05)
     assert confidence[1] > 0.8 > 0.2 > confidence[0]
@@ -215,7 +216,7 @@ class BrightSquare(nn.Module):
             rows, cols = torch.where(image > 127)
             edges = [cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]
             boxes.append(torch.stack(edges) / image.shape[-1])
-        return torch.stack(boxes)[:, None].float(), torch.ones(len(boxes), 1)
+        return torch.stack(boxes)[:, None].float(), torch.ones(len(boxes), 1), torch.ones(len(boxes), 2)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -240,11 +241,10 @@ def test_every_view_finds_the_same_box(tmp_path, size, rows, cols, precision):
     expected = np.array(
         [(left - pad[0]) / scale, (top - pad[1]) / scale, (right - left) / scale, (bottom - top) / scale]
     )
-    for view, (boxes, confidence) in zip(
-        views, predict_views(BrightSquare(), loader, views, CPU, precision, ""), strict=True
-    ):
+    found_by_view = predict_views(BrightSquare(), loader, views, CPU, precision)
+    for view, (boxes, confidence, _) in zip(views, found_by_view, strict=True):
         found = prediction_table(samples, boxes, confidence, size)[["x", "y", "width", "height"]].to_numpy()[0]
-        tolerance = 0.5 if view.zoom == 1 else 1.5 / scale
+        tolerance = 0.5 if view.scale == 1 else 1.5 / scale
         assert found == pytest.approx(expected, abs=tolerance), view
 
 

@@ -37,21 +37,28 @@ def paired_interval(
         own = rows.reindex(scores.index).to_numpy(dtype=int)
         sums.append(np.bincount(own, scores.to_numpy(dtype=float), n_people).astype(np.float64))
         sums.append(np.bincount(own, minlength=n_people).astype(np.float64))
-    difference = float(ratio_difference(*sums))
+    difference = float(ratio_difference(np.array([values.sum() for values in sums])))
     if np.isnan(difference):
         return np.nan, np.nan, np.nan
     return difference, *percentiles(resample(sums, ratio_difference, n_resamples, seed))
 
 
-def resample(sums: list[Floats], statistic: Callable[..., Floats], n_resamples: int, seed: int) -> Floats:
-    """(n_resamples,) the statistic of people drawn with replacement; sums: one number per person in each array."""
+def resample(sums: list[Floats], statistic: Callable[[Floats], Floats], n_resamples: int, seed: int) -> Floats:
+    """(n_resamples,) the statistic of people drawn with replacement.
+
+    sums: k arrays of one number per person; statistic: (..., k) their totals -> (...).
+    """
+
+    def of_people(*drawn: Floats, axis: int = -1) -> Floats:
+        return statistic(np.stack([values.sum(axis=axis) for values in drawn], axis=-1))
+
     if len(sums[0]) < 2:  # SciPy refuses what has nothing to resample
-        return np.atleast_1d(statistic(*sums))
+        return np.atleast_1d(of_people(*sums))
     from scipy.stats import bootstrap  # half a second to import
 
     result = bootstrap(
         sums,
-        statistic,
+        of_people,
         n_resamples=n_resamples,
         batch=BATCH,
         vectorized=True,
@@ -62,15 +69,15 @@ def resample(sums: list[Floats], statistic: Callable[..., Floats], n_resamples: 
     return np.asarray(result.bootstrap_distribution)
 
 
-def ratio(sums: Floats, counts: Floats, axis: int = -1) -> Floats:
-    """Sums and counts of people along `axis` -> mean score; NaN where no image counts."""
-    total, count = sums.sum(axis=axis), counts.sum(axis=axis)
+def ratio(totals: Floats) -> Floats:
+    """(..., 2) sum and count of scores -> (...) their mean; NaN where there is none."""
+    total, count = totals[..., 0], totals[..., 1]
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def ratio_difference(*sums: Floats, axis: int = -1) -> Floats:
-    """Sums and counts of the first run, then of the second -> difference of their means."""
-    return ratio(sums[0], sums[1], axis) - ratio(sums[2], sums[3], axis)
+def ratio_difference(totals: Floats) -> Floats:
+    """(..., 4) sum, count, sum, count -> (...) difference of the two means; NaN where one has no image."""
+    return ratio(totals[..., :2]) - ratio(totals[..., 2:])
 
 
 def percentiles(distribution: Floats) -> tuple[float, float]:

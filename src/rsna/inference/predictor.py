@@ -134,7 +134,7 @@ def predict_views(
     for batch in batches:
         images = batch["image"].to(device, non_blocking=True)
         for transform, parts in zip(transforms, collected, strict=True):
-            seen = transform.forward(images)  # in full precision: 8 bits cannot say where a pixel comes from
+            seen = transform.forward(images)  # in full precision: bfloat16 is too coarse for coordinates
             with mixed_precision(device, precision):
                 outputs = model(seen)
             boxes, scores, probabilities = (to_numpy(values) for values in model.decode(outputs))
