@@ -70,7 +70,7 @@ def run_ours(recipe: str, world: list[str], epochs: int) -> dict[str, pd.DataFra
     seconds = time.perf_counter() - start
     for name in ("predict", "ensemble"):
         stage(name, *words)
-    tables = {recipe: pd.read_csv(cfg.run_dir / "oof_plain.csv", dtype={"patientId": str})}
+    tables = {recipe: pd.read_csv(cfg.run_dir / "oof_no_tta.csv", dtype={"patientId": str})}
     if recipe == "default":
         tables["default, views"] = pd.read_csv(cfg.run_dir / "oof.csv", dtype={"patientId": str})
     return {title: table.assign(seconds=seconds) for title, table in tables.items()}
@@ -84,7 +84,8 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
     from rsna.core.config import parse
     from rsna.data.dataset import ImageDataset, load_fold
     from rsna.data.loader import make_loader
-    from rsna.inference.predictor import View, predict_views, prediction_table
+    from rsna.inference.predictor import predict_views, prediction_table
+    from rsna.inference.tta import TtaTransform
     from rsna.models.registry import build_model, settings_of
 
     cfg = parse(["preset=fastai", f"phases={post_phases(epochs)}", *world], settings_of)
@@ -103,8 +104,8 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
                 learner.fit_one_cycle(phase.epochs, list(phase.rates) if len(phase.rates) > 1 else phase.rates[0])
         seconds += time.perf_counter() - start
         loader = make_loader(ImageDataset(data.valid), 16, 0, cpu)
-        (found,) = predict_views(model, loader, [View()], cpu, torch.float32, "")
-        tables.append(prediction_table(data.valid, *found, cfg.size))
+        ((boxes, scores, _),) = predict_views(model, loader, [TtaTransform()], cpu, torch.float32)
+        tables.append(prediction_table(data.valid, boxes, scores, cfg.size))
     return {"fastai": pd.concat(tables).assign(seconds=seconds)}
 
 
@@ -113,12 +114,13 @@ def run_one(recipe: str, world: list[str], epochs: int) -> None:
     from rsna.core.config import parse
     from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
     from rsna.evaluation import scores as scoring
+    from rsna.evaluation.threshold import best_score
 
     tables = run_fastai(world, epochs) if recipe == "fastai" else run_ours(recipe, world, epochs)
     truth = truth_boxes(read_labels(Path(parse(world).input) / LABELS_CSV))
     for title, table in tables.items():
         scores = {
-            "mAP": scoring.best_score(table, truth),
+            "mAP": best_score(table, truth),
             "AUC": scoring.opacity_auc(table, truth),
             "IoU": scoring.iou_on_positives(table, truth),
             "seconds": float(table["seconds"].iloc[0]),

@@ -98,7 +98,8 @@ def test_every_contract_is_kept(world):
     columns = ["patientId", "confidence", "x", "y", "width", "height"]
     for fold in (0, 1):
         valid = pd.read_csv(run / f"fold{fold}" / "valid.csv")
-        assert valid.columns.tolist() == columns
+        assert valid.columns.tolist() == ["patientId", "view", *columns[1:]]
+        assert valid["view"].unique().tolist() == ["plain", "hflip"]
         assert set(valid["patientId"]) == set(folds.loc[folds["fold"] == fold, "patientId"])
         history = pd.read_csv(run / f"fold{fold}" / "history.csv")
         parts = [f"{side}_{part}" for side in ("train", "valid") for part in ("class", "image", "box", "location")]
@@ -109,6 +110,13 @@ def test_every_contract_is_kept(world):
         checkpoint = torch.load(run / f"fold{fold}" / "best.pt", weights_only=True)
         assert checkpoint["manifest"]["settings"]["size"] == 64
         assert "size: 64" in (run / f"fold{fold}" / "config.yaml").read_text()
+    assert pd.read_csv(run / "oof.csv").columns.tolist() == columns
+    assert pd.read_csv(run / "oof_images.csv").columns.tolist() == [
+        "patientId",
+        "p_normal",
+        "p_not_normal",
+        "p_opacity",
+    ]
     assert sorted(pd.read_csv(run / "oof.csv")["patientId"].unique()) == sorted(folds["patientId"])
     sample = pd.read_csv(root / "input" / "stage_2_sample_submission.csv")
     submission = pd.read_csv(root / "submissions" / "tiny.csv")
@@ -129,6 +137,9 @@ def test_what_the_user_reads(world):
     assert "size=64" in said["make_demo"].stdout.splitlines()[-1]
     assert "kaggle competitions submit -c rsna-pneumonia-detection-challenge" in said["make_submission"].stdout
     table = said["summary"].stdout
+    lines = table.splitlines()
+    assert max(map(len, lines[:-3])) <= 80
+    assert re.match(r"  median box where the model puts one +8", lines[-4]), "the table, then three lines"
     for line in ("fold 0", "fold 1", "out of fold", "submission, test images", "no boxes", "median box on every image"):
         assert line in table
     assert str(root / "submissions" / "tiny.csv") in table
@@ -151,7 +162,10 @@ def test_a_second_time_nothing_is_done_again(world):
     before = {path: path.stat().st_mtime_ns for path in (root / "working" / "tiny").rglob("*.pt")}
     assert "32 images current" in stage("cache_images", root).stdout
     assert "fold 0: current" in stage("train", root).stdout
-    assert "complete" in stage("predict", root).stdout
+    for name in ("predict", "ensemble", "evaluate", "make_submission"):
+        said = stage(name, root).stdout
+        assert "current" in said
+        assert said.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -219,7 +233,7 @@ def test_training_that_is_not_finished_is_not_predicted_from(world, tmp_path):
     (root / "working/tiny/fold0/predict.json").unlink()
     failed = stage("predict", root, "fold=0", check=False)
     assert failed.returncode == 1
-    assert "trained 1 of 2 epochs" in failed.stderr
+    assert "history.csv: not as train wrote it; run: ./run.sh train" in failed.stderr
     stage("train", root, "fold=0")
     stage("predict", root, "fold=0")
 
@@ -230,7 +244,7 @@ def test_predictions_of_other_folds_are_refused(world, tmp_path):
     folds.assign(fold=1 - folds["fold"]).to_csv(root / "folds/folds.csv", index=False)
     failed = stage("evaluate", root, check=False)
     assert failed.returncode == 1
-    assert "ensemble worked from other settings or files (folds.csv: " in failed.stderr
+    assert "oof.csv: made from another folds/folds.csv (" in failed.stderr
 
 
 def test_other_settings_are_refused_by_name(world, tmp_path):
@@ -257,8 +271,9 @@ def test_in_another_precision_tables_are_made_again_but_no_network_trains_on(wor
     tables = []
     for precision in ("float32", "bfloat16"):
         assert "predicted" in stage("predict", root, "fold=0", f"precision={precision}").stdout
-        tables.append(pd.read_csv(root / "working" / "tiny" / "fold0" / "valid_plain.csv"))
-    assert "complete" in stage("predict", root, "fold=0", "precision=bfloat16").stdout
+        table = pd.read_csv(root / "working" / "tiny" / "fold0" / "valid.csv")
+        tables.append(table[table["view"] == "plain"])
+    assert "current" in stage("predict", root, "fold=0", "precision=bfloat16").stdout
     confidences = [table.groupby("patientId")["confidence"].max().fillna(0).to_numpy() for table in tables]
     assert not np.array_equal(*confidences)
     assert np.abs(np.subtract(*confidences)).max() < 0.05
@@ -286,20 +301,20 @@ def test_what_was_exchanged_or_edited_is_named(world, tmp_path):
     run, cache = root / "working/tiny", root / "working/png_64"
     other = {name: (run / "fold1" / name).read_bytes() for name in ("best.pt", "last.pt", "valid.csv")}
     with edited(run / "fold0/best.pt", lambda _: other["best.pt"]):
-        assert "fold: 1 -> 0" in refused("predict", root)
+        assert "fold0/best.pt: not as train wrote it" in refused("predict", root)
     with edited(run / "fold0/last.pt", lambda _: other["last.pt"]):
         assert "fold: 1 -> 0" in refused("train", root)
     with edited(run / "fold0/valid.csv", lambda _: other["valid.csv"]):
         assert "fold0/valid.csv: not as predict wrote it" in refused("ensemble", root)
     stage("predict", root, "fold=0", "tta=plain")
     for name in ("evaluate", "make_submission", "report"):
-        assert "are older than tiny/fold0/valid.csv" in refused(name, root, "tta=plain")
+        assert "made from another tiny/fold0/valid.csv" in refused(name, root, "tta=plain")
     stage("predict", root, "fold=0")
     for name in ("oof.csv", "test.csv"):
         with edited(run / name, lambda content: content.replace(b",0.", b",0.0")):
             assert f"{name}: not as ensemble wrote it" in refused("evaluate", root)
-    with edited(run / "scores.json", lambda _: b'{"threshold": NaN, "oof": "x"}'):
-        assert "'threshold' is missing or makes no sense" in refused("make_submission", root)
+    with edited(run / "scores.json", lambda _: b'{"threshold": NaN}'):
+        assert "scores.json: not as evaluate wrote it" in refused("make_submission", root)
     index = pd.read_csv(cache / "index.csv")
     with edited(cache / "index.csv", lambda _: index.assign(scale_x=index["scale_x"] * 3).to_csv(index=False).encode()):
         assert "index.csv, patientId" in refused("train", root, "name=new")
@@ -327,7 +342,7 @@ def test_what_is_missing_is_said_and_nothing_is_given_up_for_it(world, tmp_path)
     stamps = {path: path.read_bytes() for path in root.rglob("predict.json")}
     assert len(stamps) == 2
     for path, maker, names in (
-        (folds, "make_folds", ("train", "predict", "ensemble", "evaluate", "make_submission", "report")),
+        (folds, "make_folds", ("train", "predict", "ensemble", "evaluate", "report")),
         (index, "cache_images", ("train", "predict", "make_submission", "report")),
     ):
         path.rename(tmp_path / path.name)
@@ -337,7 +352,7 @@ def test_what_is_missing_is_said_and_nothing_is_given_up_for_it(world, tmp_path)
             assert maker in said, name
         (tmp_path / path.name).rename(path)
     assert {path: path.read_bytes() for path in stamps} == stamps
-    assert "predictions complete" in stage("predict", root).stdout
+    assert "predictions current" in stage("predict", root).stdout
 
 
 def test_a_short_sample_submission_is_said(world, tmp_path):
@@ -390,11 +405,13 @@ def test_views_that_cost_are_said(world, tmp_path):
     labels = pd.read_csv(root / "input/stage_2_train_labels.csv")
     perfect = labels.rename(columns={"Target": "confidence"})[["patientId", "confidence", "x", "y", "width", "height"]]
     perfect["confidence"] = perfect["confidence"].where(perfect["confidence"] == 1).astype(float)
-    perfect.to_csv(root / "working/tiny/oof_plain.csv", index=False)
+    perfect.to_csv(root / "working/tiny/oof_no_tta.csv", index=False)
     stamp = json.loads((root / "working/tiny/ensemble.json").read_text())
-    stamp["outputs"]["oof_plain.csv"] = content_hash(root / "working/tiny/oof_plain.csv")
+    stamp["outputs"]["oof_no_tta.csv"] = content_hash(root / "working/tiny/oof_no_tta.csv")
     (root / "working/tiny/ensemble.json").write_text(json.dumps(stamp))
-    assert "NOTE: test-time views cost here: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
+    assert (
+        "NOTE: test-time augmentation costs here: the plain view alone scores 1.0000" in stage("evaluate", root).stdout
+    )
 
 
 PHASES = "phases=head:1:1e-3:one_cycle_legacy,last2:2:1e-5/1e-4/1e-3:cosine"

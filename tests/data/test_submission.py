@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evaluate
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.core.tables import write_table
 from rsna.data.competition import PREDICTION_COLUMNS
 from rsna.data.submission_format import check_submission, format_submission, parse_submission
+from rsna.evaluation.score_file import score_file
 
 
 def shapes_of(ids, rows=1024, cols=1024):
@@ -101,7 +101,7 @@ def score(tmp_path, capsys):
         (tmp_path / "labels.csv").write_text("patientId,x,y,width,height,Target\na,0,0,100,100,1\nb,,,,,0\n")
         (tmp_path / "s.csv").write_text("patientId,PredictionString\n" + text)
         words = [f"predictions={tmp_path / 's.csv'}", f"labels={tmp_path / 'labels.csv'}", f"root={tmp_path}"]
-        evaluate.main(parse(words))
+        score_file(parse(words))
         return capsys.readouterr().out
 
     return run
@@ -123,7 +123,7 @@ def test_submissions_that_cannot_be_scored_are_named(score, text, message):
         score(text)
 
 
-def test_a_submission_is_scored_and_missing_images_are_said(score):
+def test_a_submission_is_scored_and_missing_images_are_counted(score):
     assert "mAP 0.5000" in score("a,0.9 0 0 100 100\nb,0.2 5 5 5 5\n")
     alone = score("a,0.9 0 0 100 100\n")
     assert "mAP 1.0000" in alone

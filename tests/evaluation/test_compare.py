@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 import compare
 from rsna.core.config import parse
 from rsna.core.errors import UserError
+from rsna.evaluation.bootstrap import paired_interval, ratio_difference
 from rsna.evaluation.metric import image_scores, keep_confident, mean_average_precision
 from rsna.evaluation.runs import (
     differing_settings,
-    paired_difference,
-    ratio_difference,
     read_settings,
     training_seconds,
 )
@@ -50,12 +49,12 @@ def test_the_difference_is_that_of_the_two_scores(world):
     scores = [image_scores(truth, table).mean(axis=1) for table in kept]
     assert len(scores[0]) != len(scores[1])
     people = pd.Series([f"p{k % 70}" for k in range(200)], index=labels["patientId"].unique())
-    difference, low, high = paired_difference(*scores, people, 200, 1)
+    difference, low, high = paired_interval(*scores, people, 200, 1)
     assert difference == pytest.approx(np.subtract(*(mean_average_precision(truth, table) for table in kept)))
     assert low < difference < high
-    again = paired_difference(*scores, people.sample(frac=1, random_state=1), 200, 1)
+    again = paired_interval(*scores, people.sample(frac=1, random_state=1), 200, 1)
     assert again == (difference, low, high), "the order of the images changes nothing"
-    turned = paired_difference(scores[1], scores[0], people, 200, 1)
+    turned = paired_interval(scores[1], scores[0], people, 200, 1)
     assert turned == pytest.approx((-difference, -high, -low))
 
 
@@ -64,7 +63,7 @@ def test_a_paired_interval_is_narrower_than_two_apart():
     rng = np.random.default_rng(0)
     first = pd.Series(rng.random(300), index=[f"i{k}" for k in range(300)])
     people = pd.Series([f"p{k}" for k in range(300)], index=first.index)
-    difference, low, high = paired_difference(first + 0.1, first, people, 200, 0)
+    difference, low, high = paired_interval(first + 0.1, first, people, 200, 0)
     assert (difference, low, high) == pytest.approx((0.1, 0.1, 0.1))
 
 
@@ -75,7 +74,7 @@ def test_people_are_resampled_not_images():
     second = first * 0
     alone = pd.Series(first.index, index=first.index)
     shared = pd.Series(np.repeat([f"p{k}" for k in range(10)], 40), index=first.index)
-    width = [np.diff(paired_difference(first, second, people, 400, 0)[1:])[0] for people in (alone, shared)]
+    width = [np.diff(paired_interval(first, second, people, 400, 0)[1:])[0] for people in (alone, shared)]
     assert width[1] > 3 * width[0]
 
 
@@ -89,7 +88,7 @@ def test_a_run_without_a_counting_image_has_no_difference(rows):
 
 def test_nothing_in_common_is_no_number():
     none = pd.Series(dtype=float)
-    assert np.isnan(paired_difference(none, none, pd.Series(dtype=object), 50, 0)).all()
+    assert np.isnan(paired_interval(none, none, pd.Series(dtype=object), 50, 0)).all()
 
 
 def test_what_is_printed_and_written(world, capsys):

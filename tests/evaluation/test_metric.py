@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsna.data.competition import PREDICTION_COLUMNS
+from rsna.evaluation.bootstrap import interval, paired_interval
 from rsna.evaluation.metric import (
     IOU_THRESHOLDS,
-    best_threshold,
-    bootstrap_interval,
     image_scores,
     keep_confident,
     mean_average_precision,
     threshold_sweep,
 )
+from rsna.evaluation.threshold import best_threshold
 
 
 def truth_table(rows):
@@ -203,9 +203,47 @@ def test_bootstrap_resamples_people():
     """Twenty images of one person are one observation: the interval must be as wide as for the people alone."""
     people = pd.Series([f"p{k}" for k in range(20)], index=[f"i{k}" for k in range(20)])
     scores = pd.Series(np.tile([0.0, 1.0], 10), index=people.index)
-    low, high = bootstrap_interval(scores, people, 500, seed=1)
+    low, high = interval(scores, people, 500, seed=1)
     assert 0.2 < low < 0.4 < 0.6 < high < 0.8
     many = pd.concat([scores.rename(lambda name, k=k: f"{name}-{k}") for k in range(20)])
     owners = pd.Series([people[name.split("-")[0]] for name in many.index], index=many.index)
-    assert bootstrap_interval(many, owners, 500, seed=1) == pytest.approx((low, high), abs=0.05)
-    assert bootstrap_interval(scores, people, 500, seed=1) == (low, high)
+    assert interval(many, owners, 500, seed=1) == pytest.approx((low, high), abs=0.05)
+    assert interval(scores, people, 500, seed=1) == (low, high)
+
+
+def slow_intervals(first, second, people, n_resamples, seed):
+    """People drawn one resample at a time; the same generator, so the same draws."""
+    names = sorted(people.unique())
+    table = np.array(
+        [
+            [f(scores[people.reindex(scores.index) == name]) for scores in (first, second) for f in (np.sum, len)]
+            for name in names
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    sums = np.array([table[rng.integers(0, len(names), len(names))].sum(axis=0) for _ in range(n_resamples)])
+    means = sums[:, [0, 2]] / sums[:, [1, 3]]
+    return np.quantile(means[:, 0], [0.025, 0.975]), np.quantile(means[:, 0] - means[:, 1], [0.025, 0.975])
+
+
+def test_intervals_equal_drawing_people_one_resample_at_a_time():
+    rng = np.random.default_rng(3)
+    ids = [f"i{k:03d}" for k in range(90)]
+    people = pd.Series([f"p{k:02d}" for k in np.sort(rng.integers(0, 40, 90))], index=ids)
+    first, second = pd.Series(rng.random(90), index=ids), pd.Series(rng.random(90), index=ids)
+    alone, paired = slow_intervals(first, second, people, 200, 7)
+    assert interval(first, people, 200, seed=7) == pytest.approx(alone)
+    difference, *limits = paired_interval(first, second, people, 200, seed=7)
+    assert difference == pytest.approx(first.mean() - second.mean())
+    assert limits == pytest.approx(paired)
+
+
+def test_one_person_has_an_interval_of_no_width():
+    scores, people = pd.Series({"a": 0.2, "b": 0.6}), pd.Series({"a": "p", "b": "p"})
+    assert interval(scores, people, 100, seed=1) == pytest.approx((0.4, 0.4))
+    assert paired_interval(scores, scores, people, 100, seed=1) == (0.0, 0.0, 0.0)
+
+
+def test_a_pair_without_images_has_no_interval():
+    nothing = pd.Series(dtype=float)
+    assert np.isnan(paired_interval(nothing, nothing, pd.Series(dtype=object), 100, seed=1)).all()

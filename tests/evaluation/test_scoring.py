@@ -1,4 +1,4 @@
-"""Thresholds, baselines and views: the numbers that decide what is submitted."""
+"""Operating point, baselines and scores: the numbers that decide what is submitted."""
 
 import numpy as np
 import pandas as pd
@@ -6,11 +6,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make_submission import threshold_of_share
 from rsna.core.errors import UserError
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
 from rsna.evaluation import scores as scoring
-from rsna.evaluation.scores import accuracy, corner_errors, scale_scores, with_scaled_boxes
+from rsna.evaluation.baselines import median_box, median_boxes
+from rsna.evaluation.metric import mean_average_precision, threshold_sweep
+from rsna.evaluation.scores import accuracy, corner_errors
+from rsna.evaluation.threshold import (
+    best_point,
+    cross_fit,
+    plateau,
+    point_for_test,
+    scale_scores,
+    threshold_of_share,
+    with_scaled_boxes,
+)
 
 
 def predictions(*rows):
@@ -37,22 +47,23 @@ def test_threshold_of_a_fold_is_chosen_on_the_others():
     truth = truth_of(("a", 0, 0, 9, 9), ("c", 0, 0, 9, 9))
     table = predictions(("a", 0.6, 0, 0, 9, 9), ("b", 0.4, 0, 0, 9, 9), ("c", 0.3, 0, 0, 9, 9), ("d", 0.1, 0, 0, 9, 9))
     fold_of = pd.Series({"a": 0, "b": 0, "c": 1, "d": 1})
-    scores, thresholds = scoring.cross_fitted_scores(table, truth, fold_of)
-    assert thresholds == pytest.approx({0: 0.2, 1: 0.5})
+    scores, points = cross_fit(table, truth, fold_of)
+    assert {fold: point.threshold for fold, point in points.items()} == pytest.approx({0: 0.2, 1: 0.5})
     assert scores.to_dict() == {"a": 1.0, "b": 0.0, "c": 0.0}
 
 
 def test_one_fold_has_no_cross_fitted_score():
-    scores, _ = scoring.cross_fitted_scores(predictions(), truth_of(), pd.Series({"a": 0}))
+    scores, points = cross_fit(predictions(), truth_of(), pd.Series({"a": 0}))
     assert scores.empty
+    assert points == {}
 
 
 def test_median_box_is_of_the_busier_side_and_of_other_folds():
     truth = truth_of(
         ("a", 100, 1, 10, 10), ("b", 110, 3, 12, 10), ("c", 120, 5, 14, 10), ("d", 800, 7, 90, 90), ("e", 500, 0, 9, 9)
     )
-    assert scoring.median_box(truth.iloc[:4]) == {"x": 110, "y": 3, "width": 12, "height": 10}
-    boxes = scoring.median_boxes(truth.iloc[:4], ["c", "z"], [0, 1]).set_index("patientId")
+    assert median_box(truth.iloc[:4]) == {"x": 110, "y": 3, "width": 12, "height": 10}
+    boxes = median_boxes(truth.iloc[:4], ["c", "z"], [0, 1]).set_index("patientId")
     assert boxes.loc["c", "x"] == 105  # not from c itself
     assert boxes.loc["z", "x"] == 110
 
@@ -118,3 +129,46 @@ def test_corner_errors_by_hand():
     errors = corner_errors(predicted, true)
     assert errors["L1"] == pytest.approx(51.2)
     assert errors["L1_post"] == pytest.approx((51.2 + 512 * 0.125) / 2)
+
+
+def test_best_point_is_the_best_of_all_thresholds_and_scales():
+    truth = truth_of(("a", 100, 100, 80, 80), ("b", 300, 300, 80, 80))
+    table = predictions(("a", 0.9, 90, 90, 100, 100), ("b", 0.6, 290, 290, 100, 100), ("c", 0.3, 0, 0, 9, 9))
+    point = best_point(table, truth, (1.0, 0.8))
+    assert (point.box_scale, point.threshold) == (0.8, pytest.approx(0.45))
+    assert mean_average_precision(truth, point.apply(table)) == 1.0
+    assert best_point(table, truth).box_scale == 1.0
+
+
+def test_test_images_get_as_many_boxes_as_single_folds_give():
+    """Two folds give 3 and 1 of 4 images a box at .5: two images get one, whatever the fused confidences are."""
+    by_fold = pd.concat(
+        [
+            predictions(*((name, value, 0, 0, 9, 9) for name, value in zip("abcd", values, strict=True))).assign(
+                fold=fold
+            )
+            for fold, values in enumerate([(0.9, 0.8, 0.7, 0.1), (0.6, 0.4, 0.3, 0.2)])
+        ]
+    )
+    fused = predictions(*((name, value, 0, 0, 9, 9) for name, value in zip("abcd", (0.4, 0.3, 0.2, 0.1), strict=True)))
+    point = point_for_test(fused, by_fold, 0.5)
+    assert sorted(point.apply(fused)["patientId"]) == ["a", "b"]
+    assert point.how_chosen.startswith("50.0% of the test images")
+
+
+def test_plateau_is_the_stretch_around_the_best_threshold():
+    sweep = pd.DataFrame({"threshold": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "score": [0.97, 0.5, 0.98, 1.0, 0.96, 0.2]})
+    assert plateau(sweep).tolist() == [0.7, 0.6, 0.5]
+
+
+def test_images_with_several_true_and_predicted_boxes_are_scored():
+    """Two true boxes, both found, the smaller with more confidence: mAP counts both, IoU looks at the first one."""
+    truth = truth_of(("a", 0, 0, 100, 100), ("a", 300, 300, 50, 50), ("b", 0, 0, 10, 10))
+    table = predictions(("a", 0.9, 300, 300, 50, 50), ("a", 0.8, 0, 0, 100, 100), ("b", 0.7, 0, 0, 10, 10))
+    people = pd.Series({"a": "p", "b": "q", "c": "r"})
+    found = scoring.describe(table, truth, people, 20, 1)
+    assert found["mAP"] == 1.0
+    assert (found["images"], found["positives"], found["with_box"]) == (3, 2, pytest.approx(2 / 3))
+    assert found["IoU"] == 0.5
+    assert best_point(table, truth).threshold <= 0.7
+    assert threshold_sweep(truth, table)["score"].max() == 1.0

@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-import evaluate
+from rsna.core.artifacts import record
 from rsna.core.config import parse
 from rsna.core.files import content_hash
 from rsna.data.cache import INDEX_COLUMNS
 from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV
+from rsna.evaluation.scores import evaluate_run
 
 SIDE = 1024  # px of the originals
 HISTORY = ("epoch", "phase", "lr", "train_loss", "valid_loss", "accuracy", "L1", "L1_post", "AUC", "IoU", "mAP")
@@ -92,10 +93,10 @@ def make_run(root, predictions, name="first", epochs=3, **settings):
     run = root / "working" / name
     folds = pd.read_csv(root / "folds/folds.csv", dtype={"patientId": str}).set_index("patientId")["fold"]
     run.mkdir(parents=True)
-    for table in ("oof", "oof_plain"):
+    for table in ("oof", "oof_no_tta"):
         predictions.to_csv(run / f"{table}.csv", index=False)
-    stamp = {"made_from": {"folds.csv": content_hash(root / "folds/folds.csv"), "box_scale": 1.0}}
-    (run / "ensemble.json").write_text(json.dumps(stamp))
+    cfg = parse(words(root, name))
+    record(cfg, "ensemble")
     for fold in sorted(set(folds[predictions["patientId"]])):
         folder = run / f"fold{fold}"
         folder.mkdir()
@@ -105,7 +106,7 @@ def make_run(root, predictions, name="first", epochs=3, **settings):
         lines = {"epochs": epochs, "lr": 0.001, "root": str(root), "name": name, **settings}
         (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
         (folder / "best.pt").write_bytes(b"0" * 2**20)
-    evaluate.main(parse(words(root, name)))
+    evaluate_run(cfg)
     (root / "submissions").mkdir(exist_ok=True)
     csv = root / f"submissions/{name}.csv"
     csv.write_text("patientId,PredictionString\n")

@@ -6,71 +6,77 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rsna.core.config import FusionSettings
 from rsna.core.errors import UserError
 from rsna.data.competition import PREDICTION_COLUMNS
 from rsna.inference.box_fusion import fuse_boxes, fuse_tables
 
-SHARE = 0.75  # what a member gives to a box that it puts elsewhere
 LEFT, RIGHT = (100.0, 300.0, 200.0, 300.0), (600.0, 300.0, 220.0, 320.0)  # xywh: one in each lung
 
 
-def member(*rows):
+def rule(max_boxes):
+    return FusionSettings(wbf_iou=0.4, missing_weight=0.75, max_boxes=max_boxes)
+
+
+def table_of(*rows):
     return pd.DataFrame(rows, columns=PREDICTION_COLUMNS)
 
 
 def test_views_that_disagree_do_not_meet_between_the_lungs():
-    fused = fuse_tables([member(("a", 0.8, *LEFT)), member(("a", 0.6, *RIGHT))], 0.4, SHARE, 1)
+    fused = fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("a", 0.6, *RIGHT))], rule(1))
     assert fused[["x", "y", "width", "height"]].iloc[0].tolist() == pytest.approx(LEFT)
     assert fused["confidence"].iloc[0] == pytest.approx((0.8 + 0.75 * 0.6) / 2)
 
 
-def test_disagreement_costs_all_if_elsewhere_is_0_and_nothing_if_it_is_1():
-    members = [member(("a", 0.8, *LEFT)), member(("a", 0.6, *RIGHT))]
-    confidences = [fuse_tables(members, 0.4, share, 1)["confidence"].iloc[0] for share in (0.0, 1.0)]
+def test_disagreement_costs_all_at_missing_weight_0_and_nothing_at_1():
+    tables = [table_of(("a", 0.8, *LEFT)), table_of(("a", 0.6, *RIGHT))]
+    confidences = [
+        fuse_tables(tables, FusionSettings(missing_weight=weight))["confidence"].iloc[0] for weight in (0.0, 1.0)
+    ]
     assert confidences == pytest.approx([0.4, 0.7])
 
 
 def test_views_that_agree_are_averaged_by_confidence():
     other = (140.0, 300.0, 200.0, 300.0)
-    fused = fuse_tables([member(("a", 0.9, *LEFT)), member(("a", 0.3, *other))], 0.4, SHARE, 1)
+    fused = fuse_tables([table_of(("a", 0.9, *LEFT)), table_of(("a", 0.3, *other))], rule(1))
     assert fused["x"].iloc[0] == pytest.approx(110)
     assert fused["confidence"].iloc[0] == pytest.approx(0.6)
 
 
 def test_most_confidence_in_sum_wins_over_the_single_most_confident():
-    tables = [member(("a", 0.5, *LEFT)), member(("a", 0.6, *RIGHT)), member(("a", 0.4, *LEFT))]
-    fused = fuse_tables(tables, 0.4, SHARE, 1)
+    tables = [table_of(("a", 0.5, *LEFT)), table_of(("a", 0.6, *RIGHT)), table_of(("a", 0.4, *LEFT))]
+    fused = fuse_tables(tables, rule(1))
     assert fused["x"].iloc[0] == pytest.approx(100)
     assert fused["confidence"].iloc[0] == pytest.approx((0.5 + 0.4 + 0.75 * 0.6) / 3)
 
 
-def test_member_without_box_lowers_the_confidence():
-    empty = member(("a", *[np.nan] * 5))
-    assert fuse_tables([member(("a", 0.8, *LEFT)), empty], 0.4, SHARE, 1)["confidence"].iloc[0] == pytest.approx(0.4)
-    both = fuse_tables([empty, empty], 0.4, SHARE, 1)
+def test_model_without_box_lowers_the_confidence():
+    empty = table_of(("a", *[np.nan] * 5))
+    assert fuse_tables([table_of(("a", 0.8, *LEFT)), empty], rule(1))["confidence"].iloc[0] == pytest.approx(0.4)
+    both = fuse_tables([empty, empty], rule(1))
     assert both["patientId"].tolist() == ["a"]
     assert both["confidence"].isna().all()
 
 
-def test_two_boxes_of_one_member_are_not_two_votes():
+def test_two_boxes_of_one_model_count_once():
     near = (105.0, 305.0, 200.0, 300.0)
-    fused = fuse_tables([member(("a", 0.8, *LEFT), ("a", 0.7, *near)), member(("a", *[np.nan] * 5))], 0.4, SHARE, 2)
+    fused = fuse_tables([table_of(("a", 0.8, *LEFT), ("a", 0.7, *near)), table_of(("a", *[np.nan] * 5))], rule(2))
     assert fused["confidence"].tolist() == pytest.approx([0.4])
 
 
 def test_more_boxes_on_demand():
-    fused = fuse_tables([member(("a", 0.8, *LEFT)), member(("a", 0.6, *RIGHT))], 0.4, SHARE, 2)
+    fused = fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("a", 0.6, *RIGHT))], rule(2))
     assert fused["confidence"].tolist() == pytest.approx([0.625, (0.6 + 0.75 * 0.8) / 2])
 
 
 def test_tables_of_other_images_are_refused():
     with pytest.raises(UserError, match="2 images are in one table"):
-        fuse_tables([member(("a", 0.8, *LEFT)), member(("b", 0.8, *LEFT))], 0.4, SHARE, 1)
+        fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("b", 0.8, *LEFT))], rule(1))
 
 
 def test_order_of_images_is_kept():
-    table = member(("b", 0.1, *LEFT), ("a", 0.9, *LEFT), ("c", *[np.nan] * 5))
-    assert fuse_tables([table, table.iloc[::-1]], 0.4, SHARE, 1)["patientId"].tolist() == ["b", "a", "c"]
+    table = table_of(("b", 0.1, *LEFT), ("a", 0.9, *LEFT), ("c", *[np.nan] * 5))
+    assert fuse_tables([table, table.iloc[::-1]], rule(1))["patientId"].tolist() == ["b", "a", "c"]
 
 
 @settings(max_examples=100, deadline=None)
@@ -82,10 +88,10 @@ def test_order_of_images_is_kept():
     )
 )
 def test_fused_boxes_lie_within_what_was_given(rows):
-    member_of = np.array([row[0] for row in rows])
+    model_of = np.array([row[0] for row in rows])
     confidence = np.array([row[1] for row in rows])
     boxes = np.array([[x, y, x + side, y + side] for _, _, x, y, side in rows])
-    fused, total = fuse_boxes(boxes, confidence, member_of, 4, 0.4, SHARE)
+    fused, total = fuse_boxes(boxes, confidence, model_of, 4, FusionSettings())
     assert 1 <= len(fused) <= len(rows)
     assert (fused >= boxes.min(axis=0) - 1e-9).all()
     assert (fused <= boxes.max(axis=0) + 1e-9).all()
@@ -93,6 +99,6 @@ def test_fused_boxes_lie_within_what_was_given(rows):
     assert (total <= confidence.max() + 1e-12).all()
 
 
-def test_identical_members_change_nothing():
-    table = member(("a", 0.37, *LEFT), ("b", 0.9, *RIGHT))
-    pd.testing.assert_frame_equal(fuse_tables([table] * 5, 0.4, SHARE, 1), table)
+def test_identical_models_change_nothing():
+    table = table_of(("a", 0.37, *LEFT), ("b", 0.9, *RIGHT))
+    pd.testing.assert_frame_equal(fuse_tables([table] * 5, rule(1)), table)

@@ -1,11 +1,11 @@
 """The competition's metric: mean over images of TP / (TP + FP + FN), averaged over eight IoU thresholds.
 
 Source: https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/overview/evaluation, with the edge cases
-worked by hand in tests/test_metric.py: an image without truth and without predictions is left out, one without
-truth and with predictions scores 0, a match needs an IoU strictly greater than the threshold.
+worked by hand in tests/evaluation/test_metric.py: an image without truth and without predictions is left out, one
+without truth and with predictions scores 0, a match needs an IoU strictly greater than the threshold.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,8 +36,8 @@ def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame
     last = ~steps["patientId"].duplicated(keep="last").to_numpy()
     predicted = pd.DataFrame(scores[last], index=steps.loc[last, "patientId"], columns=IOU_THRESHOLDS)
     missed = pd.Index(truth["patientId"].unique()).difference(predicted.index)
-    silent = pd.DataFrame(0.0, index=missed, columns=IOU_THRESHOLDS)
-    return pd.concat([predicted, silent]).rename_axis("patientId").sort_index()
+    unpredicted = pd.DataFrame(0.0, index=missed, columns=IOU_THRESHOLDS)
+    return pd.concat([predicted, unpredicted]).rename_axis("patientId").sort_index()
 
 
 def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -78,14 +78,14 @@ def halfway(upper: float, lower: float) -> float:
     return float(middle) if lower < middle <= upper else float(upper)
 
 
-def best_threshold(sweep: pd.DataFrame) -> float:
-    """The threshold of the highest score of a sweep; of equals the highest, which submits the fewest boxes."""
-    return float(sweep["threshold"].iloc[int(sweep["score"].to_numpy().argmax())])
-
-
 def keep_confident(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
     """The rows with confidence >= threshold; rows with empty boxes are dropped."""
     return predictions[predictions["confidence"] >= threshold].reset_index(drop=True)
+
+
+def of_images(table: pd.DataFrame, ids: Any) -> pd.DataFrame:
+    """The rows of these patientIds."""
+    return table[table["patientId"].isin(ids)]
 
 
 def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
@@ -179,20 +179,3 @@ def take_best(table: Arranged, free: NDArray[np.bool_], may: NDArray[np.bool_], 
         row, column = np.nonzero(hit)
         free[image[row], column, best[row, column]] = False
     return hits
-
-
-def bootstrap_interval(
-    scores: pd.Series, group: pd.Series, n_resamples: int, seed: int, share: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of image scores, resampling groups (people), not images.
-
-    scores: index patientId, one score per image that counts; group: index patientId -> person. Images of one
-    person resemble each other; resampling images as if they were independent makes the interval too narrow.
-    """
-    by_group = scores.groupby(group.reindex(scores.index).to_numpy()).agg(["sum", "count"])
-    sums, counts = by_group["sum"].to_numpy(), by_group["count"].to_numpy()
-    rng = np.random.default_rng(seed)
-    draws = [rng.integers(0, len(sums), len(sums)) for _ in range(n_resamples)]
-    means = [sums[draw].sum() / counts[draw].sum() for draw in draws]
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)

@@ -27,6 +27,7 @@ from rsna.core.files import content_hash, read_json
 from rsna.core.stamps import SCORES_JSON, check_fused
 from rsna.core.tables import read_table
 from rsna.data.competition import read_predictions
+from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident
 
 DECISIVE = (
@@ -99,41 +100,6 @@ def is_run(folder: Path) -> bool:
     return any(folder.glob("fold*/config.yaml")) or (folder / "ensemble.json").is_file()
 
 
-def paired_difference(
-    first: pd.Series, second: pd.Series, people: pd.Series, n_resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """mAP of the first minus that of the second, with its 95 % interval, by resampling people for both at once.
-
-    first, second: image scores by patientId, of the images that count for each: one without an opacity counts only
-    where it got a box. people: patientId -> person, of all images that both have seen. NaN without an image.
-    """
-    people = people.sort_index()  # the same draws whoever asks
-    person, _ = pd.factorize(people)
-    n_people = person.max(initial=-1) + 1
-    rows = pd.Series(person, index=people.index)
-    totals = []
-    for scores in (first, second):
-        own = rows.reindex(scores.index).to_numpy(dtype=int)
-        totals.append(np.bincount(own, scores.to_numpy(dtype=float), n_people))
-        totals.append(np.bincount(own, minlength=n_people).astype(float))
-    table = np.stack(totals, axis=1)  # (people, 4): sum and count of each run
-    rng = np.random.default_rng(seed)
-    sums = [table[rng.integers(0, n_people, n_people)].sum(axis=0) for _ in range(n_resamples)] if n_people else []
-    means = ratio_difference(np.array([table.sum(axis=0), *sums]))
-    if np.isnan(means[0]):
-        return np.nan, np.nan, np.nan
-    low, high = np.nanquantile(means[1:], [0.025, 0.975])
-    return float(means[0]), float(low), float(high)
-
-
-def ratio_difference(sums: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(n, 4) sum, count, sum, count -> (n,) difference of the two means; NaN where one has no image."""
-    means = [
-        np.divide(sums[:, k], sums[:, k + 1], out=np.full(len(sums), np.nan), where=sums[:, k + 1] > 0) for k in (0, 2)
-    ]
-    return np.asarray(means[0] - means[1])
-
-
 def compare_runs(
     runs: list[Run], reference: Run, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int
 ) -> pd.DataFrame:
@@ -148,7 +114,7 @@ def compare_runs(
         pair = [of_run[one.folder][of_run[one.folder].index.isin(shared)] for one in (run, reference)]
         difference = (np.nan, np.nan, np.nan)
         if run is not reference:
-            difference = paired_difference(pair[0], pair[1], people[shared], n_resamples, seed)
+            difference = paired_interval(pair[0], pair[1], people[shared], n_resamples, seed)
         rows.append(
             {"run": run.name, **describe(run), **dict(zip(("difference", "low", "high"), difference, strict=True))}
         )

@@ -1,26 +1,40 @@
-"""What a set of predictions is worth: the metric, its uncertainty, and plain baselines on the same images."""
+"""What predictions are worth: the metric with its interval, other scores, and all that scores.json holds.
 
-from collections.abc import Sequence
+Images may have any number of true and predicted boxes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.data.boxes import box_iou, scale_boxes, xywh_to_xyxy
-from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, largest_box
-from rsna.evaluation.metric import (
-    best_threshold,
-    bootstrap_interval,
-    image_scores,
-    keep_confident,
-    mean_average_precision,
+from rsna.core.artifacts import is_current, record, require, withdraw
+from rsna.core.config import Config, command
+from rsna.core.errors import UserError
+from rsna.core.files import read_json, write_json
+from rsna.core.locks import file_lock
+from rsna.core.tables import write_table
+from rsna.data.boxes import box_iou, xywh_to_xyxy
+from rsna.data.competition import (
+    BOX_COLUMNS,
+    LABELS_CSV,
+    largest_box,
+    read_folds,
+    read_labels,
+    read_predictions,
+    truth_boxes,
 )
-from rsna.evaluation.metric import threshold_sweep as sweep
+from rsna.evaluation.baselines import baselines, median_boxes
+from rsna.evaluation.bootstrap import interval
+from rsna.evaluation.metric import image_scores, keep_confident, of_images, threshold_sweep
+from rsna.evaluation.threshold import best_score, best_threshold, cross_fit, scale_scores
 
 Floats = NDArray[np.float64]
-# sizes of the predicted boxes that are tried out: the challenge's best found that smaller ones score higher
-BOX_SCALES = (0.8, 0.875, 0.95, 1.0, 1.05)
+# what others take from scores.json, and of what type
+SCORES_JSON = {"threshold": int | float, "images": int, "mAP": int | float, "interval": list, "per_fold": list}
 
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
@@ -40,7 +54,7 @@ def accuracy(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]:
-    """Mean absolute error of a corner's coordinate, in pixels of a picture of 512: (n, 4) in [0, 1] of the input.
+    """Mean absolute error of a corner's coordinate, in pixels of an image of 512 px: (n, 4) in [0, 1] of the input.
 
     true_xyxy is NaN where an image has no box. `L1` is taken on images with a box; `L1_post` on all, with the whole
     image as the truth of those without: what the fast.ai post reports, where an answer like that costs nothing.
@@ -51,7 +65,10 @@ def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]
 
 
 def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Mean IoU of each positive's most confident box with its largest truth box; 0 for one without a box."""
+    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 without a box.
+
+    The same for models of one box and of several: it is mAP that counts all boxes.
+    """
     top = predictions.sort_values("confidence", ascending=False, kind="stable").drop_duplicates("patientId")
     pairs = largest_box(truth).merge(top, on="patientId", how="left", suffixes=("", "_predicted"))
     predicted = pairs[[f"{column}_predicted" for column in BOX_COLUMNS]].fillna(0.0).to_numpy(dtype=float)
@@ -59,105 +76,122 @@ def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     return float(iou.mean()) if len(iou) else float("nan")
 
 
-def best_score(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """The mAP at the threshold that suits these very images best: for comparing, not for reporting."""
-    return float(sweep(truth, predictions)["score"].max())
+def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int) -> dict[str, Any]:
+    """mAP with its 95 % interval, mAP per IoU threshold, and counts, of thresholded predictions.
 
-
-def of_images(table: pd.DataFrame, ids: Any) -> pd.DataFrame:
-    """The rows of these patientIds."""
-    return table[table["patientId"].isin(ids)]
-
-
-def cross_fitted_scores(
-    predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series
-) -> tuple[pd.Series, dict[Any, float]]:
-    """Image scores with the threshold of each fold chosen on the other folds, and those thresholds by fold.
-
-    fold_of: index patientId -> fold; with a single fold there is no other, and no score. The mean of the scores
-    is what the choice of a threshold is honestly worth.
+    people: patientId -> person, of all images that were predicted.
     """
-    if fold_of.nunique() < 2:
-        return pd.Series(dtype=float), {fold_of.iloc[0]: float("nan")}
-    parts: list[pd.Series] = []
-    thresholds: dict[Any, float] = {}
-    for fold, ids in fold_of.groupby(fold_of).groups.items():
-        others = fold_of.index.difference(ids)
-        thresholds[fold] = best_threshold(sweep(of_images(truth, others), of_images(predictions, others)))
-        kept = keep_confident(of_images(predictions, ids), thresholds[fold])
-        parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
-    return pd.concat(parts), thresholds
-
-
-def with_scaled_boxes(predictions: pd.DataFrame, factor: float) -> pd.DataFrame:
-    """The predictions with their boxes shrunk or grown about their centres."""
-    scaled = scale_boxes(predictions[BOX_COLUMNS].to_numpy(dtype=float), factor)
-    return predictions.assign(**dict(zip(BOX_COLUMNS, scaled.T, strict=True)))
-
-
-def scale_scores(predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series) -> dict[str, Any]:
-    """What scaled boxes would score: `best` by scale, each at its best threshold; and `cross_fitted_mAP`, with scale
-    and threshold of each fold chosen together on the other folds (None with a single fold)."""
-    tables = {scale: with_scaled_boxes(predictions, scale) for scale in BOX_SCALES}
-    parts = []
-    for _, ids in fold_of.groupby(fold_of).groups.items() if fold_of.nunique() > 1 else ():
-        others = fold_of.index.difference(ids)
-        sweeps = {scale: sweep(of_images(truth, others), of_images(table, others)) for scale, table in tables.items()}
-        scale = max(sweeps, key=lambda scale: sweeps[scale]["score"].max())
-        kept = keep_confident(of_images(tables[scale], ids), best_threshold(sweeps[scale]))
-        parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
-    return {
-        "best": {f"{scale:g}": best_score(table, truth) for scale, table in tables.items()},
-        "cross_fitted_mAP": float(pd.concat(parts).mean()) if parts and len(pd.concat(parts)) else None,
-    }
-
-
-def median_boxes(truth: pd.DataFrame, ids: Sequence[str], groups: Sequence[Any] | None = None) -> pd.DataFrame:
-    """A prediction for each of `ids`: the median box of `truth`'s busier side, with confidence 1.
-
-    groups: fold of each id; then the median is taken over the images of the other folds.
-    """
-    largest = largest_box(truth)
-    table = pd.DataFrame({"patientId": list(ids), "confidence": 1.0, "group": 0 if groups is None else list(groups)})
-    parts = []
-    for _, rows in table.groupby("group"):
-        others = largest if groups is None else largest[~largest["patientId"].isin(rows["patientId"])]
-        parts.append(rows.assign(**median_box(others)))
-    return pd.concat(parts)[PREDICTION_COLUMNS]
-
-
-def median_box(boxes: pd.DataFrame) -> dict[str, float]:
-    """The median x, y, width and height of the boxes on the side of the image that has more of them.
-
-    The median of all boxes lies on the spine, between the lungs, and overlaps with none: too weak a baseline.
-    """
-    centre = boxes["x"] + boxes["width"] / 2
-    right = centre > (centre.min() + centre.max()) / 2
-    return boxes.loc[right == (right.mean() >= 0.5), BOX_COLUMNS].median().to_dict()
-
-
-def baselines(boxes: pd.DataFrame, kept: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
-    """mAP of what needs no model; `boxes` is one median box per image, `kept` the model's thresholded boxes."""
-    return {
-        "no boxes": mean_average_precision(truth, boxes.iloc[:0]),
-        "median box on every image": mean_average_precision(truth, boxes),
-        "median box where the model puts one": mean_average_precision(truth, of_images(boxes, kept["patientId"])),
-    }
-
-
-def describe(
-    kept: pd.DataFrame, truth: pd.DataFrame, ids: Sequence[str], group: pd.Series, n: int, seed: int
-) -> dict[str, Any]:
-    """mAP with its 95 % interval, mAP per IoU threshold, and counts, of thresholded predictions of `ids`."""
     scores = image_scores(truth, kept)
     if scores.empty:
-        return {"images": len(ids), "mAP": float("nan"), "interval": None, "per_iou": {}, "with_box": 0.0}
+        return {"images": len(people), "mAP": float("nan"), "interval": None, "per_iou": {}, "with_box": 0.0}
     return {
-        "images": len(ids),
+        "images": len(people),
         "positives": int(truth["patientId"].nunique()),
-        "with_box": kept["patientId"].nunique() / len(ids),
+        "with_box": kept["patientId"].nunique() / len(people),
         "mAP": float(scores.to_numpy().mean()),
-        "interval": bootstrap_interval(scores.mean(axis=1), group, n, seed),
+        "interval": interval(scores.mean(axis=1), people, n_resamples, seed),
         "per_iou": {f"{threshold:.2f}": float(value) for threshold, value in scores.mean().items()},
         "IoU": iou_on_positives(kept, truth),
     }
+
+
+def read_scores(run_dir: Path, rebuild: str) -> dict[str, Any]:
+    """scores.json of a run. Raises UserError if it is missing or broken; rebuild: the command that makes it."""
+    return read_json(run_dir / "scores.json", rebuild, SCORES_JSON)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What a run predicted for the images that its folds did not train on, and the truth."""
+
+    predictions: pd.DataFrame  # oof.csv
+    no_tta: pd.DataFrame  # oof_no_tta.csv
+    folds: pd.DataFrame  # rows of folds.csv by patientId, of the predicted images
+    all_truth: pd.DataFrame  # true boxes of all training images
+
+    @property
+    def truth(self) -> pd.DataFrame:
+        return of_images(self.all_truth, self.folds.index)
+
+
+def evaluate_run(cfg: Config) -> dict[str, Any] | None:
+    """Score a run and choose its threshold: write scores.json and threshold.csv, return the scores.
+
+    None if they are current. Raises UserError where a file is missing or does not belong to the others.
+    """
+    with file_lock(cfg.run_dir):
+        require(cfg, "ensemble")
+        found = read_out_of_fold(cfg)
+        if is_current(cfg, "evaluate"):
+            return None
+        sweep = threshold_sweep(found.truth, found.predictions)
+        scores = {"name": cfg.name, **score_run(found, best_threshold(sweep), cfg.bootstrap, cfg.seed)}
+        withdraw(cfg, "evaluate")
+        write_table(sweep, cfg.run_dir / "threshold.csv")
+        write_json(scores, cfg.run_dir / "scores.json")
+        record(cfg, "evaluate")
+    return scores
+
+
+def read_out_of_fold(cfg: Config) -> OutOfFold:
+    rebuild = command(cfg, "ensemble")
+    predictions, no_tta = (read_predictions(cfg.run_dir / f"{name}.csv", rebuild) for name in ("oof", "oof_no_tta"))
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
+    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    found = OutOfFold(predictions, no_tta, folds.loc[predictions["patientId"].drop_duplicates()], truth)
+    if found.truth.empty:
+        raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
+    return found
+
+
+def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
+    """What scores.json holds but for the name."""
+    predictions, folds, truth = found.predictions, found.folds, found.truth
+    kept = keep_confident(predictions, threshold)
+    image_score = image_scores(truth, kept).mean(axis=1)
+    cross_fitted, points = cross_fit(predictions, truth, folds["fold"])
+    median = median_boxes(found.all_truth, folds.index.tolist(), folds["fold"].tolist())
+    return {
+        "threshold": threshold,
+        **describe(kept, truth, folds["group"], n_resamples, seed),
+        "cross_fitted_mAP": mean_or_none(cross_fitted),
+        "AUC": opacity_auc(predictions, truth),
+        "IoU": iou_on_positives(predictions, truth),
+        "best_mAP": best_score(predictions, truth),
+        "no_tta_best_mAP": best_score(found.no_tta, truth),
+        "accuracy": accuracy(predictions, truth),
+        "box_scales": scale_scores(predictions, truth, folds["fold"]),
+        "per_view_position": by_column(image_score, folds["view"].astype(object).fillna("unknown")),
+        "baselines": baselines(median, kept, truth),
+        "per_fold": score_folds(found, image_score, cross_fitted),
+        "cross_fitted_thresholds": {str(fold): point.threshold for fold, point in points.items()},
+    }
+
+
+def score_folds(found: OutOfFold, scores: pd.Series, cross_fitted: pd.Series) -> list[dict[str, Any]]:
+    """The line of each fold; image scores at the common threshold, and at that of the other folds."""
+    lines = []
+    for fold, ids in found.folds.groupby("fold").groups.items():
+        own, truth = of_images(found.predictions, ids), of_images(found.truth, ids)
+        lines.append(
+            {
+                "fold": int(str(fold)),
+                "images": len(ids),
+                "positives": int(truth["patientId"].nunique()),
+                "AUC": opacity_auc(own, truth),
+                "IoU": iou_on_positives(own, truth),
+                "mAP": mean_or_none(scores[scores.index.isin(ids)]),
+                "cross_fitted_mAP": mean_or_none(cross_fitted[cross_fitted.index.isin(ids)]),
+            }
+        )
+    return lines
+
+
+def mean_or_none(scores: pd.Series) -> float | None:
+    """The mean image score; None where there is none, as JSON has no NaN."""
+    return float(scores.mean()) if len(scores) else None
+
+
+def by_column(scores: pd.Series, values: pd.Series) -> dict[str, float]:
+    """Mean image score by the value that `values` (index patientId) has for the image."""
+    return {str(key): float(value) for key, value in scores.groupby(values.reindex(scores.index)).mean().items()}

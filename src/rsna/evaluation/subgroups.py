@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from rsna.data.boxes import xywh_to_xyxy
 from rsna.data.competition import AGE_BANDS, BOX_COLUMNS, largest_box
 from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
-from rsna.evaluation.metric import bootstrap_interval
+from rsna.evaluation.bootstrap import interval
 
 UNKNOWN = "other or unknown"
 
@@ -96,7 +96,7 @@ def scores_by_group(
         for value, ids in groups.groupby(column, observed=True).groups.items():
             own = scores[scores.index.isin(ids)]
             alone = people.reindex(own.index).nunique() < 2
-            low, high = (np.nan, np.nan) if alone else bootstrap_interval(own, people, n_resamples, seed)
+            low, high = (np.nan, np.nan) if alone else interval(own, people, n_resamples, seed)
             mixed = 0 < positive[ids].sum() < len(ids)
             rows.append(
                 {

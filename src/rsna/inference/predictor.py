@@ -1,7 +1,10 @@
-"""Predictions of a network: test-time views beside their inverses, and tables in original pixels."""
+"""Predict one fold: what each test-time view of an image gives, as boxes in original pixels and as probabilities.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Nothing is fused here; inference/ensemble.py does that. `predict_fold` depends on the config and the files alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,83 +12,166 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional as vision
 from tqdm import tqdm
 
-from rsna.data.boxes import clip_boxes, hflip_boxes, xyxy_to_xywh
-from rsna.data.competition import BOX_COLUMNS, with_empty_rows
-from rsna.data.dataset import Samples
+from rsna.core.artifacts import is_current, record, require, withdraw
+from rsna.core.config import Config, command
+from rsna.core.executor import count_workers
+from rsna.core.locks import file_lock
+from rsna.core.stages import FREE_TO_USERS
+from rsna.core.tables import write_table
+from rsna.data.boxes import xyxy_to_xywh
+from rsna.data.cache import read_index
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_folds, read_sample, with_empty_rows
+from rsna.data.dataset import ImageDataset, Samples, make_samples
 from rsna.data.letterbox import cached_to_original
-from rsna.models.device import mixed_precision
+from rsna.data.loader import make_loader
+from rsna.inference.only_test import manifest_after
+from rsna.inference.tta import TtaTransform, parse_transforms
+from rsna.models.checkpoint import load_checkpoint
+from rsna.models.device import explain_failures, mixed_precision, pick_device, pick_precision
+from rsna.models.registry import build_model
 
 Floats = NDArray[np.float64]
+VIEW_COLUMNS = ["patientId", "view", *PREDICTION_COLUMNS[1:]]
+# number of classes -> columns of the tables of images, in the order of the network's classes
+PROBABILITY_COLUMNS = {2: ["p_negative", "p_opacity"], 3: ["p_normal", "p_not_normal", "p_opacity"]}
 
 
-@dataclass(frozen=True)
-class View:
-    """One way to look at an image: perhaps mirrored, zoomed about its centre."""
+def predict_fold(cfg: Config, fold: int) -> bool:
+    """Write the fold's {valid,test}.csv and {valid,test}_images.csv, raw rows of each view; False if they are current.
 
-    flip: bool = False
-    zoom: float = 1.0
+    With only_test=true the tables of the test images alone. Raises UserError for what is missing, unfinished or of
+    other settings, before anything is replaced.
+    """
+    with file_lock(cfg.fold_dir(fold)):
+        parts = images_to_predict(cfg, fold)
+        if is_current(cfg, "predict", fold):
+            return False
+        made = manifest_after(cfg, fold)
+        model = load_model(cfg, fold)
+        withdraw(cfg, "predict", fold)
+        for name, (split, ids) in parts.items():
+            boxes, images = predict_images(cfg, model, ids, split, f"fold {fold} {name}")
+            write_table(boxes, cfg.fold_dir(fold) / f"{name}.csv")
+            write_table(images, cfg.fold_dir(fold) / f"{name}_images.csv")
+        record(cfg, "predict", fold, made)
+    print(f"fold {fold}: predicted -> {', '.join(f'{name}.csv' for name in parts)} in {cfg.fold_dir(fold)}")
+    return True
 
-    def image(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) uint8 -> the same, as this view sees it."""
-        seen = images.flip(-1) if self.flip else images
-        if self.zoom == 1:
-            return seen
-        bilinear = vision.InterpolationMode.BILINEAR
-        return vision.affine(seen, 0.0, [0, 0], self.zoom, [0.0, 0.0], interpolation=bilinear)
 
-    def undo_boxes(self, boxes_xyxy: Floats) -> Floats:
-        """(..., 4) xyxy in [0, 1] of the view -> of the image."""
-        unzoomed = (boxes_xyxy - 0.5) / self.zoom + 0.5
-        return hflip_boxes(unzoomed, 1.0) if self.flip else unzoomed
+def images_to_predict(cfg: Config, fold: int) -> dict[str, tuple[str, list[str]]]:
+    """Name of the table -> folder in the cache, patientIds. Raises UserError for a file that is missing or broken."""
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
+    read_index(cfg.cache_dir, cfg.size)
+    test = {"test": ("test", read_sample(Path(cfg.input)))}
+    return (
+        test if cfg.only_test else {"valid": ("train", folds.loc[folds["fold"] == fold, "patientId"].tolist())} | test
+    )
 
 
-def parse_views(names: str, zooms: str) -> list[View]:
-    """`plain,hflip` and `1.0,0.9` -> four views, the plain one first; the config has checked the words."""
-    views = {View(name == "hflip", float(zoom)) for zoom in zooms.split(",") for name in names.split(",")}
-    return sorted(views, key=lambda view: (view.flip, abs(view.zoom - 1), view.zoom))
+def load_model(cfg: Config, fold: int) -> Any:
+    """The fold's trained model. Raises UserError if it is missing, not trained to the end, or of other settings."""
+    require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
+    checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", cfg, fold, ignore=FREE_TO_USERS)
+    model = build_model(cfg, weights="none")
+    model.load_state_dict(checkpoint["model"])
+    return model
+
+
+def predict_images(
+    cfg: Config, model: Any, ids: list[str], split: str, title: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Boxes (VIEW_COLUMNS) and class probabilities of every view of these images of a split of the cache.
+
+    Images that could not be decoded keep an empty row for each view, and are reported.
+    """
+    index = read_index(cfg.cache_dir, cfg.size)
+    index = index[index["split"] == split]
+    refused = set(index.loc[index["status"] != "ok", "patientId"]) & set(ids)
+    if refused:
+        first = next(name for name in ids if name in refused)
+        print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {first}")
+    usable = pd.Series([name for name in ids if name not in refused], dtype=str)
+    transforms = parse_transforms(cfg.tta, cfg.tta_scales)
+    columns = PROBABILITY_COLUMNS[cfg.num_classes]
+    boxes = {transform.name: pd.DataFrame(columns=PREDICTION_COLUMNS) for transform in transforms}
+    images = {transform.name: pd.DataFrame(columns=["patientId", *columns]) for transform in transforms}
+    if len(usable):
+        no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
+        samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
+        views = run_model(cfg, model, samples, transforms, title)
+        for transform, (boxes_xyxy, scores, probabilities) in zip(transforms, views, strict=True):
+            boxes[transform.name] = prediction_table(samples, boxes_xyxy, scores, cfg.size)
+            images[transform.name] = pd.DataFrame(probabilities, columns=columns).assign(patientId=samples.ids)
+    return stack_views(boxes, ids), stack_images(images, ids)
+
+
+def run_model(
+    cfg: Config, model: Any, samples: Samples, transforms: Sequence[TtaTransform], title: str
+) -> list[tuple[Floats, Floats, Floats]]:
+    """What predict_views returns, on the device and in the precision that the config asks for."""
+    device = pick_device(cfg.device)
+    workers = count_workers(cfg.workers) if device.type != "cpu" else 0
+    loader = make_loader(ImageDataset(samples), 2 * cfg.batch_size, workers, device)
+    with explain_failures(cfg):
+        batches = tqdm(loader, desc=title, unit="batch", leave=False)
+        return predict_views(model.to(device), batches, transforms, device, pick_precision(cfg.precision, device))
 
 
 @torch.inference_mode()
 def predict_views(
-    model: Any, loader: DataLoader[Any], views: Sequence[View], device: torch.device, precision: torch.dtype, title: str
-) -> list[tuple[Floats, Floats]]:
-    """For each view boxes (N, n, 4) xyxy in [0, 1] of the image itself, and confidences (N, n).
+    model: Any,
+    batches: Iterable[dict[str, Any]],
+    transforms: Sequence[TtaTransform],
+    device: torch.device,
+    precision: torch.dtype,
+) -> list[tuple[Floats, Floats, Floats]]:
+    """For each transform boxes (N, n, 4) xyxy in [0, 1] of the image itself, scores (N, n), probabilities (N, c).
 
-    model: a module with forward and decode, see models.protocol.
+    model: a module with forward and decode, see models/protocol.py.
     """
     model.eval()
-    collected: list[list[tuple[Floats, Floats]]] = [[] for _ in views]
-    for batch in tqdm(loader, desc=title, unit="batch", leave=False):
+    collected: list[list[tuple[Floats, ...]]] = [[] for _ in transforms]
+    for batch in batches:
         images = batch["image"].to(device, non_blocking=True)
-        for view, parts in zip(views, collected, strict=True):
-            seen = view.image(images)  # in full precision: 8 bits cannot say where a pixel comes from
+        for transform, parts in zip(transforms, collected, strict=True):
+            seen = transform.forward(images)  # in full precision: bfloat16 is too coarse for coordinates
             with mixed_precision(device, precision):
                 outputs = model(seen)
-            boxes, confidences, _ = model.decode(outputs)
-            parts.append((view.undo_boxes(to_numpy(boxes)), to_numpy(confidences)))
-    return [(np.concatenate([b for b, _ in parts]), np.concatenate([c for _, c in parts])) for parts in collected]
+            boxes, scores, probabilities = (to_numpy(values) for values in model.decode(outputs))
+            parts.append((transform.inverse(boxes), scores, probabilities))
+    return [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in collected]  # type: ignore[misc]
 
 
 def to_numpy(values: Tensor) -> Floats:
     return np.asarray(values.float().cpu().numpy(), dtype=np.float64)
 
 
-def prediction_table(samples: Samples, boxes_xyxy: Floats, confidences: Floats, size: int) -> pd.DataFrame:
-    """Boxes (N, n, 4) in [0, 1] of the network's input -> rows patientId, confidence, x, y, width, height.
+def prediction_table(samples: Samples, boxes_xyxy: Floats, scores: Floats, size: int) -> pd.DataFrame:
+    """Boxes (N, n, 4) xyxy in [0, 1] of the model's input -> rows patientId, confidence, x, y, width, height.
 
-    In original pixels, cut at the image's border; a box that is nowhere inside the image is left out, and an
-    image that is left without boxes keeps one row with empty fields.
+    In original pixels, clipped to the image; a box that is nowhere inside the image is left out, and an image that is
+    left without boxes keeps one row with empty fields.
     """
     count = boxes_xyxy.shape[1]
-    geometry = np.repeat(samples.geometry, count, axis=0)
     shapes = np.repeat(samples.shapes, count, axis=0)
-    original = cached_to_original(boxes_xyxy.reshape(-1, 4) * size, geometry)
-    clipped = np.stack([clip_boxes(box, cols, rows) for box, (rows, cols) in zip(original, shapes, strict=True)])
+    original = cached_to_original(boxes_xyxy.reshape(-1, 4) * size, np.repeat(samples.geometry, count, axis=0))
+    clipped = np.clip(original, 0, shapes[:, [1, 0, 1, 0]])
     table = pd.DataFrame(xyxy_to_xywh(clipped), columns=BOX_COLUMNS)
-    table.insert(0, "confidence", confidences.reshape(-1))
+    table.insert(0, "confidence", scores.reshape(-1))
     table.insert(0, "patientId", np.repeat(samples.ids, count))
     return with_empty_rows(table[(table["width"] > 0) & (table["height"] > 0)], samples.ids)
+
+
+def stack_views(tables: dict[str, pd.DataFrame], ids: list[str]) -> pd.DataFrame:
+    """View -> its prediction table, as one table with the column view; every view has a row for each of `ids`."""
+    return pd.concat([with_empty_rows(table, ids).assign(view=view) for view, table in tables.items()])[VIEW_COLUMNS]
+
+
+def stack_images(tables: dict[str, pd.DataFrame], ids: list[str]) -> pd.DataFrame:
+    """View -> its class probabilities by patientId, as one table with the column view and a row for each of `ids`."""
+    whole = [table.set_index("patientId").reindex(ids).astype(float) for table in tables.values()]
+    stacked = pd.concat([table.assign(view=view) for view, table in zip(tables, whole, strict=True)])
+    stacked = stacked.rename_axis("patientId").reset_index()
+    return stacked[["patientId", "view", *(name for name in stacked if name not in ("patientId", "view"))]]

@@ -6,6 +6,7 @@ import pandas as pd
 from rsna.data.competition import CLASSES
 from rsna.evaluation import error_analysis as analysis
 from rsna.evaluation.subgroups import in_square, scores_by_group
+from rsna.evaluation.threshold import plateau
 from rsna.reporting import figures
 from rsna.reporting.elements import Facts, Plot, Table, digits
 
@@ -85,13 +86,6 @@ def threshold(facts: Facts) -> Plot:
         source="threshold.csv",
         command=facts.command("evaluate"),
     )
-
-
-def plateau(sweep: pd.DataFrame) -> pd.Series:
-    """The thresholds around the best one, on both sides up to the first whose score is 5 % lower."""
-    high = (sweep["score"] >= 0.95 * sweep["score"].max()).to_numpy()
-    stretch = np.cumsum(np.diff(high, prepend=False))
-    return sweep.loc[stretch == stretch[sweep["score"].to_numpy().argmax()], "threshold"]
 
 
 def threshold_table(facts: Facts) -> Table | None:

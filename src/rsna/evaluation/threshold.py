@@ -1,0 +1,116 @@
+"""The operating point: which confidence is enough for a box, and how large boxes are made. Everything that chooses one.
+
+On the images that it is chosen on its score is too high: `cross_fit` chooses it for each fold on the other folds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rsna.data.boxes import scale_boxes
+from rsna.data.competition import BOX_COLUMNS
+from rsna.evaluation.metric import halfway, image_scores, keep_confident, of_images, threshold_sweep
+
+# factors on the sides of predicted boxes that are tried: the challenge's best found that smaller ones score higher
+BOX_SCALES = (0.8, 0.875, 0.95, 1.0, 1.05)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What turns predictions into a submission."""
+
+    threshold: float  # boxes with at least this confidence are kept
+    box_scale: float = 1.0  # factor on the sides of the boxes, about their centres
+    how_chosen: str = ""
+
+    def apply(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """The boxes that are kept, scaled; rows of images without any are dropped."""
+        return keep_confident(with_scaled_boxes(predictions, self.box_scale), self.threshold)
+
+
+def with_scaled_boxes(predictions: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """The predictions with their boxes shrunk or grown about their centres; at 1 every digit stays as it is."""
+    if factor == 1:
+        return predictions
+    scaled = scale_boxes(predictions[BOX_COLUMNS].to_numpy(dtype=float), factor)
+    return predictions.assign(**dict(zip(BOX_COLUMNS, scaled.T, strict=True)))
+
+
+def best_threshold(sweep: pd.DataFrame) -> float:
+    """The threshold of the highest score of a sweep; of equals the highest, which submits the fewest boxes."""
+    return float(sweep["threshold"].iloc[int(sweep["score"].to_numpy().argmax())])
+
+
+def best_score(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
+    """The mAP at the threshold that suits these very images best: for comparing, not for reporting."""
+    return float(threshold_sweep(truth, predictions)["score"].max())
+
+
+def plateau(sweep: pd.DataFrame) -> pd.Series:
+    """The thresholds around the best one, on both sides up to the first whose score is 5 % lower."""
+    high = (sweep["score"] >= 0.95 * sweep["score"].max()).to_numpy()
+    stretch = np.cumsum(np.diff(high, prepend=False))
+    return sweep.loc[stretch == stretch[sweep["score"].to_numpy().argmax()], "threshold"]
+
+
+def best_point(predictions: pd.DataFrame, truth: pd.DataFrame, scales: Sequence[float] = (1.0,)) -> OperatingPoint:
+    """The threshold and the box scale, of `scales`, with the highest mAP on these images; of equal scales the first."""
+    sweeps = {scale: threshold_sweep(truth, with_scaled_boxes(predictions, scale)) for scale in scales}
+    scale = max(sweeps, key=lambda scale: sweeps[scale]["score"].max())
+    return OperatingPoint(best_threshold(sweeps[scale]), scale, "the highest mAP on these images")
+
+
+def cross_fit(
+    predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series, scales: Sequence[float] = (1.0,)
+) -> tuple[pd.Series, dict[Any, OperatingPoint]]:
+    """Image scores with the operating point of each fold chosen on the other folds, and those points by fold.
+
+    fold_of: index patientId -> fold. With a single fold there is no other: no score and no point. The mean of the
+    scores is what to expect of images that took no part in the choice, if they are like these.
+    """
+    parts, points = [pd.Series(dtype=float)], dict[Any, OperatingPoint]()
+    for fold, ids in fold_of.groupby(fold_of).groups.items() if fold_of.nunique() > 1 else ():
+        others = fold_of.index.difference(ids)
+        points[fold] = best_point(of_images(predictions, others), of_images(truth, others), scales)
+        kept = points[fold].apply(of_images(predictions, ids))
+        parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
+    return pd.concat(parts[1:] or parts), points
+
+
+def scale_scores(predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series) -> dict[str, Any]:
+    """What scaled boxes would score: `best` by scale, each at its best threshold; and `cross_fitted_mAP`, with scale
+    and threshold of each fold chosen together on the other folds (None with a single fold)."""
+    scores, _ = cross_fit(predictions, truth, fold_of, BOX_SCALES)
+    return {
+        "best": {f"{scale:g}": best_score(with_scaled_boxes(predictions, scale), truth) for scale in BOX_SCALES},
+        "cross_fitted_mAP": float(scores.mean()) if len(scores) else None,
+    }
+
+
+def point_for_test(predictions: pd.DataFrame, by_fold: pd.DataFrame, threshold: float) -> OperatingPoint:
+    """The operating point for the fused predictions of the test images, given the best threshold out of fold.
+
+    That does not carry over as a number: a test image is seen by all folds and an out-of-fold image by one, and where
+    models disagree on the place the fused confidence is lower. But each fold's own test predictions (by_fold, with a
+    column fold) are on the scale of its out-of-fold predictions. So this counts the share of the test images that get
+    a box from single folds at that threshold, and gives the same share a box in the fused table: if the test images
+    hold more opacities than the training images, more get a box.
+    """
+    shares = by_fold.groupby(["fold", "patientId"])["confidence"].max().ge(threshold).groupby("fold").mean()
+    share = float(shares.mean())
+    how = (
+        f"{share:.1%} of the test images, as many as single folds give a box at {threshold:.4f}, "
+        "the best threshold out of fold"
+    )
+    return OperatingPoint(threshold_of_share(predictions, share), how_chosen=how)
+
+
+def threshold_of_share(predictions: pd.DataFrame, share: float) -> float:
+    """The confidence threshold that gives a share of the images a box that is as near to `share` as ties allow."""
+    top = predictions.groupby("patientId")["confidence"].max().fillna(0.0).sort_values(ascending=False).to_numpy()
+    ends = np.append(0, np.flatnonzero(np.diff(top, append=-np.inf)) + 1)
+    n_kept = int(ends[np.abs(ends - share * len(top)).argmin()])
+    return float(halfway(top[n_kept - 1] if n_kept else np.inf, top[n_kept] if n_kept < len(top) else -np.inf))

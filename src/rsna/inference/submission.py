@@ -1,0 +1,103 @@
+"""From a run's test.csv to submissions/<name>.csv: the threshold, Kaggle's format, the check, the manifest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rsna.core.artifacts import is_current, record, require, withdraw
+from rsna.core.config import Config, command
+from rsna.core.errors import UserError
+from rsna.core.files import read_json, write_then_rename
+from rsna.core.locks import file_lock
+from rsna.core.tables import read_table
+from rsna.data.cache import read_index
+from rsna.data.competition import PREDICTION_COLUMNS, SAMPLE_CSV, read_predictions, read_sample
+from rsna.data.submission_format import check_submission, format_submission
+from rsna.evaluation.scores import read_scores
+from rsna.evaluation.threshold import OperatingPoint, point_for_test
+
+# what others take from submissions/<name>.json, and of what type
+SUBMISSION_JSON = {"images": int, "images_with_box": int, "threshold": int | float, "threshold_from": str}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission that was written and read back."""
+
+    boxes: pd.DataFrame  # its prediction table; an image without a box has one row of empty fields
+    point: OperatingPoint
+
+    @property
+    def images(self) -> int:
+        return int(self.boxes["patientId"].nunique())
+
+    @property
+    def images_with_box(self) -> int:
+        return int(self.boxes.dropna(subset=["confidence"])["patientId"].nunique())
+
+
+def write_submission(cfg: Config) -> Submission | None:
+    """Write submissions/<name>.csv and its manifest; None if they are current.
+
+    Raises UserError where the run's tables or scores are missing or do not belong to each other.
+    """
+    ids = read_sample(Path(cfg.input))
+    index = read_index(cfg.cache_dir, cfg.size)
+    shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
+    with file_lock(cfg.run_dir):
+        require(cfg, "ensemble")
+        predictions = read_test(cfg, ids)
+        point = choose_point(cfg, predictions)
+        if is_current(cfg, "make_submission"):
+            return None
+        withdraw(cfg, "make_submission")
+        warn_left_out(shapes.index.difference(ids))
+        table = format_submission(point.apply(predictions), ids, shapes)
+        with write_then_rename(cfg.submission_csv) as temporary:
+            table.to_csv(temporary, index=False)
+            submission = Submission(check_submission(temporary, ids, shapes), point)
+        record(
+            cfg,
+            "make_submission",
+            threshold=point.threshold,
+            threshold_from=point.how_chosen,
+            images=submission.images,
+            images_with_box=submission.images_with_box,
+        )
+    return submission
+
+
+def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
+    """The run's test.csv. Raises UserError if an image of the sample submission is not in it."""
+    path = cfg.run_dir / "test.csv"
+    predictions = read_predictions(path, command(cfg, "ensemble"))
+    missing = set(ids) - set(predictions["patientId"])
+    if missing:
+        raise UserError(f"{path}: no row for {min(missing)} and {len(missing) - 1} more; rerun predict and ensemble")
+    return predictions
+
+
+def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
+    """threshold= where it is a number, else the one that point_for_test chooses. Raises UserError without scores."""
+    if cfg.threshold != "auto":
+        return OperatingPoint(float(cfg.threshold), how_chosen="given as threshold=")
+    require(cfg, "evaluate")
+    scores = read_scores(cfg.run_dir, command(cfg, "evaluate"))
+    columns = [*PREDICTION_COLUMNS, "fold"]
+    by_fold = read_table(cfg.run_dir / "test_by_fold.csv", columns, command(cfg, "ensemble"))
+    return point_for_test(predictions, by_fold, scores["threshold"])
+
+
+def read_submission(cfg: Config) -> dict[str, Any]:
+    """The manifest of a run's submission. Raises UserError if it is missing, broken, or of another file or scores."""
+    require(cfg, "make_submission")
+    return read_json(cfg.submission_csv.with_suffix(".json"), command(cfg, "make_submission"), SUBMISSION_JSON)
+
+
+def warn_left_out(names: pd.Index) -> None:
+    if len(names):
+        print(
+            f"WARNING: {len(names)} test images, first {names[0]}, are not in {SAMPLE_CSV} and get no row; is it whole?"
+        )
