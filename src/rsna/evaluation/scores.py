@@ -1,14 +1,28 @@
 """What a set of predictions is worth: the metric, its uncertainty, and plain baselines on the same images."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rsna.core.artifacts import record, require
+from rsna.core.config import Config
+from rsna.core.files import read_json, write_json
+from rsna.core.tables import write_table
 from rsna.data.boxes import box_iou, scale_boxes, xywh_to_xyxy
-from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, largest_box
+from rsna.data.competition import (
+    BOX_COLUMNS,
+    LABELS_CSV,
+    PREDICTION_COLUMNS,
+    largest_box,
+    read_folds,
+    read_labels,
+    read_predictions,
+    truth_boxes,
+)
 from rsna.evaluation.metric import (
     best_threshold,
     bootstrap_interval,
@@ -161,3 +175,70 @@ def describe(
         "per_iou": {f"{threshold:.2f}": float(value) for threshold, value in scores.mean().items()},
         "IoU": iou_on_positives(kept, truth),
     }
+
+
+# what others take from scores.json, and of what type
+SCORES_JSON = {"threshold": int | float, "images": int, "mAP": int | float, "interval": list, "per_fold": list}
+
+
+def read_scores(run_dir: Path, rebuild: str) -> dict[str, Any]:
+    """scores.json of a run. Raises UserError if it is missing or broken; rebuild: the command that makes it."""
+    return read_json(run_dir / "scores.json", rebuild, SCORES_JSON)
+
+
+def evaluate_run(cfg: Config) -> None:
+    """Score a run: write scores.json and threshold.csv."""
+    require(cfg, "ensemble")
+    predictions, no_tta = (read_predictions(cfg.run_dir / f"{name}.csv") for name in ("oof", "oof_no_tta"))
+    folds = read_folds(cfg.folds_csv, "").set_index("patientId").loc[predictions["patientId"].drop_duplicates()]
+    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    scores, table = score_run(cfg, predictions, no_tta, truth, folds)
+    write_table(table, cfg.run_dir / "threshold.csv")
+    write_json(scores, cfg.run_dir / "scores.json")
+    record(cfg, "evaluate")
+
+
+def score_run(
+    cfg: Any, predictions: pd.DataFrame, no_tta: pd.DataFrame, all_truth: pd.DataFrame, folds: pd.DataFrame
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The content of scores.json and threshold.csv. folds: rows of folds.csv by patientId, only of predicted images."""
+    truth = of_images(all_truth, folds.index)
+    table = sweep(truth, predictions)
+    threshold = best_threshold(table)
+    kept = keep_confident(predictions, threshold)
+    cross_fitted, thresholds = cross_fitted_scores(predictions, truth, folds["fold"])
+    image_score = image_scores(truth, kept).mean(axis=1)
+    median = median_boxes(all_truth, folds.index.tolist(), folds["fold"].tolist())
+    by_view = image_score.groupby(folds["view"].astype(object).fillna("unknown").reindex(image_score.index)).mean()
+
+    def mean(scores: pd.Series) -> float | None:
+        return float(scores.mean()) if len(scores) else None
+
+    def of_fold(fold: Any, ids: pd.Index) -> dict[str, Any]:
+        own, own_truth = of_images(predictions, ids), of_images(truth, ids)
+        return {
+            "fold": int(fold),
+            "images": len(ids),
+            "positives": int(own_truth["patientId"].nunique()),
+            "AUC": opacity_auc(own, own_truth),
+            "IoU": iou_on_positives(own, own_truth),
+            "mAP": mean(image_score[image_score.index.isin(ids)]),
+            "cross_fitted_mAP": mean(cross_fitted[cross_fitted.index.isin(ids)]),
+        }
+
+    return {
+        "name": cfg.name,
+        "threshold": threshold,
+        **describe(kept, truth, folds.index.tolist(), folds["group"], cfg.bootstrap, cfg.seed),
+        "cross_fitted_mAP": mean(cross_fitted),
+        "AUC": opacity_auc(predictions, truth),
+        "IoU": iou_on_positives(predictions, truth),
+        "best_mAP": best_score(predictions, truth),
+        "no_tta_best_mAP": best_score(no_tta, truth),
+        "accuracy": accuracy(predictions, truth),
+        "box_scales": scale_scores(predictions, truth, folds["fold"]),
+        "per_view_position": {str(key): float(value) for key, value in by_view.items()},
+        "baselines": baselines(median, kept, truth),
+        "per_fold": [of_fold(fold, ids) for fold, ids in folds.groupby("fold").groups.items()],
+        "cross_fitted_thresholds": {str(fold): value for fold, value in thresholds.items()},
+    }, table
