@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.run_files import make_competition, make_predictions, make_run, words
+from rsna.reporting.page import policy, render
 
 import report
 from rsna.core.config import parse
@@ -21,7 +22,6 @@ from rsna.core.errors import UserError
 from rsna.evaluation.metric import image_scores
 from rsna.reporting import sections as chapters
 from rsna.reporting.gallery import KINDS, PER_KIND, choose
-from rsna.reporting.page import policy, render
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
