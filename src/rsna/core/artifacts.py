@@ -123,14 +123,16 @@ def members_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[
 
 def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
     """The config with the settings that a manifest says, so that its files are found where they were written."""
+    settings = dict(manifest.get("settings", {}))
+    numbers = settings.pop("folds", None)  # of folds; the setting of that name is a path
+    if settings.get("weights") == "a file":
+        del settings["weights"]
     known = {f.name for f in fields(Config)}
-    settings = {key: value for key, value in manifest.get("settings", {}).items() if value != "a file"}
     said = {key: value for key, value in settings.items() if key in known}
     if "model" in settings:
         said["model_settings"] = {key: value for key, value in settings.items() if key not in known}
-    folds = settings.get("folds")
-    if isinstance(folds, list) and folds:
-        said |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(int(fold) + 1 for fold in folds))}
+    if isinstance(numbers, list) and numbers:
+        said |= {"fold": ",".join(map(str, numbers)), "n_folds": max(cfg.n_folds, *(int(k) + 1 for k in numbers))}
     return replace(cfg, **said)
 
 
