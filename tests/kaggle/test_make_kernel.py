@@ -289,7 +289,8 @@ def test_errors_of_the_server_are_errors(server, tmp_path, capsys):
     names = ["some-one/rsna-pneumonia-r", "some-one/rsna-pneumonia-r-inference"]
     upload = Upload(names[0], dataset, names[1], tmp_path / "new/inference", "r")
     server.refuse["PUT"] = ({}, 400)
-    with pytest.raises(UserError, match=r"kaggle datasets create failed: (Upload unsuccessful: bundle\.json|see above)"):
+    # newer clients say on the error stream what failed
+    with pytest.raises(UserError, match=r"datasets create failed: (Upload unsuccessful: bundle\.json|see above)"):
         upload_and_submit(upload)
     server.datasets.clear()
     server.refuse = {"CreateDataset": ({"status": "error", "error": "over your quota", "url": ""},)}
