@@ -35,7 +35,7 @@ SMALL += ["demo_train=20", "demo_test=6", "name=tiny.Run"]
 IN_ONE_PROCESS = """
 import importlib, sys
 from rsna.core.config import parse
-from rsna.training.loop import train_fold
+from rsna.training.fold import train_fold
 cfg = parse(sys.argv[2:])
 for command in sys.argv[1].split(","):
     if command == "predict":
