@@ -64,7 +64,7 @@ def test_a_paired_interval_is_narrower_than_two_apart():
 
 
 def test_people_are_resampled_not_images():
-    """All images of a person say the same: the interval is as wide as the few people make it."""
+    """All images of a person have one score: the interval is as wide as the few people make it."""
     values = np.repeat(np.random.default_rng(1).random(10), 40)
     first = pd.Series(values, index=[f"i{k}" for k in range(400)])
     second = first * 0
@@ -102,7 +102,7 @@ def compare(root):
 
 def test_what_is_printed_and_written(world):
     root, _, _ = world
-    said = compare(root)
+    printed = compare(root)
     table = pd.read_csv(root / "working/compare.csv").set_index("run")
     assert table.index.tolist() == ["good", "weak", "half"], "the best of those with the most images, then the rest"
     assert np.isnan(table.loc["good", "difference"])
@@ -113,11 +113,11 @@ def test_what_is_printed_and_written(world):
     assert table.loc["good", "megabytes"] == 2
     assert table.loc["good", "settings"] == "epochs=3 lr=0.01"
     assert table.loc["weak", "settings"] == "epochs=5 lr=0.001"
-    assert "difference to good" in said
-    assert f"{table.loc['good', 'mAP']:.4f} ± " in said
-    assert "weak: epochs=5" in said
-    assert "tta=" not in said, "settings that are the same are not listed"
-    assert str(root / "working/compare.csv") in said
+    assert "difference to good" in printed
+    assert f"{table.loc['good', 'mAP']:.4f} ± " in printed
+    assert "weak: epochs=5" in printed
+    assert "tta=" not in printed, "settings that are the same are not listed"
+    assert str(root / "working/compare.csv") in printed
 
 
 def test_settings_that_are_the_same_are_not_named():
@@ -138,15 +138,15 @@ def test_a_run_that_is_not_current_is_left_out_with_the_reason(tmp_path):
     }.items():
         harm(make_run(root, make_predictions(labels), name).run_dir)
     (root / "working/notes").mkdir()
-    said = compare(root)
-    lines = {line.split()[1]: line for line in said.splitlines() if line.startswith("NOTE")}
+    printed = compare(root)
+    lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith("NOTE")}
     assert list(lines) == ["absent", "broken", "old", "retrained", "unscored"]
     assert re.search(r"scores\.json: no such file; run: \./run\.sh evaluate .*name=absent", lines["absent"])
     assert re.search(r"scores\.json: not as evaluate wrote it; run: \./run\.sh evaluate .*name=broken", lines["broken"])
     assert re.search(r"oof\.csv: not as ensemble wrote it|made from another oof\.csv", lines["old"])
     assert "best.pt" in lines["retrained"]
     assert "evaluate has not finished" in lines["unscored"]
-    assert "notes" not in said
+    assert "notes" not in printed
     assert pd.read_csv(root / "working/compare.csv")["run"].tolist() == ["first"]
     assert np.isnan(training_seconds(root / "working/notes"))
 

@@ -63,7 +63,7 @@ def test_names_become_addresses(run, slug):
     for suffix in ("", "-inference", "-training"):
         whole = address_of(run, suffix)
         assert 6 <= len(whole) <= 50
-        assert slugify(title_of(whole)) == whole, "the client would warn of a title that leads elsewhere"
+        assert slugify(title_of(whole)) == whole, "the client would warn of a title that leads to another address"
 
 
 @pytest.mark.parametrize("user", ["some-one", "Some-One", " someone1 ", "https://www.kaggle.com/some-one/"])
@@ -239,7 +239,7 @@ def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys)
     def run(text):
         server.mount(f"some-one/{address}", kaggle / f"input/datasets/some-one/{address}")
         shutil.copytree(world / "home/input", kaggle / f"input/competitions/{DATA}")
-        # prediction looks at test images only
+        # prediction reads test images only
         shutil.rmtree(kaggle / f"input/competitions/{DATA}/stage_2_train_images")
         notebook.write_text(text)
         before = contents(kaggle / "input")
@@ -289,7 +289,7 @@ def test_errors_of_the_server_are_errors(server, tmp_path, capsys):
     names = ["some-one/rsna-pneumonia-r", "some-one/rsna-pneumonia-r-inference"]
     upload = Upload(names[0], dataset, names[1], tmp_path / "new/inference", "r")
     server.refuse["PUT"] = ({}, 400)
-    # newer clients say on the error stream what failed
+    # newer clients print on the error stream what failed
     with pytest.raises(UserError, match=r"datasets create failed: (Upload unsuccessful: bundle\.json|see above)"):
         upload_and_submit(upload)
     server.datasets.clear()

@@ -314,7 +314,7 @@ def browser(tmp_path_factory):
         options.add_argument(word)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # named, so that selenium does not look for one to download
+    # named, so that selenium does not download one
     service = webdriver.ChromeService(executable_path=DRIVER, env=os.environ | {"SE_OFFLINE": "true"})
     driver = webdriver.Chrome(options=options, service=service)
     driver.set_script_timeout(20)

@@ -113,9 +113,9 @@ def wait_until(
     if first:
         sleep(SECONDS_BETWEEN_POLLS)
     while True:
-        answered, said = ask(words)
+        answered, output = ask(words)
         unanswered = 0 if answered else unanswered + 1
-        status = status_in(said) if answered else f"no answer ({said.strip().splitlines()[-1:]})"
+        status = status_in(output) if answered else f"no answer ({output.strip().splitlines()[-1:]})"
         if status == wanted:
             print(f"{words[-1]}: {status}", flush=True)
             return
@@ -143,13 +143,13 @@ def ask(words: Sequence[str]) -> tuple[bool, str]:
 def demand(words: Sequence[str]) -> None:
     """Run a command of the client and print its output as it comes; raises UserError if it fails."""
     print(f"$ {shlex.join(words)}", flush=True)
-    said = []
+    output = []
     with subprocess.Popen([client(), *words[1:]], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or []:
             print(line, end="", flush=True)
-            said.append(line)
+            output.append(line)
     # the client ends with status 0 also after an error of the server
-    error = next((line.strip() for line in said if FAILED.search(line)), "see above" if process.returncode else "")
+    error = next((line.strip() for line in output if FAILED.search(line)), "see above" if process.returncode else "")
     if error:
         raise UserError(f"{shlex.join(words[:3])} failed: {error}")
 

@@ -138,7 +138,7 @@ def all_sections(data: ReportData) -> dict[str, Any]:
 
 
 def settings_table(cfg: Config, data: ReportData) -> Table:
-    """The settings that the run was made with, as its manifests say."""
+    """The settings that the run was made with, as its manifests record them."""
     rows = [[key, str(value) or "''"] for key, value in read_settings(data.run.folder).items()]
     return Table(f"Settings of run {cfg.name}, of training, prediction and fusion", ["setting", "value"], rows)
 
