@@ -132,7 +132,7 @@ def manifests(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that a run was made with, as its manifests record them: of training, then of prediction and fusion."""
+    """The settings of a run, as its manifests record them: of training, then of prediction and fusion."""
     settings: dict[str, Any] = {}
     # the precision shown is that of training: prediction may have had another
     for manifest in reversed(manifests(folder)):
