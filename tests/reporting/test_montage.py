@@ -1,5 +1,6 @@
 """Montages: every box of an image is drawn in its place, captions below, one row per kind of image."""
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from rsna.reporting.montage import (
     results_montage,
     stack_rows,
     submission_montage,
+    write_montage,
 )
 
 
@@ -72,6 +74,12 @@ def test_montage_of_a_run_is_deterministic_and_asks_for_current_files(tmp_path):
     assert (montage == results_montage(cfg)).all()
     assert (montage == GREEN).all(axis=2).any()
     assert (montage == YELLOW).all(axis=2).any()
+    path = tmp_path / "montage.png"
+    write_montage(montage, path)
+    found = cv2.imread(str(path)).astype(int)
+    assert np.abs(found - montage).mean() < 4, "fewer colours, the same picture"
+    green = (montage == GREEN).all(axis=2)
+    assert np.abs(found[green] - GREEN).max() < 16
     with pytest.raises(UserError, match="none of the test images is there; nothing to draw"):
         submission_montage(cfg)
     cfg.submission_csv.write_text("patientId,PredictionString\nx,\n")
