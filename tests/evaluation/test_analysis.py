@@ -1,4 +1,4 @@
-"""What a score is made of: parts that add up exactly, groups that hold what they say, curves thinned in shape."""
+"""Error analysis: parts that add up exactly, subgroups, calibration, thinned curves."""
 
 from fractions import Fraction
 
@@ -59,7 +59,7 @@ def take(boxes, free, least):
 def parts_of_image(truth, boxes, kind, limit):
     """The parts of one image at one IoU threshold, as exact fractions: written from the definition, box by box."""
     hits, failed, free = take(boxes, truth, limit)
-    near, elsewhere, unseen = take(failed, free, analysis.NEAR_IOU)
+    near, background, unseen = take(failed, free, analysis.NEAR_IOU)
     union = hits + len(failed) + len(free)
     counts = dict.fromkeys(analysis.PARTS, 0)
     if not truth:
@@ -68,7 +68,7 @@ def parts_of_image(truth, boxes, kind, limit):
     elif not boxes:
         counts["missed images"] = len(free)
     else:
-        counts |= {"missed boxes": len(unseen), "poor boxes": 2 * near, "boxes elsewhere": len(elsewhere)}
+        counts |= {"missed boxes": len(unseen), "localisation errors": 2 * near, "background boxes": len(background)}
     return {part: Fraction(count, union) for part, count in counts.items()}, Fraction(hits, union)
 
 
@@ -102,7 +102,7 @@ def test_parts_are_those_of_the_definition_and_add_up(true, predicted, kind):
 
 
 def test_parts_by_hand():
-    """A miss, a false alarm on Normal and one on Not Normal, and an image with a right, a poor and a stray box."""
+    """A miss, a false alarm on Normal and one on Not Normal, and an image with a right, a near and a background box."""
     truth = truth_of(("a", 0, 0, 10, 10), ("b", 0, 0, 10, 10), ("b", 50, 0, 10, 10))
     kept = predictions(
         ("b", 0.9, 0, 0, 10, 10), ("b", 0.8, 50, 0, 10, 3), ("b", 0.7, 90, 90, 5, 5), ("c", 0.9, 0, 0, 1, 1),
@@ -112,15 +112,15 @@ def test_parts_by_hand():
     means = parts.mean(axis=1)
     assert means["missed images"] == pytest.approx(1 / 4)
     assert means["false alarms on Normal"] == means["false alarms on Not Normal"] == pytest.approx(1 / 4)
-    assert means["poor boxes"] == pytest.approx(2 / 4 / 4), "a wrong box and the miss it stands for, of four"
-    assert means["boxes elsewhere"] == pytest.approx(1 / 4 / 4)
+    assert means["localisation errors"] == pytest.approx(2 / 4 / 4), "a wrong box and the miss it stands for, of four"
+    assert means["background boxes"] == pytest.approx(1 / 4 / 4)
     assert means["missed boxes"] == 0
-    assert images["poor boxes"] == 1
+    assert images["localisation errors"] == 1
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 2**31))
-def test_bins_hold_every_image_once_and_the_interval_holds_the_share(confidences, seed):
+def test_bins_contain_every_image_once_and_the_interval_contains_the_fraction(confidences, seed):
     top = pd.Series(confidences)
     positive = np.random.default_rng(seed).random(len(top)) < 0.5
     bins = analysis.calibration(top, positive)
@@ -180,8 +180,8 @@ def test_coverage_counts_boxes_over_each_cell():
     assert analysis.coverage(np.zeros((0, 4)), 4).sum() == 0
 
 
-def test_groups_hold_documented_values_only():
-    """Whatever stands in a header, no other word than the documented ones comes out."""
+def test_groups_contain_documented_values_only():
+    """Whatever a header contains, only the documented values come out."""
     folds = pd.DataFrame(
         {
             "view": ["AP", "PA", "Dr. Smith", np.nan],
@@ -204,10 +204,16 @@ def test_groups_hold_documented_values_only():
 def test_scores_by_group_are_means_of_what_counts():
     groups = pd.DataFrame({"view": ["AP", "AP", "PA", "PA"]}, index=list(IMAGES))
     scores = pd.Series({"a": 1.0, "b": 0.0, "c": 0.25})  # d is a negative without a box
-    flags = {name: pd.Series(values, index=list(IMAGES)) for name, values in
-             {"top": [0.9, 0.8, 0.7, 0.1], "positive": [True, False, True, False], "box": [True, True, True, False],
-              "people": ["p", "q", "r", "s"]}.items()}  # fmt: skip
-    table = scores_by_group(groups, scores, flags["top"], flags["positive"], flags["box"], flags["people"], 50, 1)
+    images = pd.DataFrame(
+        {
+            "score": scores.reindex(list(IMAGES)),
+            "top": [0.9, 0.8, 0.7, 0.1],
+            "positive": [True, False, True, False],
+            "with_box": [True, True, True, False],
+            "person": ["p", "q", "r", "s"],
+        }
+    )
+    table = scores_by_group(groups, images, 50, 1)
     assert table["mAP"].tolist() == [0.5, 0.25]
     assert table["AUC"].tolist() == [1.0, 1.0]
     assert table["with_box"].tolist() == [1.0, 0.5]

@@ -1,5 +1,6 @@
 """Runs side by side: the paired difference, what differs in settings, and what is left out with a reason."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,11 @@ from helpers.run_files import make_competition, make_predictions, make_run, word
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import compare
 from rsna.core.config import parse
 from rsna.core.errors import UserError
-from rsna.evaluation.bootstrap import paired_interval, ratio_difference
+from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, mean_average_precision
-from rsna.evaluation.runs import (
-    differing_settings,
-    read_settings,
-    training_seconds,
-)
+from rsna.evaluation.runs import as_made, differing_settings, find_runs, read_settings, training_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +64,7 @@ def test_a_paired_interval_is_narrower_than_two_apart():
 
 
 def test_people_are_resampled_not_images():
-    """All images of a person say the same: the interval is as wide as the few people make it."""
+    """All images of a person have one score: the interval is as wide as the few people make it."""
     values = np.repeat(np.random.default_rng(1).random(10), 40)
     first = pd.Series(values, index=[f"i{k}" for k in range(400)])
     second = first * 0
@@ -78,12 +74,19 @@ def test_people_are_resampled_not_images():
     assert width[1] > 3 * width[0]
 
 
+counted = st.dictionaries(st.integers(0, 9), st.integers(0, 4), max_size=10)
+
+
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(*[st.integers(0, 5)] * 4), min_size=1, max_size=10))
-def test_a_run_without_a_counting_image_has_no_difference(rows):
-    result = ratio_difference(np.array(rows, dtype=float))
-    for (a, n, b, m), value in zip(rows, result, strict=True):
-        assert np.isnan(value) if 0 in (n, m) else value == pytest.approx(a / n - b / m)
+@given(counted, counted)
+def test_a_run_without_a_counting_image_has_no_difference(first, second):
+    people = pd.Series([f"p{k // 2}" for k in range(10)], index=[f"i{k}" for k in range(10)])
+    scores = [pd.Series({f"i{k}": value / 4 for k, value in own.items()}, dtype=float) for own in (first, second)]
+    result = paired_interval(*scores, people, 20, 0)
+    if first and second:
+        assert result[0] == pytest.approx(scores[0].mean() - scores[1].mean())
+    else:
+        assert np.isnan(result).all()
 
 
 def test_nothing_in_common_is_no_number():
@@ -91,10 +94,15 @@ def test_nothing_in_common_is_no_number():
     assert np.isnan(paired_interval(none, none, pd.Series(dtype=object), 50, 0)).all()
 
 
-def test_what_is_printed_and_written(world, capsys):
+def compare(root):
+    """What the command prints."""
+    command = [sys.executable, str(ROOT / "src/compare.py"), *words(root)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_what_is_printed_and_written(world):
     root, _, _ = world
-    compare.main(parse(words(root)))
-    said = capsys.readouterr().out
+    printed = compare(root)
     table = pd.read_csv(root / "working/compare.csv").set_index("run")
     assert table.index.tolist() == ["good", "weak", "half"], "the best of those with the most images, then the rest"
     assert np.isnan(table.loc["good", "difference"])
@@ -105,11 +113,11 @@ def test_what_is_printed_and_written(world, capsys):
     assert table.loc["good", "megabytes"] == 2
     assert table.loc["good", "settings"] == "epochs=3 lr=0.01"
     assert table.loc["weak", "settings"] == "epochs=5 lr=0.001"
-    assert "difference to good" in said
-    assert f"{table.loc['good', 'mAP']:.4f} ± " in said
-    assert "weak: epochs=5" in said
-    assert "tta=" not in said, "what all share is not said"
-    assert str(root / "working/compare.csv") in said
+    assert "difference to good" in printed
+    assert f"{table.loc['good', 'mAP']:.4f} ± " in printed
+    assert "weak: epochs=5" in printed
+    assert "tta=" not in printed, "settings that are the same are not listed"
+    assert str(root / "working/compare.csv") in printed
 
 
 def test_settings_that_are_the_same_are_not_named():
@@ -117,32 +125,56 @@ def test_settings_that_are_the_same_are_not_named():
     assert found == {"a": {"size": 2}, "b": {"size": 3}}
 
 
-def test_a_run_that_is_not_whole_is_left_out_with_its_reason(world, tmp_path, capsys):
+def test_a_run_that_is_not_current_is_left_out_with_the_reason(tmp_path):
     root = tmp_path / "<b>& two"
     _, labels = make_competition(root, 60)
     make_run(root, make_predictions(labels), "first")
     for name, harm in {
         "absent": lambda run: (run / "scores.json").unlink(),
         "old": lambda run: (run / "oof.csv").write_text((run / "oof.csv").read_text() + "x,,,,,\n"),
-        "broken": lambda run: (run / "scores.json").write_text('{"oof": "x", "mAP": 1}'),
+        "broken": lambda run: (run / "scores.json").write_text('{"mAP": 1}'),
+        "retrained": lambda run: (run / "fold0/best.pt").write_bytes(b"1"),
+        "unscored": lambda run: (run / "evaluate.json").unlink(),
     }.items():
-        harm(make_run(root, make_predictions(labels), name))
+        harm(make_run(root, make_predictions(labels), name).run_dir)
     (root / "working/notes").mkdir()
-    compare.main(parse(words(root)))
-    said = capsys.readouterr().out
-    assert "absent is left out" in said
-    assert "scores.json is of other predictions; run: ./run.sh evaluate name=old" in said
-    assert "broken is left out" in said
-    assert "is missing or makes no sense; delete it and run: ./run.sh evaluate name=broken" in said
-    assert "notes" not in said
+    printed = compare(root)
+    lines = {line.split()[1]: line for line in printed.splitlines() if line.startswith("NOTE")}
+    assert list(lines) == ["absent", "broken", "old", "retrained", "unscored"]
+    assert re.search(r"scores\.json: no such file; run: \./run\.sh evaluate .*name=absent", lines["absent"])
+    assert re.search(r"scores\.json: not as evaluate wrote it; run: \./run\.sh evaluate .*name=broken", lines["broken"])
+    assert re.search(r"oof\.csv: not as ensemble wrote it|made from another oof\.csv", lines["old"])
+    assert "best.pt" in lines["retrained"]
+    assert "evaluate has not finished" in lines["unscored"]
+    assert "notes" not in printed
     assert pd.read_csv(root / "working/compare.csv")["run"].tolist() == ["first"]
     assert np.isnan(training_seconds(root / "working/notes"))
 
 
-def test_broken_settings_are_named(tmp_path):
+def test_a_run_is_compared_with_its_own_settings_and_folder(tmp_path):
+    """Whatever is set now; and also after its workspace was moved."""
+    _, labels = make_competition(tmp_path / "here", 40)
+    cfg = make_run(tmp_path / "here", make_predictions(labels), epochs=5, checkpoint="last")
+    (tmp_path / "here").rename(tmp_path / "there")
+    now = parse([*words(tmp_path / "there"), "epochs=7", "n_folds=5", "fold=3", "lr=0.5"])
+    made = as_made(now)
+    assert (made.epochs, made.checkpoint, made.fold_list, made.lr) == (5, "last", [0, 1], cfg.lr)
+    runs, refused = find_runs(now)
+    assert [run.name for run in runs] == ["first"]
+    assert not refused
+
+
+def test_settings_of_the_model_are_settings_of_the_run(tmp_path):
+    _, labels = make_competition(tmp_path, 40)
+    cfg = make_run(tmp_path, make_predictions(labels), model_settings={"dropout": 0.25})
+    assert read_settings(cfg.run_dir)["dropout"] == 0.25
+    assert as_made(parse(words(tmp_path))).model_settings == {"dropout": 0.25}
+
+
+def test_broken_manifests_are_named(tmp_path):
     (tmp_path / "fold0").mkdir()
-    (tmp_path / "fold0/config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml: not a settings file"):
+    (tmp_path / "fold0/train.json").write_text("{")
+    with pytest.raises(UserError, match=r"train\.json: not JSON"):
         read_settings(tmp_path)
 
 

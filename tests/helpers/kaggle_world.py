@@ -1,4 +1,4 @@
-"""Kaggle in small: its folders, an image that lacks some packages, no network, and a server for the real client."""
+"""A small Kaggle: its folders, an image that lacks some packages, no network, and a server for the real client."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def run_notebook(notebook, world, python):
 
 
 def shown(notebook):
-    """All text that the cells of a finished notebook printed, and how many pictures they show."""
+    """All text that the cells of a finished notebook printed, and how many images they show."""
     outputs = [output for cell in json.loads(notebook.read_text())["cells"] for output in cell.get("outputs", [])]
     text = "".join("".join(output.get("text", "")) for output in outputs)
     return text, sum("image/png" in output.get("data", {}) for output in outputs)
@@ -153,7 +153,7 @@ class KaggleServer:
                 try:
                     answer = getattr(owner, method)(request)
                 except (AttributeError, LookupError, AssertionError) as error:
-                    # the client would ask a silent server again for minutes
+                    # the client would retry for minutes without an answer
                     answer = ({"code": 400, "message": repr(error)}, 400)
                 self.answer(*answer)
 

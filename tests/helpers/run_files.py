@@ -1,7 +1,7 @@
-"""A finished run made up on disk, without training: what report and compare read, at any size, in a second."""
+"""A finished run written to disk without training: what report and compare read, at any size, in a second."""
 
-import json
 import os
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -9,7 +9,6 @@ import pandas as pd
 
 from rsna.core.artifacts import record
 from rsna.core.config import parse
-from rsna.core.files import content_hash
 from rsna.data.cache import INDEX_COLUMNS
 from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV
 from rsna.evaluation.scores import evaluate_run
@@ -67,7 +66,7 @@ def words(root, name="first", *more):
 
 
 def make_competition(root, n=60, seed=0, side=64, edit=lambda folds: folds):
-    """Labels, classes, folds and a cache of pictures; returns folds and labels."""
+    """Labels, classes, folds and a cache of images; returns folds and labels."""
     folds, labels = make_images(n, seed)
     folds = edit(folds)
     for folder in ("input", "folds", f"working/png_{side}/train"):
@@ -75,47 +74,54 @@ def make_competition(root, n=60, seed=0, side=64, edit=lambda folds: folds):
     labels.to_csv(root / "input" / LABELS_CSV, index=False)
     folds[["patientId", "class"]].to_csv(root / "input" / CLASSES_CSV, index=False)
     folds.to_csv(root / "folds/folds.csv", index=False)
-    # one file under many names; noise is the worst that a JPEG can meet
-    picture = np.random.default_rng(seed).integers(0, 256, (side, side)).astype(np.uint8)
-    first = root / f"working/png_{side}/picture.png"
-    cv2.imwrite(str(first), picture)
+    # one file under many names; noise compresses worst
+    image = np.random.default_rng(seed).integers(0, 256, (side, side)).astype(np.uint8)
+    first = root / f"working/png_{side}/image.png"
+    cv2.imwrite(str(first), image)
     for name in folds["patientId"]:
         os.link(first, root / f"working/png_{side}/train/{name}.png")
     index = pd.DataFrame({"patientId": folds["patientId"]}).assign(
         split="train", status="ok", rows=SIDE, cols=SIDE, scale_x=side / SIDE, scale_y=side / SIDE, pad_x=0, pad_y=0
     )
     index.reindex(columns=INDEX_COLUMNS).to_csv(root / f"working/png_{side}/index.csv", index=False)
+    record(parse(words(root)), "make_folds")
     return folds, labels
 
 
-def make_run(root, predictions, name="first", epochs=3, **settings):
-    """A run folder with these predictions, scored, and its submission's json."""
-    run = root / "working" / name
-    folds = pd.read_csv(root / "folds/folds.csv", dtype={"patientId": str}).set_index("patientId")["fold"]
-    run.mkdir(parents=True)
-    for table in ("oof", "oof_no_tta"):
-        predictions.to_csv(run / f"{table}.csv", index=False)
-    cfg = parse(words(root, name))
-    record(cfg, "ensemble")
+def make_run(root, predictions, name="first", parts=(), **settings):
+    """The folder of a run with these predictions, its manifests, scores and submission; its config.
+
+    parts: names of the parts of the loss in history.csv; settings: those that differ from `words`.
+    """
+    cfg = replace(parse(words(root)), name=name, **{"epochs": 3, **settings})
+    folds = pd.read_csv(cfg.folds_csv, dtype={"patientId": str}).set_index("patientId")["fold"]
     for fold in sorted(set(folds[predictions["patientId"]])):
-        folder = run / f"fold{fold}"
-        folder.mkdir()
-        rows = [[k + 1, "all", 1e-3, 3 / (k + 1), 3.5 / (k + 1), *[0.1 * (k + fold + 1)] * 6] for k in range(epochs)]
-        pd.DataFrame(rows, columns=HISTORY).to_csv(folder / "history.csv", index=False)
-        pd.DataFrame({"epoch": range(1, epochs + 1), "seconds": 2.5}).to_csv(folder / "seconds.csv", index=False)
-        lines = {"epochs": epochs, "lr": 0.001, "root": str(root), "name": name, **settings}
-        (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
-        (folder / "best.pt").write_bytes(b"0" * 2**20)
+        make_fold(cfg, fold, parts)
+    for table in ("oof", "oof_no_tta"):
+        predictions.to_csv(cfg.run_dir / f"{table}.csv", index=False)
+    record(cfg, "ensemble")
     evaluate_run(cfg)
-    (root / "submissions").mkdir(exist_ok=True)
-    csv = root / f"submissions/{name}.csv"
-    csv.write_text("patientId,PredictionString\n")
-    content = {
-        "threshold": 0.4321,
-        "threshold_from": "as many as single folds give a box",
-        "images": 20,
-        "images_with_box": 5,
-        "made_from": {"scores.json": content_hash(run / "scores.json"), "submission": content_hash(csv)},
-    }
-    (root / f"submissions/{name}.json").write_text(json.dumps(content))
-    return run
+    make_submission(cfg)
+    return cfg
+
+
+def make_fold(cfg, fold, parts):
+    folder = cfg.fold_dir(fold)
+    folder.mkdir(parents=True)
+    columns = [f"{split}_{part}" for part in parts for split in ("train", "valid")]
+    rows = [
+        [k + 1, "all", 1e-3, 3 / (k + 1), 3.5 / (k + 1), *[1 / (k + 1)] * len(columns), *[0.1 * (k + fold + 1)] * 6]
+        for k in range(cfg.epochs)
+    ]
+    pd.DataFrame(rows, columns=[*HISTORY[:5], *columns, *HISTORY[5:]]).to_csv(folder / "history.csv", index=False)
+    pd.DataFrame({"epoch": range(1, cfg.epochs + 1), "seconds": 2.5}).to_csv(folder / "seconds.csv", index=False)
+    (folder / "best.pt").write_bytes(b"0" * 2**20)
+    for command in ("train", "predict"):
+        record(cfg, command, fold)
+
+
+def make_submission(cfg):
+    cfg.submission_csv.parent.mkdir(exist_ok=True)
+    cfg.submission_csv.write_text("patientId,PredictionString\n")
+    results = {"threshold_from": "as many as single folds give a box", "images": 20, "images_with_box": 5}
+    record(cfg, "make_submission", threshold=0.4321, **results)

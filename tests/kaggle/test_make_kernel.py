@@ -1,4 +1,4 @@
-"""The bundle for Kaggle: uploaded by the real client, unpacked as Kaggle does, its notebooks run without network."""
+"""The bundle for Kaggle: uploaded by the real client, unpacked as on Kaggle, its notebooks run without network."""
 
 import hashlib
 import json
@@ -15,9 +15,6 @@ import pytest
 from helpers.kaggle_world import KaggleServer, make_image, make_wheels, run_notebook, shown
 from slugify import slugify
 
-import cache_images
-import make_kernel
-import predict
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.core.files import read_json
@@ -25,24 +22,26 @@ from rsna.kaggle import client as kaggle_client
 from rsna.kaggle import notebooks
 from rsna.kaggle.bundle import PACKAGES, address_of, check_limits, collect_wheels, title_of, user_slug, write_metadata
 from rsna.kaggle.client import Upload, status_in, upload_and_submit, wait_until
+from rsna.kaggle.kernels import plan_bundle, print_bundle, print_commands, run_words, write_bundle
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
+from rsna.models.registry import settings_of
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 DATA = "rsna-pneumonia-detection-challenge"
-STAGES = ["make_demo", "make_folds", "cache_images", "predict", "ensemble", "evaluate", "make_submission"]
+COMMANDS = ["make_demo", "make_folds", "cache_images", "predict", "ensemble", "evaluate", "make_submission"]
 SMALL = ["size=64", "n_folds=2", "epochs=1", "batch_size=8", "encoder=mobilenet_v2", "weights=none", "bootstrap=20"]
 SMALL += ["demo_train=20", "demo_test=6", "name=tiny.Run"]
-# a process for each stage and fold would spend most of its time on imports
+# a process for each command and fold would spend most of its time on imports
 IN_ONE_PROCESS = """
 import importlib, sys
 from rsna.core.config import parse
 from rsna.training.fold import train_fold
 cfg = parse(sys.argv[2:])
-for stage in sys.argv[1].split(","):
-    if stage == "predict":
+for command in sys.argv[1].split(","):
+    if command == "predict":
         for fold in cfg.fold_list:
             train_fold(cfg, fold)
-    importlib.import_module(stage).main(cfg)
+    importlib.import_module(command).main(cfg)
 """
 
 
@@ -64,7 +63,7 @@ def test_names_become_addresses(run, slug):
     for suffix in ("", "-inference", "-training"):
         whole = address_of(run, suffix)
         assert 6 <= len(whole) <= 50
-        assert slugify(title_of(whole)) == whole, "the client would warn of a title that leads elsewhere"
+        assert slugify(title_of(whole)) == whole, "the client would warn of a title that leads to another address"
 
 
 @pytest.mark.parametrize("user", ["some-one", "Some-One", " someone1 ", "https://www.kaggle.com/some-one/"])
@@ -73,12 +72,12 @@ def test_user_names(user):
 
 
 @pytest.mark.parametrize("user", ["", "a b", "../x", "a/b", "x" * 60, "né"])
-def test_no_user_names(user):
+def test_invalid_user_names(user):
     with pytest.raises(UserError, match="Kaggle user name"):
         user_slug(user)
 
 
-def test_what_kaggle_would_not_take_is_refused(tmp_path, monkeypatch):
+def test_what_kaggle_would_refuse_is_refused(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best.pt").write_bytes(bytes(3000))
     check_limits(tmp_path, 3000)
@@ -96,13 +95,13 @@ def test_what_kaggle_would_not_take_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [inference_notebook, training_notebook])
-def test_notebooks_are_whole_and_the_same_each_time(make):
+def test_notebooks_are_complete_and_deterministic(make):
     kernel = Kernel("u", "r", ["name=r", "tta=plain,hflip"])
     book = make(kernel)
     nbformat.validate(book)
     assert nbformat.writes(book) == nbformat.writes(make(kernel))
     kinds = [cell["cell_type"] for cell in book["cells"]]
-    assert kinds == ["markdown", "code"] * (len(kinds) // 2), "words between the cells"
+    assert kinds == ["markdown", "code"] * (len(kinds) // 2), "text between the code"
     for cell in book["cells"][1::2]:
         compile(cell["source"], cell["id"], "exec")
     text = nbformat.writes(book)
@@ -140,12 +139,12 @@ def test_archives_that_kaggle_left_packed_are_unpacked(tmp_path, monkeypatch):
     assert (first_cell(tmp_path, monkeypatch)["SOURCE"] / "predict.py").read_text() == "here"
 
 
-def test_without_internet_the_way_to_wheels_is_said(tmp_path, monkeypatch):
+def test_without_internet_the_error_names_wheels(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"Is there internet\? Without it, say wheels=<folder>: .*pydicom==3"):
+    with pytest.raises(UserError, match=r"Is there internet\? Without it, set wheels=<folder>: .*pydicom==3"):
         collect_wheels(tmp_path / "wheels", "")
     with pytest.raises(UserError, match="no such folder"):
         collect_wheels(tmp_path / "other", str(tmp_path / "nowhere"))
@@ -154,7 +153,7 @@ def test_without_internet_the_way_to_wheels_is_said(tmp_path, monkeypatch):
 
 
 def test_every_requirement_is_in_kaggles_image_or_in_the_bundle():
-    """Whoever adds a package has to say how a kernel without internet gets it."""
+    """Whoever adds a package must provide it to a kernel without internet."""
     image = ["torch", "torchvision", "pillow", "opencv-python-headless", "scikit-learn", "pandas", "numpy", "tqdm"]
     image += ["matplotlib", "jinja2"]
     lines = [line.split("#")[0].strip() for line in (SOURCE.parent / "requirements.txt").read_text().splitlines()]
@@ -171,21 +170,21 @@ def test_statuses():
     assert status_in("") == "unknown"
 
 
-def test_waiting_goes_on_until_there_is_something_to_say(monkeypatch, capsys):
-    answers, naps = iter(["queued", "running", "complete"]), []
+def test_polling_ends_with_a_final_status(monkeypatch, capsys):
+    answers, pauses = iter(["queued", "running", "complete"]), []
     monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, next(answers)))
-    wait_until(["status", "u/k"], "complete", 100, naps.append)
-    assert len(naps) == 2
+    wait_until(["status", "u/k"], "complete", 100, pauses.append)
+    assert len(pauses) == 2
     assert "u/k: complete" in capsys.readouterr().out
     monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, "error"))
     with pytest.raises(UserError, match="u/k: error; its page"):
-        wait_until(["status", "u/k"], "complete", 100, naps.append)
+        wait_until(["status", "u/k"], "complete", 100, pauses.append)
     monkeypatch.setattr(kaggle_client, "ask", lambda words: (True, "running"))
     with pytest.raises(UserError, match=r"still running after .*status u/k"):
-        wait_until(["status", "u/k"], "complete", 100, naps.append)
+        wait_until(["status", "u/k"], "complete", 100, pauses.append)
     monkeypatch.setattr(kaggle_client, "ask", lambda words: (False, "403 Forbidden"))
     with pytest.raises(UserError, match=r"still no answer .*403 Forbidden"):
-        wait_until(["status", "u/k"], "complete", 1e9, naps.append)
+        wait_until(["status", "u/k"], "complete", 1e9, pauses.append)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +192,7 @@ def world(tmp_path_factory):
     """A trained run at home, wheels, and a Python as Kaggle has it."""
     folder = tmp_path_factory.mktemp("kernel")
     words = [*SMALL, f"root={folder / 'home'}"]
-    command = [sys.executable, "-c", IN_ONE_PROCESS, ",".join(STAGES), *words]
+    command = [sys.executable, "-c", IN_ONE_PROCESS, ",".join(COMMANDS), *words]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -203,7 +202,8 @@ def world(tmp_path_factory):
 
 
 def config(world, *words):
-    return parse([*SMALL, f"root={world / 'home'}", f"wheels={world / 'wheels'}", "user=Some-One", *words])
+    words = [*SMALL, f"root={world / 'home'}", f"wheels={world / 'wheels'}", "user=Some-One", *words]
+    return parse(words, settings_of)
 
 
 @pytest.fixture
@@ -212,9 +212,19 @@ def server(tmp_path, monkeypatch):
     for name, value in server.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("KAGGLE_API_TOKEN", raising=False)
-    monkeypatch.setattr(kaggle_client, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(kaggle_client, "SECONDS_BETWEEN_POLLS", 0.01)
     yield server
     server.close()
+
+
+def make_kernel(cfg):
+    """What the command does."""
+    bundle = plan_bundle(cfg)
+    write_bundle(bundle)
+    print_bundle(bundle)
+    print_commands(bundle)
+    if cfg.push:
+        upload_and_submit(bundle.upload)
 
 
 def contents(folder):
@@ -229,7 +239,7 @@ def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys)
     def run(text):
         server.mount(f"some-one/{address}", kaggle / f"input/datasets/some-one/{address}")
         shutil.copytree(world / "home/input", kaggle / f"input/competitions/{DATA}")
-        # prediction looks at test images only
+        # prediction reads test images only
         shutil.rmtree(kaggle / f"input/competitions/{DATA}/stage_2_train_images")
         notebook.write_text(text)
         before = contents(kaggle / "input")
@@ -239,14 +249,14 @@ def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys)
         return (kaggle / "working/submission.csv").read_bytes()
 
     server.on_run = run
-    make_kernel.main(config(world, "push=true"))
-    said = capsys.readouterr().out
+    make_kernel(config(world, "push=true"))
+    printed = capsys.readouterr().out
     home = (world / "home/submissions/tiny.Run.csv").read_bytes()
     assert server.output == home
     assert server.submitted[1] == home
     assert server.submitted[0]["competitionName"] == DATA
-    assert "1 submissions" not in said
-    assert "4 submissions remaining today" in said
+    assert "1 submissions" not in printed
+    assert "4 submissions remaining today" in printed
     methods = [method for method, _, _ in server.calls]
     assert "CreateDataset" in methods
     assert methods.index("CreateDataset") < methods.index("SaveKernel") < methods.index("CreateSubmission")
@@ -254,23 +264,23 @@ def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys)
     assert (kernel["enableGpu"], kernel["enableInternet"], kernel["isPrivate"]) == (True, False, True)
     assert kernel["competitionDataSources"] == [DATA]
     assert kernel["datasetDataSources"] == [f"some-one/{address}"]
-    text, pictures = shown(notebook)
+    text, images = shown(notebook)
     assert "Successfully installed" in text
     assert "segmentation-models-pytorch" in text.split("Successfully installed")[1].splitlines()[0]
     assert "the same file, byte for byte" in text
-    assert pictures == 1
-    no_secrets(said, [world / "home/working/tiny.Run/kaggle", notebook])
+    assert images == 1
+    no_secrets(printed, [world / "home/working/tiny.Run/kaggle", notebook])
     assert all("secret" not in json.dumps(request) for _, request, _ in server.calls)
 
 
-def no_secrets(said, places):
+def no_secrets(printed, places):
     """The token is in nothing that was printed or written."""
-    assert "secret-of-someone" not in said
+    assert "secret-of-someone" not in printed
     paths = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
     assert all(b"secret-of-someone" not in path.read_bytes() for path in paths if path.suffix not in (".pt", ".whl"))
 
 
-def test_what_kaggle_answers_is_not_taken_for_success(server, tmp_path, capsys):
+def test_errors_of_the_server_are_errors(server, tmp_path, capsys):
     """The client ends with status 0 after many an error."""
     dataset, kernel = tmp_path / "new/dataset", Kernel("some-one", "r", [])
     dataset.mkdir(parents=True)
@@ -279,7 +289,8 @@ def test_what_kaggle_answers_is_not_taken_for_success(server, tmp_path, capsys):
     names = ["some-one/rsna-pneumonia-r", "some-one/rsna-pneumonia-r-inference"]
     upload = Upload(names[0], dataset, names[1], tmp_path / "new/inference", "r")
     server.refuse["PUT"] = ({}, 400)
-    with pytest.raises(UserError, match=r"kaggle datasets create failed: Upload unsuccessful: bundle\.json"):
+    # newer clients print on the error stream what failed
+    with pytest.raises(UserError, match=r"datasets create failed: (Upload unsuccessful: bundle\.json|see above)"):
         upload_and_submit(upload)
     server.datasets.clear()
     server.refuse = {"CreateDataset": ({"status": "error", "error": "over your quota", "url": ""},)}
@@ -306,7 +317,7 @@ def test_what_kaggle_answers_is_not_taken_for_success(server, tmp_path, capsys):
     no_secrets(capsys.readouterr().out, [tmp_path])
 
 
-def test_who_has_no_token_is_told(server, tmp_path, monkeypatch, capsys):
+def test_a_missing_token_is_reported(server, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("KAGGLE_KEY")
     with pytest.raises(UserError, match=r"kaggle datasets create failed: see above"):
         upload_and_submit(Upload("u/d", tmp_path, "u/k", tmp_path, "m"))
@@ -314,15 +325,15 @@ def test_who_has_no_token_is_told(server, tmp_path, monkeypatch, capsys):
     assert server.calls == []
 
 
-def test_the_training_notebook_begins_from_nothing(world, tmp_path, capsys):
+def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsys):
     """Folds, cache, training from a file of weights, submission; a dataset that was left packed, the older places."""
     weights = world / "home/working/tiny.Run/fold1/best.pt"
     words = ["name=fresh", "fold=0", f"weights={weights}", f"folds={tmp_path / 'none'}"]
-    make_kernel.main(config(world, *words))
-    said = capsys.readouterr().out
-    assert "is not trained" in said
-    assert "kernels push" in said
-    assert "fresh-training" in said
+    make_kernel(config(world, *words))
+    printed = capsys.readouterr().out
+    assert "is not trained" in printed
+    assert "kernels push" in printed
+    assert "fresh-training" in printed
     bundle = world / "home/working/fresh/kaggle"
     assert not (bundle / "inference").exists()
     metadata = read_json(bundle / "training/kernel-metadata.json")
@@ -337,47 +348,61 @@ def test_the_training_notebook_begins_from_nothing(world, tmp_path, capsys):
     shutil.copyfile(bundle / "training" / metadata["code_file"], notebook)
     done = run_notebook(notebook, kaggle, world / "image/python/bin/python")
     assert done.returncode == 0, done.stderr
-    text, pictures = shown(notebook)
+    text, images = shown(notebook)
     assert "fold 0 epoch 1/1" in text
-    assert pictures == 2
+    assert images == 2
     submission = pd.read_csv(kaggle / "working/submission.csv")
     sample = pd.read_csv(world / "home/input/stage_2_sample_submission.csv")
     assert submission["patientId"].tolist() == sample["patientId"].tolist()
-    # what the notebook kept is a run that the stages at home go on from
+    # what the notebook kept is a run that the commands at home continue from
     kept = kaggle / "working/run"
     home = config(world, "name=fresh", "fold=0", f"root={kept}", f"input={world / 'home/input'}")
-    make_kernel.check_fold(home, 0)
+    assert plan_bundle(home).trained
 
 
-def test_a_run_that_is_not_whole_or_of_other_settings_has_no_kernel(world, tmp_path):
+def test_an_incomplete_run_or_one_of_other_settings_has_no_kernel(world, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(world / "home", home)
     words = [f"root={home}"]
     before = contents(home)
     for word, reason in {
-        "tta=plain": r"predict worked from other settings or files \(tta: plain,hflip -> plain\)",
-        "box_scale=0.9": r"ensemble worked from other .*box_scale: 1.0 -> 0.9",
-        "lr=0.01": r"best\.pt was made with other settings.*lr: 0.001 -> 0.01",
+        "tta=plain": r"predict\.json: predict ran with other settings or files \(tta: plain,hflip -> plain\)",
+        "box_scale=0.9": r"ensemble\.json: ensemble ran with other .*box_scale: 1.0 -> 0.9",
+        "lr=0.01": r"train\.json: train ran with other settings.*lr: 0.001 -> 0.01",
+        "dropout=0.25": r"train\.json: train ran with other settings.*dropout: None -> 0.25",
         "runs=a,b": "an ensemble of runs has no kernel",
         "user=": "Kaggle user name",
     }.items():
         with pytest.raises(UserError, match=reason):
-            make_kernel.main(config(world, *words, word))
+            make_kernel(config(world, *words, word))
     assert contents(home) == before
-    scores = json.loads((home / "working/tiny.Run/scores.json").read_text())
-    (home / "working/tiny.Run/scores.json").write_text(json.dumps(scores | {"oof": "other"}))
-    with pytest.raises(UserError, match="of other predictions"):
-        make_kernel.main(config(world, *words))
-    (home / "working/tiny.Run/fold1/best.pt").unlink()
-    with pytest.raises(UserError, match=r"fold1/best\.pt: no such file; train this fold first"):
-        make_kernel.main(config(world, *words))
+    run = home / "working/tiny.Run"
+    scores = json.loads((run / "scores.json").read_text())
+    (run / "scores.json").write_text(json.dumps(scores | {"mAP": 1}))
+    with pytest.raises(UserError, match=r"scores\.json: not as evaluate wrote it"):
+        make_kernel(config(world, *words))
+    assert plan_bundle(config(world, *words, "threshold=0.3")).trained, "no scores needed"
+    (run / "fold1/best.pt").unlink()
+    with pytest.raises(UserError, match=r"fold1/best\.pt: no such file; run: \./run\.sh train"):
+        make_kernel(config(world, *words))
+    (run / "fold1/train.json").unlink()
+    with pytest.raises(UserError, match=r"train has not finished; run: \./run\.sh train .*fold=1"):
+        make_kernel(config(world, *words))
 
 
-def test_folds_alone_are_no_trained_run(world, tmp_path, capsys):
+def test_settings_of_the_model_reach_the_kernel():
+    """Those that differ from the model's defaults or, where a preset sets them, from the preset."""
+    assert "dropout=0.25" in run_words(parse(["dropout=0.25"], settings_of))
+    assert not [word for word in run_words(parse(["preset=fastai"], settings_of)) if "full_image" in word]
+    changed = parse(["preset=fastai", "full_image_negatives=false"], settings_of)
+    assert parse(run_words(changed), settings_of) == changed
+
+
+def test_folds_alone_are_not_a_trained_run(world, tmp_path, capsys):
     """And a file of weights may have any name; a run any that a run may have."""
     weights = tmp_path / "it's my $weights.pth"
     shutil.copyfile(world / "home/working/tiny.Run/fold1/best.pt", weights)
-    make_kernel.main(config(world, "name=submission", f"weights={weights}", f"working={tmp_path}"))
+    make_kernel(config(world, "name=submission", f"weights={weights}", f"working={tmp_path}"))
     assert "is not trained" in capsys.readouterr().out
     bundle = tmp_path / "submission/kaggle"
     assert (bundle / "dataset/run/folds.csv").is_file()
@@ -389,21 +414,25 @@ def test_folds_alone_are_no_trained_run(world, tmp_path, capsys):
     assert any('if OUTPUT / "submission.csv" != submission' in "".join(cell) for cell in cells)
 
 
-def test_only_the_test_images(world, tmp_path, capsys):
-    """At home only_test=true leaves training images and their tables alone, and full stages notice."""
+def run_command(name, words):
+    """Run a command; returns its output, of an error what it printed."""
+    command = [sys.executable, str(SOURCE / f"{name}.py"), *SMALL, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+def test_only_the_test_images(world, tmp_path):
+    """At home only_test=true leaves training images and their tables alone, and the full commands notice."""
     home = tmp_path / "home"
     shutil.copytree(world / "home", home)
     index, fold = home / "working/png_64/index.csv", home / "working/tiny.Run/fold0"
-    tables = {name: (fold / f"{name}.csv").read_bytes() for name in ("valid", "valid_plain", "test")}
-    cfg = config(world, f"root={home}", f"input={world / 'home/input'}", "only_test=true", "fold=0", "workers=0")
-    cache_images.main(cfg)
+    tables = {name: (fold / f"{name}.csv").read_bytes() for name in ("valid", "valid_images", "test")}
+    words = [f"root={home}", "fold=0", "workers=0"]
+    run_command("cache_images", [*words, "only_test=true"])
     assert len(pd.read_csv(index)) == 26
     (fold / "test.csv").unlink()
-    predict.main(cfg)
-    assert "fold 0: predicted -> test.csv in" in capsys.readouterr().out
+    assert "predicted -> test.csv" in run_command("predict", [*words, "only_test=true"])
     assert {name: (fold / f"{name}.csv").read_bytes() for name in tables} == tables
-    predict.main(config(world, f"root={home}", f"input={world / 'home/input'}", "fold=0"))
-    assert "predicted -> valid.csv" in capsys.readouterr().out
     (fold / "valid.csv").unlink()
-    with pytest.raises(UserError, match=r"lacks valid\.csv"):
-        predict.main(cfg)
+    assert "valid.csv" in run_command("predict", [*words, "only_test=true"])
+    assert "predicted -> valid.csv" in run_command("predict", words)

@@ -1,4 +1,4 @@
-"""The report as a person meets it: in a headless browser where there is one, and as the file that it is."""
+"""The report as a file, and in a headless browser where there is one."""
 
 import html
 import json
@@ -15,13 +15,14 @@ import pandas as pd
 import pytest
 from helpers.run_files import make_competition, make_predictions, make_run, words
 
-import report
+from rsna.core.artifacts import record
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.evaluation.metric import image_scores
-from rsna.reporting import sections as chapters
+from rsna.evaluation.runs import as_made
 from rsna.reporting.gallery import KINDS, PER_KIND, choose
-from rsna.reporting.page import policy, render
+from rsna.reporting.report import TEMPLATES, policy, render, write_report
+from rsna.reporting.sections import plateau
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,25 +32,28 @@ HOSTILE = '<img src=x onerror="document.title=1">'
 PHONE, DESK = (390, 844), (1280, 900)
 
 
+def report(words):
+    """What the command does."""
+    return write_report(as_made(parse(words)))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run among others on 300 images, with headers and names that no page should repeat; the report's path."""
+    """A run among others on 300 images, with headers and names that no page should repeat; the path of its report."""
     root = tmp_path_factory.mktemp("a report & <more>")
 
-    def soil(folds):
+    def taint(folds):
         folds.loc[::7, "view"] = HOSTILE
         folds.loc[::11, "sex"] = "Jane Doe"
         folds.loc[3, "age"] = 155
         folds["group"] = folds["group"] + "-secret"
         return folds
 
-    _, labels = make_competition(root, 300, edit=soil)
+    _, labels = make_competition(root, 300, edit=taint)
     make_run(root, make_predictions(labels, 1, 0.2), "second", epochs=2)
-    make_run(root, make_predictions(labels, 2, 0.2), "third")
-    (root / "working/third").rename(root / "working" / HOSTILE.replace("/", ""))
-    make_run(root, make_predictions(labels), "first", tta=HOSTILE.replace('"', "'"))
-    report.main(parse(words(root)))
-    return root / "working/first/report.html"
+    make_run(root, make_predictions(labels, 2, 0.2), HOSTILE.replace("/", ""))
+    make_run(root, make_predictions(labels), "first", parts=("box", HOSTILE), tta=HOSTILE.replace('"', "'"))
+    return report(words(root))
 
 
 class Outline(HTMLParser):
@@ -75,11 +79,11 @@ def outline(made):
     return Outline(made.read_text())
 
 
-def test_the_top_says_what_the_files_say(made, outline):
+def test_the_top_shows_the_figures_of_the_files(made, outline):
     scores = json.loads((made.parent / "scores.json").read_text())
     text = " ".join(" ".join(outline.text).split())
     by_fold = np.std([fold["mAP"] for fold in scores["per_fold"]], ddof=1)
-    for said in (
+    for text_part in (
         f"{scores['mAP']:.4f} ± {by_fold:.4f} over 2 folds",
         f"{scores['interval'][0]:.4f} to {scores['interval'][1]:.4f}",
         f"{scores['cross_fitted_mAP']:.4f}",
@@ -88,7 +92,7 @@ def test_the_top_says_what_the_files_say(made, outline):
         "median box on every image",
         "run second",
     ):
-        assert said in text, said
+        assert text_part in text, text_part
 
 
 def test_the_parts_in_the_table_add_up(made):
@@ -106,17 +110,17 @@ def cost_rows(path):
 
 
 def test_nothing_from_headers_or_names_becomes_markup(made, outline):
-    """Only the page's own script; no tag, no attribute and no word from a header, a name or a setting."""
+    """Only the page's own script; no tag and no attribute from a header, a name, a column or a setting."""
     text = made.read_text()
     assert len(outline.all("script")) == 1
     assert not [tag for tag, attributes in outline.tags if any(name.startswith("on") for name in attributes)]
     assert "<img src=x" not in text
     assert all(attributes["src"].startswith("data:image/jpeg;base64,") for attributes in outline.all("img"))
     assert "Jane Doe" not in text
-    assert "-secret" not in text, "whose picture it is stays out"
+    assert "-secret" not in text, "no person is named"
     assert "155" not in re.sub(r"base64,[^\"]*|[\d.]{3,}", "", text)
     shown = " ".join(outline.text)
-    assert HOSTILE.replace("/", "") in shown, "a folder's name is shown as what it is"
+    assert HOSTILE.replace("/", "") in shown, "the name of a folder is shown as text"
     assert HOSTILE.replace('"', "'") in shown, "and so is a setting"
 
 
@@ -127,13 +131,13 @@ def test_nothing_is_fetched_and_scripts_are_bound_by_hash(made, outline):
             assert attributes.get(key, "#").startswith(("#", "data:")), attributes
     assert not re.search(r"@import|url\((?!#)", text)
     (rule,) = [tag["content"] for tag in outline.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
-    assert rule == policy((ROOT / "src/report.js").read_text())
+    assert rule == policy((TEMPLATES / "report.js").read_text())
     assert rule.startswith("default-src 'none'")
 
 
 def test_figures_have_words_and_tables_have_heads(outline):
     figures = outline.all("figure")
-    assert len(figures) == 11
+    assert len(figures) == 13, "two of them are parts of the loss"
     roles = [attributes for attributes in outline.all("div") if attributes.get("role") == "img"]
     assert len(roles) == len(figures)
     assert all(
@@ -153,13 +157,13 @@ def test_figures_have_words_and_tables_have_heads(outline):
 
 def test_every_figure_names_the_command(made):
     commands = re.findall(r"made by <code>(.*?)</code>", made.read_text())
-    assert len(commands) == 12
+    assert len(commands) == 14
     assert all(command.startswith("./run.sh ") and "name=first" in command for command in commands)
 
 
 def test_the_same_files_make_the_same_page(made):
     before = made.read_bytes()
-    report.main(parse(words(made.parents[2])))
+    report(words(made.parents[2]))
     assert made.read_bytes() == before
 
 
@@ -186,13 +190,13 @@ def test_a_name_that_is_not_given_to_the_template_is_an_error():
         render("report.html.j2", name="x")
 
 
-def test_without_scores_or_with_old_ones_the_command_is_said(tmp_path):
+def test_missing_or_old_scores_name_the_command(tmp_path):
     _, labels = make_competition(tmp_path, 40)
-    run = make_run(tmp_path, make_predictions(labels), "first")
+    run = make_run(tmp_path, make_predictions(labels), "first").run_dir
     (tmp_path / "submissions/first.json").unlink()
     for history in run.glob("fold*/history.csv"):
         history.unlink()
-    report.main(parse(words(tmp_path)))
+    report(words(tmp_path))
     text = (run / "report.html").read_text()
     assert "No submission was written yet. To write it: ./run.sh make_submission" in text
     assert "This run has no training of its own" in text
@@ -203,15 +207,15 @@ def test_without_scores_or_with_old_ones_the_command_is_said(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert re.search(r"oof\.csv: no such file; run: \./run\.sh ensemble .*name=other", done.stderr)
+    assert re.search(r"evaluate has not finished; run: \./run\.sh evaluate .*name=other", done.stderr)
     assert "Traceback" not in done.stderr
     folds = tmp_path / "folds/folds.csv"
     folds.write_text(folds.read_text().replace("AP", "PA"))
-    with pytest.raises(UserError, match="ensemble worked from other settings or files"):
-        report.main(parse(words(tmp_path)))
+    with pytest.raises(UserError, match=r"made from another folds/folds\.csv"):
+        report(words(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["perfect", "silent", "negative"])
+@pytest.mark.parametrize("kind", ["perfect", "unpredicted", "negative"])
 def test_runs_at_the_edge(tmp_path, kind):
     """A perfect run, one without any box, and one that boxes negatives only."""
     _, labels = make_competition(tmp_path, 40)
@@ -225,8 +229,8 @@ def test_runs_at_the_edge(tmp_path, kind):
     else:
         hide = positive if kind == "negative" else positive | True
         table.loc[hide, ["confidence", "x", "y", "width", "height"]] = np.nan
-    run = make_run(tmp_path, table, "first")
-    report.main(parse(words(tmp_path)))
+    run = make_run(tmp_path, table, "first").run_dir
+    report(words(tmp_path))
     text = (run / "report.html").read_text()
     assert {"perfect": "<strong>1.0000</strong>"}.get(kind, "<strong>0.0000</strong>") in text
     assert "nan" not in re.sub(r"base64,[^\"]*", "", text)
@@ -234,12 +238,11 @@ def test_runs_at_the_edge(tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A run on as many images as the challenge has, whose pictures are noise: the worst that a JPEG can meet."""
+    """A run on as many images as the challenge has, all noise, which compresses worst."""
     root = tmp_path_factory.mktemp("large")
     _, labels = make_competition(root, 26_684, side=512)
-    make_run(root, make_predictions(labels), "first", epochs=40)
-    report.main(parse(words(root, "first", "size=512")))
-    return root / "working/first/report.html"
+    make_run(root, make_predictions(labels), "first", epochs=40, size=512)
+    return report(words(root, "first", "size=512"))
 
 
 def test_the_page_stays_small_for_the_whole_challenge(large):
@@ -247,29 +250,53 @@ def test_the_page_stays_small_for_the_whole_challenge(large):
     assert "26684 images" in text
     assert large.stat().st_size < 15e6
     assert text.count("<li data-kind=") == 4 * PER_KIND
-    without_pictures = re.sub(r"base64,[^\"]*", "", text)
-    assert len(without_pictures) < 600_000
-    longest = max(len(path) for path in re.findall(r' d="([^"]*)"', without_pictures))
+    without_images = re.sub(r"base64,[^\"]*", "", text)
+    assert len(without_images) < 600_000
+    longest = max(len(path) for path in re.findall(r' d="([^"]*)"', without_images))
     assert longest < 40_000, "curves are thinned"
 
 
 def test_the_plateau_ends_where_the_score_falls():
     """Two peaks of the same height are not one plateau."""
     sweep = pd.DataFrame({"threshold": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "score": [0.1, 0.96, 1.0, 0.5, 0.99, 0.2]})
-    assert chapters.plateau(sweep).tolist() == [0.8, 0.7]
+    assert plateau(sweep).tolist() == [0.8, 0.7]
 
 
-def test_commands_on_the_page_are_those_of_the_run_whatever_was_said(tmp_path):
+def test_commands_on_the_page_are_those_of_the_run_whatever_is_set(tmp_path):
     _, labels = make_competition(tmp_path, 60)
-    run = make_run(tmp_path, make_predictions(labels), lr=0.01)
-    report.main(parse([*words(tmp_path), "encoder=resnet50"]))
-    text = html.unescape((run / "report.html").read_text())
+    cfg = make_run(tmp_path, make_predictions(labels), lr=0.01)
+    report([*words(tmp_path), "encoder=resnet50"])
+    text = html.unescape((cfg.run_dir / "report.html").read_text())
     assert "lr=0.01" in text
-    assert "encoder=resnet50" in text, "no file of the run says otherwise"
+    assert "encoder=resnet50" not in text
     (tmp_path / "submissions/first.csv").unlink()
-    (run / "fold0/history.csv").write_text((run / "fold0/history.csv").read_text().splitlines()[0] + "\n")
-    report.main(parse(words(tmp_path)))
-    assert "The submission's file is gone or was changed" in html.unescape((run / "report.html").read_text())
+    history = cfg.fold_dir(0) / "history.csv"
+    history.write_text(history.read_text().splitlines()[0] + "\n")
+    record(cfg, "train", 0)
+    assert "The file of the submission is missing or was changed" in html.unescape(report(words(tmp_path)).read_text())
+
+
+def test_parts_of_the_loss_are_shown_whatever_their_names(tmp_path):
+    """Those that all folds recorded, by the names of their columns."""
+    _, labels = make_competition(tmp_path, 40)
+    cfg = make_run(tmp_path, make_predictions(labels), parts=("objectness", "offset"))
+    history = cfg.fold_dir(1) / "history.csv"
+    pd.read_csv(history).drop(columns="valid_offset").to_csv(history, index=False)
+    record(cfg, "train", 1)
+    text = report(words(tmp_path)).read_text()
+    assert "<h3>Loss: objectness</h3>" in text
+    assert "Loss: offset" not in text
+
+
+def test_a_submission_of_older_scores_is_called_stale(tmp_path):
+    _, labels = make_competition(tmp_path, 40)
+    cfg = make_run(tmp_path, make_predictions(labels))
+    scores = cfg.run_dir / "scores.json"
+    scores.write_text(scores.read_text().replace('"accuracy": ', '"accuracy": 1'))
+    record(cfg, "evaluate")
+    text = report(words(tmp_path)).read_text()
+    assert "The submission is stale" in text
+    assert "To write it again: ./run.sh make_submission" in text
 
 
 # from here on in a browser
@@ -287,7 +314,7 @@ def browser(tmp_path_factory):
         options.add_argument(word)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # named, so that selenium does not look for one to download
+    # named, so that selenium does not download one
     service = webdriver.ChromeService(executable_path=DRIVER, env=os.environ | {"SE_OFFLINE": "true"})
     driver = webdriver.Chrome(options=options, service=service)
     driver.set_script_timeout(20)
@@ -316,7 +343,7 @@ def press(browser, *keys):
 
 
 def visible_kinds(browser):
-    """The kind of each picture that a person would see."""
+    """The kind of each image that is visible."""
     tiles = browser.find_elements("css selector", ".tiles > li")
     return [tile.get_attribute("data-kind") for tile in tiles if tile.is_displayed()]
 
@@ -364,7 +391,7 @@ def test_filters(browser, made):
         choose_kind(browser, kind)
         assert visible_kinds(browser) == [kind] * every.count(kind)
         assert browser.find_element("css selector", ".filters output").text == (
-            f"{every.count(kind)} of {len(every)} pictures"
+            f"{every.count(kind)} of {len(every)} images"
         )
     choose_kind(browser, "")
     from selenium.webdriver.support.ui import Select
@@ -378,7 +405,7 @@ def test_filters(browser, made):
 
 
 def test_boxes_lie_where_they_should_and_can_be_hidden(browser, made):
-    """The first picture's true box, in the pixels that a person sees, against the labels."""
+    """The first image's true box, in the pixels that a person sees, against the labels."""
     open_page(browser, made)
     tile = browser.find_element("css selector", '.tiles > li[data-kind="best"]')
     name = tile.find_element("tag name", "code").text
@@ -418,7 +445,7 @@ def test_enlarging_with_the_mouse(browser, made):
 
 
 def test_everything_with_the_keyboard_alone(browser, made):
-    """Tab to a picture, Enter, arrows through what the filter shows and round, Escape back to where one was."""
+    """Tab to an image, Enter, arrows through the filtered images and around, Escape back to the image."""
     from selenium.webdriver.common.keys import Keys
 
     open_page(browser, made)
@@ -432,7 +459,7 @@ def test_everything_with_the_keyboard_alone(browser, made):
         "return [one.className, style.outlineStyle, parseFloat(style.outlineWidth)]"
     )
     assert ring[:2] == ["open", "solid"]
-    assert ring[2] >= 2, "one sees where one is"
+    assert ring[2] >= 2, "the focus is visible"
     press(browser, Keys.ENTER)
     viewer = browser.find_element("id", "viewer")
     position = viewer.find_element("css selector", ".position")
@@ -457,7 +484,7 @@ def luminance(colour):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_by_day_and_by_night(browser, made, scheme):
+def test_contrast_in_light_and_dark(browser, made, scheme):
     """Text 4.5 to 1 against what is behind it, curves 3 to 1."""
     open_page(browser, made, scheme=scheme)
     found = browser.execute_script(
@@ -508,7 +535,7 @@ def test_the_large_page_opens_and_filters(browser, large):
     assert visible_kinds(browser) == ["worst"] * PER_KIND
 
 
-def test_without_scripts_every_picture_is_there(browser, made):
+def test_without_scripts_every_image_is_there(browser, made):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         open_page(browser, made)

@@ -126,11 +126,16 @@ def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tup
 
 def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
     """The config with the settings that a manifest says, so that its files are found where they were written."""
+    settings = dict(manifest.get("settings", {}))
+    folds = settings.pop("fold_list", None)
+    if settings.get("weights") == "a file":
+        del settings["weights"]
     known = {f.name for f in fields(Config)}
-    said = {key: value for key, value in manifest.get("settings", {}).items() if key in known and key != "weights"}
-    folds = manifest.get("settings", {}).get("fold_list")
-    if isinstance(folds, list):
-        said["fold"] = ",".join(map(str, folds))
+    said = {key: value for key, value in settings.items() if key in known}
+    if "model" in settings:
+        said["model_settings"] = {key: value for key, value in settings.items() if key not in known}
+    if isinstance(folds, list) and folds:
+        said |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(int(k) + 1 for k in folds))}
     return replace(cfg, **said)
 
 

@@ -1,4 +1,6 @@
-"""What a score is made of: what costs it, how far confidences can be trusted, and where boxes lie."""
+"""Error analysis of a run: where it loses score, how well confidences are calibrated, and where boxes lie."""
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -7,17 +9,18 @@ from sklearn.metrics import brier_score_loss, roc_curve
 
 from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, CLASSES
-from rsna.evaluation.metric import IOU_THRESHOLDS, arrange, match_by_rank, take_best
+from rsna.evaluation.metric import IOU_THRESHOLDS, Arranged, arrange, match_by_rank, take_best
 
 Floats = NDArray[np.float64]
 
 NORMAL, NOT_NORMAL, _ = CLASSES
-NEAR_IOU = 0.1  # a box that overlaps more than this with a truth box that it does not match is poor, not elsewhere
+# a box that overlaps more than this with a true box that it does not match is a localisation error
+NEAR_IOU = 0.1
 PARTS = {
     "missed images": "an opacity, and no box at all",
     "missed boxes": "true boxes that no predicted box is near, on images that have some box",
-    "poor boxes": f"a predicted and a true box that overlap (IoU above {NEAR_IOU}) but not enough to match",
-    "boxes elsewhere": "predicted boxes with no true box near that is left, on images with an opacity",
+    "localisation errors": f"a predicted and a true box that overlap (IoU above {NEAR_IOU}) but not enough to match",
+    "background boxes": "predicted boxes with no true box near that is left, on images with an opacity",
     "false alarms on Normal": "a box on an image of the class Normal",
     "false alarms on Not Normal": "a box on an image without an opacity that is not normal either",
     "false alarms, class unknown": "a box on an image without an opacity whose class is not known",
@@ -29,35 +32,39 @@ def loss_parts(truth: pd.DataFrame, kept: pd.DataFrame, classes: pd.Series) -> t
 
     truth, kept: as in metric.image_scores; classes: index patientId. An image with true positives TP, false ones FP
     and misses FN scores TP / (TP + FP + FN), so it loses (FP + FN) / (TP + FP + FN): each wrong box and each miss
-    costs the same share, and each is given to one part. A wrong box and a missed one that overlap by more than
-    NEAR_IOU are paired, most confident first, and both are counted as a poor box. So the parts of each threshold
-    add up to 1 - score of that threshold, and their means to 1 - mAP. With no image that counts all are NaN.
+    costs the same, and each belongs to one part. A wrong box and a missed one that overlap by more than NEAR_IOU are
+    paired, most confident first, and both count as localisation errors. So the parts of each threshold add up to
+    1 - score of that threshold, and their means to 1 - mAP. With no image that counts all are NaN.
     """
     table = arrange(truth, kept)
+    errors, union = count_errors(table, classes)
+    nothing = np.full(len(IOU_THRESHOLDS), np.nan)
+    lost = {part: (count / union).mean(axis=0) if len(table.ids) else nothing for part, count in errors.items()}
+    images = {part: int((count > 0).any(axis=1).sum()) for part, count in errors.items()}
+    return pd.DataFrame.from_dict(lost, orient="index", columns=IOU_THRESHOLDS), pd.Series(images)
+
+
+def count_errors(table: Arranged, classes: pd.Series) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """Part -> wrong boxes and misses (images, 8) at each IoU threshold; and TP + FP + FN (images, 8)."""
     hits, free = match_by_rank(table)
     near = take_best(table, free, hits == 0, np.full(len(IOU_THRESHOLDS), NEAR_IOU))
     n_images = len(table.ids)
     n_boxes = np.bincount(table.image, minlength=n_images)[:, None]
     matched, paired = (sum_by_image(counts, table.image, n_images) for counts in (hits, near))
     wrong, missed = n_boxes - matched, table.n_truth[:, None] - matched
-    positive = table.n_truth[:, None] > 0
-    silent = n_boxes == 0
+    positive, unpredicted = table.n_truth[:, None] > 0, n_boxes == 0
     kind = classes.reindex(table.ids).to_numpy()[:, None]
     normal, not_normal = kind == NORMAL, kind == NOT_NORMAL
     errors = {
-        "missed images": np.where(positive & silent, missed, 0),
-        "missed boxes": np.where(positive & ~silent, missed - paired, 0),
-        "poor boxes": 2 * paired,
-        "boxes elsewhere": np.where(positive, wrong - paired, 0),
+        "missed images": np.where(positive & unpredicted, missed, 0),
+        "missed boxes": np.where(positive & ~unpredicted, missed - paired, 0),
+        "localisation errors": 2 * paired,
+        "background boxes": np.where(positive, wrong - paired, 0),
         "false alarms on Normal": np.where(~positive & normal, wrong, 0),
         "false alarms on Not Normal": np.where(~positive & not_normal, wrong, 0),
         "false alarms, class unknown": np.where(~positive & ~normal & ~not_normal, wrong, 0),
     }
-    union = matched + wrong + missed
-    nothing = np.full(len(IOU_THRESHOLDS), np.nan)
-    lost = {part: (count / union).mean(axis=0) if n_images else nothing for part, count in errors.items()}
-    images = {part: int((count > 0).any(axis=1).sum()) for part, count in errors.items()}
-    return pd.DataFrame.from_dict(lost, orient="index", columns=IOU_THRESHOLDS), pd.Series(images)
+    return errors, matched + wrong + missed
 
 
 def sum_by_image(values: NDArray[np.int64], image: NDArray[np.intp], n_images: int) -> NDArray[np.int64]:
@@ -126,7 +133,7 @@ def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
 
 
 def thin(table: pd.DataFrame, x: str, y: str, n: int = 400) -> pd.DataFrame:
-    """At most about 2n rows of a curve, the same to the eye: of each of n slices of x the lowest and the highest y.
+    """At most about 2n rows of a curve that looks the same: of each of n slices of x the lowest and the highest y.
 
     The first and the last row always stay.
     """

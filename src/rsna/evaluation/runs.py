@@ -6,41 +6,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from rsna.core.config import (
-    AugmentSettings,
-    CacheSettings,
-    ComputeSettings,
-    Config,
-    FoldSettings,
-    FusionSettings,
-    ModelSettings,
-    PredictSettings,
-    SeedSettings,
-    TrainSettings,
-)
+from rsna.core.artifacts import read_manifest, require, with_settings
+from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, read_json
-from rsna.core.stamps import SCORES_JSON, check_fused
 from rsna.core.tables import read_table
 from rsna.data.competition import read_predictions
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident
-
-DECISIVE = (
-    FoldSettings,
-    SeedSettings,
-    CacheSettings,
-    ModelSettings,
-    ComputeSettings,
-    TrainSettings,
-    AugmentSettings,
-    PredictSettings,
-    FusionSettings,
-)  # what tells runs apart
+from rsna.evaluation.scores import read_scores
 
 
 @dataclass(frozen=True)
@@ -65,31 +39,32 @@ class Run:
         return self.predictions["patientId"].drop_duplicates().tolist()
 
 
-def read_run(folder: Path, predict: str, evaluate: str) -> Run:
-    """oof.csv and scores.json of a run. Raises UserError if one is missing, broken or older than the other.
+@dataclass(frozen=True)
+class Resampling:
+    """How 95 % intervals are computed. people: patientId -> person, the unit that is resampled."""
 
-    predict, evaluate: the commands that make the two.
-    """
-    predictions = read_predictions(folder / "oof.csv", predict)
-    path = folder / "scores.json"
-    scores = read_json(path, evaluate, SCORES_JSON)
-    if scores["oof"] != content_hash(folder / "oof.csv"):
-        raise UserError(f"{path} is of other predictions; run: {evaluate}")
-    return Run(folder, scores, predictions)
+    people: pd.Series
+    n_resamples: int
+    seed: int
 
 
-def find_runs(working: Path, folds_csv: Path) -> tuple[list[Run], dict[str, str]]:
-    """The scored runs in a folder, best first; and the names of those that cannot be compared, with the reason.
+def read_run(cfg: Config) -> Run:
+    """oof.csv and scores.json of a run. Raises UserError if they, or what they were made from, are not current."""
+    require(cfg, "evaluate")
+    predictions = read_predictions(cfg.run_dir / "oof.csv", command(cfg, "ensemble"))
+    return Run(cfg.run_dir, read_scores(cfg.run_dir, command(cfg, "evaluate")), predictions)
 
-    Those are not scored, or not since they were predicted or fused anew, or of other folds.
+
+def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
+    """The scored runs in working/, best first; and the names of those that cannot be compared, with the reason.
+
+    The best is the highest score among those with the most images. Not compared: runs that are not scored, or whose
+    scores are older than their predictions, labels or folds.
     """
     runs, refused = [], {}
-    for folder in sorted(path for path in working.glob("*") if is_run(path)):
+    for folder in sorted(path for path in Path(cfg.working).glob("*") if is_run(path)):
         try:
-            fuse = f"./run.sh ensemble name={folder.name}"
-            run = read_run(folder, fuse, f"./run.sh evaluate name={folder.name}")
-            check_fused(folder, folds_csv, fuse)
-            runs.append(run)
+            runs.append(read_run(as_made(replace(cfg, name=folder.name, fold="all", runs=""))))
         except UserError as error:
             refused[folder.name] = str(error)
     return sorted(runs, key=lambda run: (-len(run.ids), -run.scores["mAP"], run.name)), refused
@@ -100,25 +75,22 @@ def is_run(folder: Path) -> bool:
     return any(folder.glob("fold*/config.yaml")) or (folder / "ensemble.json").is_file()
 
 
-def compare_runs(
-    runs: list[Run], reference: Run, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int
-) -> pd.DataFrame:
+def compare_runs(runs: list[Run], reference: Run, truth: pd.DataFrame, resampling: Resampling) -> pd.DataFrame:
     """One row per run: its score and spread, and the paired difference to the reference on the images of both.
 
-    Each run is taken at its own threshold. people: patientId -> person. Images that `people` lacks are left out.
+    Each run is taken at its own threshold. Images that `resampling.people` lacks are left out.
     """
     of_run = {run.folder: all_scores(run, truth) for run in [*runs, reference]}
     rows = []
     for run in runs:
-        shared = people.index.intersection(run.ids).intersection(reference.ids)
+        shared = resampling.people.index.intersection(run.ids).intersection(reference.ids)
         pair = [of_run[one.folder][of_run[one.folder].index.isin(shared)] for one in (run, reference)]
         difference = (np.nan, np.nan, np.nan)
         if run is not reference:
-            difference = paired_interval(pair[0], pair[1], people[shared], n_resamples, seed)
-        rows.append(
-            {"run": run.name, **describe(run), **dict(zip(("difference", "low", "high"), difference, strict=True))}
-        )
-        rows[-1]["shared images"] = len(shared)
+            people = resampling.people[shared]
+            difference = paired_interval(pair[0], pair[1], people, resampling.n_resamples, resampling.seed)
+        named = dict(zip(("difference", "low", "high"), difference, strict=True))
+        rows.append({"run": run.name, **describe(run), **named, "shared images": len(shared)})
     return pd.DataFrame(rows)
 
 
@@ -128,7 +100,7 @@ def all_scores(run: Run, truth: pd.DataFrame) -> pd.Series:
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """What a run's files say of it; None where they do not."""
+    """The figures of a run in its files; None or NaN for those that are not there."""
     scores = run.scores
     by_fold = [fold["mAP"] for fold in scores["per_fold"] if fold["mAP"] is not None]
     low, high = scores["interval"]
@@ -137,7 +109,7 @@ def describe(run: Run) -> dict[str, Any]:
         "mAP": scores["mAP"],
         "spread": float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else np.nan,
         "interval": f"{low:.4f} to {high:.4f}",
-        "honest": scores.get("cross_fitted_mAP"),
+        "cross_fitted": scores.get("cross_fitted_mAP"),
         "AUC": scores["AUC"],
         "threshold": scores["threshold"],
         "seconds": training_seconds(run.folder),
@@ -152,30 +124,28 @@ def training_seconds(folder: Path) -> float:
     return float(sum(table["seconds"].sum() for table in tables)) if tables else np.nan
 
 
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    """Of a run: the manifests of fusion, prediction and training (first fold each), those that are there."""
+    firsts = [sorted(folder.glob(f"fold*/{name}.json"))[:1] for name in ("predict", "train")]
+    paths = [folder / "ensemble.json", *(path for found in firsts for path in found)]
+    return [read_manifest(path) for path in paths if path.is_file()]
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that a run was made with, as far as its files tell: training, then prediction and ensemble."""
-    known, found, trained = Config().only(*DECISIVE), dict[str, Any](), Config().only(TrainSettings)
-    for path in sorted(folder.glob("fold*/config.yaml"))[:1]:
-        try:
-            content = OmegaConf.to_container(OmegaConf.load(path))
-        except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a settings file ({str(error).splitlines()[0]}); train again") from None
-        found |= {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-    # prediction may have had a precision of its own
-    trained = {key: found[key] for key in trained if key in found}
-    for path in [*sorted(folder.glob("fold*/predict.json"))[:1], folder / "ensemble.json"]:
-        found |= read_json(path).get("made_from", {}) if path.is_file() else {}
-    return {key: value for key, value in (found | trained).items() if key in known}
+    """The settings of a run, as its manifests record them: of training, then of prediction and fusion."""
+    settings: dict[str, Any] = {}
+    # the precision shown is that of training: prediction may have had another
+    for manifest in reversed(manifests(folder)):
+        settings |= {key: value for key, value in manifest["settings"].items() if key not in settings}
+    settings.pop("fold_list", None)
+    return settings
 
 
 def as_made(cfg: Config) -> Config:
-    """The same, but with the settings that the run in its folder was made with, whatever was said now."""
-    own: dict[str, Any] = read_settings(cfg.run_dir)
-    stamp = cfg.run_dir / "ensemble.json"
-    folds = read_json(stamp).get("made_from", {}).get("fold_list") if stamp.is_file() else None
-    if folds:
-        own["fold"] = ",".join(map(str, folds))
-    return replace(cfg, **own)
+    """The same, but with the settings that the run in its folder was made with, whatever is set now."""
+    for manifest in manifests(cfg.run_dir):
+        cfg = with_settings(cfg, manifest)
+    return cfg
 
 
 def differing_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

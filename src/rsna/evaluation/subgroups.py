@@ -1,4 +1,4 @@
-"""For whom a score is higher or lower: images by view, sex, age, box size and side."""
+"""Subgroups of images and their scores: by view position, sex, age, box size and side."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,14 +17,14 @@ UNKNOWN = "other or unknown"
 
 
 def groups_of_images(folds: pd.DataFrame, truth: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.DataFrame:
-    """What each image is: view, sex, age, box size and side, as categories; index patientId as `folds`.
+    """View position, sex, age, box size and side of each image, as categories; index patientId as `folds`.
 
     Headers may hold anything: what is not one of the documented values becomes UNKNOWN. Box size and side are
     missing where there is no box.
     """
     largest = largest_box(truth)
     largest = largest[largest["patientId"].isin(geometry.index)]
-    xyxy = in_square(largest, geometry, size)
+    xyxy = to_relative(largest, geometry, size)
     area = pd.Series((xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1), index=largest["patientId"])
     return pd.DataFrame(
         {
@@ -52,7 +52,7 @@ def age_bands(age: pd.Series) -> pd.Series:
 
 
 def thirds(area: pd.Series) -> pd.Series:
-    """Share of the picture that a box covers -> the smallest third, the middle, the largest, with their limits."""
+    """Fraction of the image that a box covers -> the smallest third, the middle, the largest, with their bounds."""
     if area.empty:
         return pd.Series(dtype=object)
     low, high = area.quantile([1 / 3, 2 / 3])
@@ -65,9 +65,9 @@ def thirds(area: pd.Series) -> pd.Series:
 
 
 def sides(truth: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
-    """The half of the picture that the centres of an image's true boxes lie in; index patientId."""
+    """The half of the image that the centres of an image's true boxes lie in; index patientId."""
     known = truth[truth["patientId"].isin(geometry.index)]
-    xyxy = in_square(known, geometry, size)
+    xyxy = to_relative(known, geometry, size)
     right = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5, index=known["patientId"].to_numpy())
     share = right.groupby(level=0).mean()
     names = ["left half only", "right half only", "both halves"]
@@ -76,48 +76,42 @@ def sides(truth: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
     )
 
 
-def scores_by_group(
-    groups: pd.DataFrame,
-    scores: pd.Series,
-    top: pd.Series,
-    positive: pd.Series,
-    with_box: pd.Series,
-    people: pd.Series,
-    n_resamples: int,
-    seed: int,
-) -> pd.DataFrame:
-    """One row per column and value of `groups`: counts, AUC, mAP with its 95 % interval over people.
+def scores_by_group(groups: pd.DataFrame, images: pd.DataFrame, n_resamples: int, seed: int) -> pd.DataFrame:
+    """One row per column and value of `groups` (index patientId): counts, AUC, mAP with its 95 % interval over people.
 
-    All are indexed by patientId; scores only of the images that count. Columns group, value, images, positives,
-    with_box, AUC, mAP, low, high. A score of images that do not count, and an interval of one person, are NaN.
+    images: index patientId, columns score (NaN for an image that does not count), top (highest confidence), positive,
+    with_box and person. Columns of the result: group, value, images, positives, with_box, AUC, mAP, low, high. A score
+    of images that do not count, and an interval of one person, are NaN.
     """
     rows = []
     for column in map(str, groups):
         for value, ids in groups.groupby(column, observed=True).groups.items():
-            own = scores[scores.index.isin(ids)]
-            alone = people.reindex(own.index).nunique() < 2
-            low, high = (np.nan, np.nan) if alone else interval(own, people, n_resamples, seed)
-            mixed = 0 < positive[ids].sum() < len(ids)
-            rows.append(
-                {
-                    "group": column,
-                    "value": str(value),
-                    "images": len(ids),
-                    "positives": int(positive[ids].sum()),
-                    "with_box": float(with_box[ids].mean()),
-                    "AUC": float(roc_auc_score(positive[ids], top[ids])) if mixed else np.nan,
-                    "mAP": float(own.mean()) if len(own) else np.nan,
-                    "low": low,
-                    "high": high,
-                }
-            )
+            rows.append({"group": column, "value": str(value), **score_group(images.loc[ids], n_resamples, seed)})
     return pd.DataFrame(rows)
 
 
-def in_square(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> NDArray[np.float64]:
-    """Boxes in original pixels -> (n, 4) xyxy in [0, 1] of the square picture; those of images without geometry go.
+def score_group(images: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, float]:
+    """Counts and scores of one group of images; see scores_by_group."""
+    scores = images["score"].dropna()
+    people = images.loc[scores.index, "person"]
+    low, high = interval(scores, people, n_resamples, seed) if people.nunique() > 1 else (np.nan, np.nan)
+    positive = images["positive"]
+    mixed = 0 < positive.sum() < len(positive)
+    return {
+        "images": len(images),
+        "positives": int(positive.sum()),
+        "with_box": float(images["with_box"].mean()),
+        "AUC": float(roc_auc_score(positive, images["top"])) if mixed else np.nan,
+        "mAP": float(scores.mean()) if len(scores) else np.nan,
+        "low": low,
+        "high": high,
+    }
 
-    geometry: index patientId, GEOMETRY_COLUMNS of a cache of this size.
+
+def to_relative(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> NDArray[np.float64]:
+    """Boxes in original pixels -> (n, 4) xyxy in [0, 1] of the cached image.
+
+    geometry: index patientId, GEOMETRY_COLUMNS of a cache of this size (px). Boxes of other images are left out.
     """
     known = boxes[boxes["patientId"].isin(geometry.index)]
     mapping = geometry.loc[known["patientId"], GEOMETRY_COLUMNS].to_numpy(dtype=float)

@@ -1,4 +1,4 @@
-"""What goes to Kaggle as a dataset: names that Kaggle takes, its limits, wheels, code, and a trained run."""
+"""The dataset for Kaggle: addresses that Kaggle accepts, its limits, wheels, code, files of a run, metadata."""
 
 import hashlib
 import os
@@ -21,8 +21,8 @@ METADATA_JSON = "dataset-metadata.json"
 BUNDLE_JSON = "bundle.json"
 
 # Kaggle's image is Colab's plus the list kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as
-# of 2026, lack the first three; older images lacked the others too, and nobody can install what is missing there
-# without internet. What the image has in a version that will do is left as it is.
+# of 2026, lack the first three; older images lacked the others too, and without
+# internet nothing can be installed there. What the image has in a suitable version is left alone.
 PACKAGES = {
     "segmentation-models-pytorch": ">=0.4,<0.7",
     "python-gdcm": ">=3.0.24,<4",
@@ -32,9 +32,9 @@ PACKAGES = {
     "timm": ">=0.9",
     "safetensors": ">=0.4",
 }
-# omegaconf 2.3 needs a package that has no wheel; other versions are the ones that the run was made with
+# omegaconf 2.3 needs a package that has no wheel; of the others the versions are those the run was made with
 FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
-# the image has Python 3.12, older ones 3.11, and a newer one will come
+# the image has Python 3.12, older ones 3.11; 3.13 is expected
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
 
@@ -74,14 +74,14 @@ def user_slug(user: str) -> str:
     slug = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", user.strip()).strip("/").lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,49}", slug):
         raise UserError(
-            f"user={user}: say your Kaggle user name, the last part of your page's address "
+            f"user={user}: must be your Kaggle user name, the last part of your page's address "
             "(kaggle.com/<user>): letters, digits and '-'"
         )
     return slug
 
 
 def requirements() -> list[str]:
-    """What the kernels ask pip for; what the image has already is left as it is."""
+    """What the kernels ask pip for; pip leaves alone what the image has already."""
     return [name + limits for name, limits in PACKAGES.items()]
 
 
@@ -111,34 +111,34 @@ def collect_wheels(target: Path, source: str) -> list[str]:
         else:
             complete.append(python)
     if not complete:
-        way_out = f"wheels={source} lacks some" if source else "Is there internet? Without it, say wheels=<folder>"
+        way_out = f"wheels={source} lacks some" if source else "Is there internet? Without it, set wheels=<folder>"
         raise UserError(
-            f"no wheels for Kaggle: pip says '{reasons[0]}'. {way_out}: made elsewhere by "
+            f"no wheels for Kaggle: pip says '{reasons[0]}'. {way_out}: filled on another machine by "
             f"pip download --no-deps --only-binary=:all: {shlex.join(pins())}"
         )
     return complete
 
 
 def pip_download(words: Sequence[str]) -> str:
-    """Run `pip download` for wheels alone, without what they need; the reason of a failure, empty if there is none."""
+    """Run `pip download` for wheels alone, without dependencies; return the reason of a failure, or ""."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     done = subprocess.run([*command, "--only-binary=:all:", *words], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
-    said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
-    return (said or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    return (errors or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
 
 
 def copy_code(target: Path) -> None:
-    """The commands and the package of src/ and, for those who look into the dataset, the licence."""
+    """The commands and the package of src/ and the licence."""
     shutil.copytree(SOURCE, target / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copyfile(SOURCE.parent / "LICENSE", target / "LICENSE")
 
 
 def link_files(paths: dict[str, Path], target: Path) -> None:
-    """Put files below `target` under these names, without a second copy on the disk where that is possible.
+    """Put files below `target` under these names, as hard links where possible.
 
-    Whoever replaces one of them later (all stages write and rename) leaves the bundle's as it was.
+    All commands write and rename, so replacing one of them later leaves the file of the bundle as it is.
     """
     for name, path in paths.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def link_files(paths: dict[str, Path], target: Path) -> None:
             shutil.copyfile(path, target / name)
 
 
-def write_metadata(folder: Path, user: str, run: str, facts: dict[str, Any]) -> None:
+def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -> None:
     """dataset-metadata.json for the client, and bundle.json for the notebooks."""
     address = address_of(run)
     metadata = {
@@ -160,7 +160,7 @@ def write_metadata(folder: Path, user: str, run: str, facts: dict[str, Any]) -> 
         "licenses": [{"name": "other"}],
     }
     write_json(metadata, folder / METADATA_JSON)
-    write_json(facts, folder / BUNDLE_JSON)
+    write_json(content, folder / BUNDLE_JSON)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -175,7 +175,7 @@ def folder_bytes(path: Path) -> int:
 
 
 def check_limits(folder: Path, max_bytes: int = MAX_DATASET_BYTES) -> None:
-    """Raise UserError if Kaggle would not take a folder as a dataset."""
+    """Raise UserError if Kaggle would refuse a folder as a dataset."""
     found = sizes(folder)
     if sum(found.values()) > max_bytes:
         name = next(iter(found))

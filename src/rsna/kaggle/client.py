@@ -1,4 +1,4 @@
-"""The `kaggle` command: what to type to get from a bundle to a score, and typing it for the user.
+"""The `kaggle` command: what to type to get from a bundle to a score, and running it for the user.
 
 The client finds the user's token by itself (kaggle.json or KAGGLE_API_TOKEN); nothing here reads or prints it.
 """
@@ -16,19 +16,19 @@ from pathlib import Path
 from rsna.core.errors import UserError
 from rsna.kaggle.bundle import COMPETITION
 
-SECONDS_BETWEEN_LOOKS = 20.0
+SECONDS_BETWEEN_POLLS = 20.0
 # the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU
 SECONDS_FOR_DATASET = 3600.0
 SECONDS_FOR_KERNEL = 12 * 3600.0
-# more answers missing in a row than a short failure of the network explains
-MAX_SILENT = 10
+# more failed requests in a row than a short failure of the network explains
+MAX_UNANSWERED = 10
 ENDED_BADLY = ("error", "failed", "deleted", "cancel")
 FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes up: a dataset folder and a kernel folder, with their addresses <user>/<name>."""
+    """What is uploaded: a dataset folder and a kernel folder, with their addresses <user>/<name>."""
 
     dataset: str
     dataset_folder: Path
@@ -74,13 +74,13 @@ def submit_command(path: Path, message: str) -> list[str]:
 
 
 def instructions(upload: Upload) -> list[str]:
-    """The commands in order, as lines for a shell with a word to each."""
+    """The commands in order, as lines for a shell, each with a comment."""
     lines = [
         (upload.create(), "the first time; private unless you add --public"),
-        (upload.renew(), "instead, if the dataset is there already"),
-        (upload.dataset_status(), "again, until it says ready"),
+        (upload.renew(), "instead, if the dataset exists already"),
+        (upload.dataset_status(), "repeat until it says ready"),
         (upload.push(), "uploads the notebook and runs it"),
-        (upload.kernel_status(), "again, until it says COMPLETE"),
+        (upload.kernel_status(), "repeat until it says COMPLETE"),
         (upload.fetch(), ""),
         (upload.submit(), "a late submission is scored at once"),
     ]
@@ -88,10 +88,10 @@ def instructions(upload: Upload) -> list[str]:
 
 
 def upload_and_submit(upload: Upload) -> None:
-    """Carry out the instructions. Raises UserError at the first that fails."""
+    """Run the instructions. Raises UserError at the first that fails."""
     there, _ = ask(upload.dataset_status())
     demand(upload.renew() if there else upload.create())
-    # while a new version is unpacked the client tells the old one's status for some seconds
+    # while a new version is unpacked the client reports the status of the old one for some seconds
     wait_until(upload.dataset_status(), "ready", SECONDS_FOR_DATASET, time.sleep, first=there)
     demand(upload.push())
     wait_until(upload.kernel_status(), "complete", SECONDS_FOR_KERNEL, time.sleep, first=True)
@@ -105,52 +105,51 @@ def upload_and_submit(upload: Upload) -> None:
 def wait_until(
     words: Sequence[str], wanted: str, limit: float, sleep: Callable[[float], None], first: bool = False
 ) -> None:
-    """Ask for a status again and again until it is the wanted one; `first`: wait before the first time too.
+    """Poll a status until it is the wanted one; `first`: wait before the first request too.
 
-    Raises UserError if the status is one that nothing follows, if there is no answer many times in a row, or after
-    `limit` seconds.
+    Raises UserError if the status is final, after many failed requests in a row, or after `limit` seconds.
     """
-    waited, silent = 0.0, 0
+    waited, unanswered = 0.0, 0
     if first:
-        sleep(SECONDS_BETWEEN_LOOKS)
+        sleep(SECONDS_BETWEEN_POLLS)
     while True:
-        answered, said = ask(words)
-        silent = 0 if answered else silent + 1
-        status = status_in(said) if answered else f"no answer ({said.strip().splitlines()[-1:]})"
+        answered, output = ask(words)
+        unanswered = 0 if answered else unanswered + 1
+        status = status_in(output) if answered else f"no answer ({output.strip().splitlines()[-1:]})"
         if status == wanted:
             print(f"{words[-1]}: {status}", flush=True)
             return
         if status.startswith(ENDED_BADLY):
             raise UserError(f"{words[-1]}: {status}; its page on kaggle.com says why")
-        if waited >= limit or silent > MAX_SILENT:
+        if waited >= limit or unanswered > MAX_UNANSWERED:
             raise UserError(f"{words[-1]}: still {status} after {waited / 3600:.1f} h; to ask: {shlex.join(words)}")
-        sleep(SECONDS_BETWEEN_LOOKS)
-        waited += SECONDS_BETWEEN_LOOKS
+        sleep(SECONDS_BETWEEN_POLLS)
+        waited += SECONDS_BETWEEN_POLLS
 
 
 def status_in(text: str) -> str:
-    """The status in what the client says: `ready`, or `u/k has status "KernelWorkerStatus.COMPLETE"`; lower case."""
+    """The status in what the client prints: `ready`, or `u/k has status "KernelWorkerStatus.COMPLETE"`; lower case."""
     match = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
     lines = text.strip().splitlines()
     return (match[1] if match else lines[-1].strip() if lines else "unknown").lower()
 
 
 def ask(words: Sequence[str]) -> tuple[bool, str]:
-    """Whether a command of the client succeeds, and what it says; nothing is shown."""
+    """Whether a command of the client succeeds, and its output; prints nothing."""
     done = subprocess.run([client(), *words[1:]], capture_output=True, text=True, check=False)
     return done.returncode == 0, done.stdout if done.returncode == 0 else done.stderr or done.stdout
 
 
 def demand(words: Sequence[str]) -> None:
-    """Run a command of the client and show what it says, as it says it; raises UserError if it fails."""
+    """Run a command of the client and print its output as it comes; raises UserError if it fails."""
     print(f"$ {shlex.join(words)}", flush=True)
-    said = []
+    output = []
     with subprocess.Popen([client(), *words[1:]], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or []:
             print(line, end="", flush=True)
-            said.append(line)
-    # the client ends with status 0 also after an error that the server told it
-    error = next((line.strip() for line in said if FAILED.search(line)), "see above" if process.returncode else "")
+            output.append(line)
+    # the client ends with status 0 also after an error of the server
+    error = next((line.strip() for line in output if FAILED.search(line)), "see above" if process.returncode else "")
     if error:
         raise UserError(f"{shlex.join(words[:3])} failed: {error}")
 

@@ -1,6 +1,6 @@
 """Code of the notebooks for Kaggle, cell by cell; `$name` is filled in by notebooks.py.
 
-Not imported by the notebooks: on Kaggle these are the cells themselves, so they are short, and the work is the stages'.
+Not imported by the notebooks: on Kaggle these are the cells themselves, so they are short and run the commands.
 """
 
 WHERE_TITLE = "\n\n## Where things are"
@@ -8,13 +8,13 @@ WHERE = """\
 import json, os, shutil, subprocess, sys
 from pathlib import Path
 
-# Kaggle's folders; set KAGGLE_FOLDER to try the notebook in a copy of them elsewhere
+# Kaggle's folders; set KAGGLE_FOLDER to try the notebook in a copy of them
 KAGGLE = Path(os.environ.get("KAGGLE_FOLDER", "/kaggle"))
 OUTPUT = KAGGLE / "working"         # what Kaggle keeps
-WORKSPACE = KAGGLE / "temp/rsna"    # gone after the session: the image cache is not worth keeping
+WORKSPACE = KAGGLE / "temp/rsna"    # removed after the session, with the image cache
 
 def attached(*places):
-    # kernels of different age have their inputs in different places
+    # older and newer kernels have their inputs in different places
     for place in places:
         if (KAGGLE / "input" / place).is_dir():
             return KAGGLE / "input" / place
@@ -24,7 +24,7 @@ COMPETITION = attached("$competition", "competitions/$competition")
 BUNDLE = attached("$address", "datasets/$user/$address")
 
 def part(name):
-    # Kaggle unpacks folders that were uploaded as archives; if it did not, it is done here
+    # Kaggle unpacks folders that were uploaded as archives; if it did not, unpack here
     archive = BUNDLE / f"{name}.zip"
     if archive.is_file():
         shutil.unpack_archive(archive, WORKSPACE / "bundle" / name)
@@ -51,13 +51,13 @@ SETTINGS = $words
 PATHS = [f"root={WORKSPACE}", f"input={COMPETITION}", f"submissions={OUTPUT}"]
 os.environ |= {"TQDM_DISABLE": "1", "TQDM_MININTERVAL": "30", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 
-def stage(name, *words):
+def run(name, *words):
     command = [sys.executable, str(SOURCE / f"{name}.py"), *SETTINGS, *PATHS, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
     if process.returncode:
-        raise RuntimeError(f"{name} ended with status {process.returncode}; what it said stands above")
+        raise RuntimeError(f"{name} ended with status {process.returncode}; see its output above")
 
 import torch
 print(f"PyTorch {torch.__version__} on", torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU")"""
@@ -98,26 +98,26 @@ else:
 PICTURES = """\
 from IPython.display import Image
 
-stage("show_submission")
+run("show_submission")
 Image(filename=str(WORKSPACE / "working/$run/submission.png"))"""
 
 HISTORY = """\
 from IPython.display import Image, display
 
-for picture in ("history", "results"):
-    stage(f"show_{picture}")
-    display(Image(filename=str(WORKSPACE / f"working/$run/{picture}.png")))"""
+for name in ("history", "results"):
+    run(f"show_{name}")
+    display(Image(filename=str(WORKSPACE / f"working/$run/{name}.png")))"""
 
 START = """\
 folds = part("run") / "folds.csv"
 if folds.is_file():
-    # the folds of the dataset: perhaps made with files that are not among the competition's
+    # the folds of the dataset: they may depend on files that Kaggle does not have
     (WORKSPACE / "folds").mkdir(exist_ok=True)
     shutil.copyfile(folds, WORKSPACE / "folds/folds.csv")
     print("folds from the dataset")
 else:
-    stage("make_folds")
-stage("cache_images")"""
+    run("make_folds")
+run("cache_images")"""
 
 KEEP = """\
 kept = OUTPUT / "run"

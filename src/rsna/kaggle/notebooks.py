@@ -1,4 +1,4 @@
-"""The two notebooks for Kaggle: one that predicts with a trained run, one that trains it. Cells with words between."""
+"""The two notebooks for Kaggle: one that predicts with a trained run, one that trains it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,62 +49,63 @@ def inference_notebook(kernel: Kernel) -> Any:
         "Reads the competition's test images and the trained folds of the attached dataset; writes `submission.csv`. "
         "It needs a GPU and no internet.\n\n" + score_table(kernel.scores) + WHERE_TITLE,
         WHERE,
-        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a version that will do stays.",
+        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a suitable version stays.",
         PACKAGES,
-        "## Settings\n\nThose that the folds were trained with, and those of prediction and threshold.",
+        "## Settings\n\nThose of training, prediction and threshold.",
         SETTINGS,
-        "## The trained folds\n\nLinked to where the stages look for them; the dataset itself is read-only.",
+        "## The trained folds\n\nLinked to where the commands look for them; the dataset itself is read-only.",
         LAY_OUT,
         "## From DICOM to pixels, test images only",
-        'stage("cache_images", "only_test=true")',
-        "## Prediction\n\nEach fold looks at each test image in all views.",
-        'stage("predict", "only_test=true")',
-        "## Ensemble, threshold, submission\n\nBoxes of the folds are fused. The threshold goes by the out-of-fold "
-        "predictions, which came along with the folds; their scores are made again to be sure that they fit.",
-        'stage("ensemble")\nstage("evaluate")\nstage("make_submission")',
+        'run("cache_images", "only_test=true")',
+        "## Prediction\n\nEach fold predicts each test image in all views.",
+        'run("predict", "only_test=true")',
+        "## Ensemble, threshold, submission\n\nBoxes of the folds are fused. The threshold is chosen on the "
+        "out-of-fold predictions in the dataset, which are scored again here.",
+        'run("ensemble")\nrun("evaluate")\nrun("make_submission")',
         "## The file to submit",
         FINISH,
-        "On the same kind of device this is the file that was made at home. A GPU rounds otherwise than a CPU (mixed "
-        "precision, sums in varying order): then confidences can differ in the third digit, boxes by a pixel or so.",
+        "On the same kind of device this is the file that was made at home. GPU and CPU round differently (mixed "
+        "precision, order of sums): then confidences can differ in the third digit and boxes by about a pixel.",
         COMPARE,
-        "## A look at it\n\nThe most and the least confident predictions, and some at random; yellow: box with its "
-        "confidence.",
+        "## Predictions on test images\n\nThe most and the least confident, and some at random; yellow: predicted "
+        "boxes and their confidences.",
         PICTURES,
     )
 
 
 def training_notebook(kernel: Kernel) -> Any:
-    """All stages from the competition's files to submission.csv."""
+    """All commands from the competition's files to submission.csv."""
     return notebook(
         kernel,
         f"# Pneumonia detection: training of run `{kernel.run}`\n\n"
         "Trains the folds on the competition's images and ends with a submission. It needs a GPU"
         + (", and internet for the pretrained weights.\n\n" if kernel.internet else " and no internet.\n\n")
-        + "A session ends after 12 hours, and what a fold has learnt until then is lost: train fewer folds at a time "
+        + "A session ends after 12 hours, and a fold that is not finished by then is lost: train fewer folds at a time "
         "if they do not fit (`fold=0..1` in the settings)." + WHERE_TITLE,
         WHERE,
-        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a version that will do stays.",
+        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a suitable version stays.",
         PACKAGES,
         "## Settings",
         SETTINGS
         + ("\nSETTINGS += [f\"weights={part('weights') / " + repr(kernel.weights) + '}"]') * bool(kernel.weights),
-        "## Folds and pixels",
+        "## Folds and image cache",
         START,
         "## Training\n\nEach line is an epoch: losses, and scores on the fold's validation images.",
-        'stage("train")',
+        'run("train")',
         "## Prediction, ensemble, scores, submission",
-        'for name in ("predict", "ensemble", "evaluate", "make_submission", "summary"):\n    stage(name)',
+        'for name in ("predict", "ensemble", "evaluate", "make_submission", "summary"):\n    run(name)',
         "## The file to submit",
         FINISH,
-        "## What to keep\n\nDownload `run/` from the output into your workspace, and the stages there go on from it.",
+        "## What to keep\n\nDownload `run/` from the output into your workspace; the commands there continue from it.",
         KEEP,
-        "## A look at it\n\nThe course of training; then truth (green) and out-of-fold prediction (yellow).",
+        "## History and predictions\n\nLosses and scores over the epochs; then true (green) and "
+        "out-of-fold predicted (yellow) boxes.",
         HISTORY,
     )
 
 
 def notebook(kernel: Kernel, *texts: str) -> Any:
-    """Words and code in turn as a notebook; the same texts give the same bytes."""
+    """Text and code in turn as a notebook; the same texts give the same bytes."""
     names = {
         "competition": COMPETITION,
         "address": address_of(kernel.run),
@@ -128,7 +129,7 @@ def as_list(words: Sequence[str]) -> str:
 
 
 def score_table(scores: dict[str, Any] | None) -> str:
-    """What the run scored out of fold, in Markdown; empty if that is not known."""
+    """The out-of-fold scores of the run in Markdown; empty if there are none."""
     if not scores:
         return ""
     low, high = scores["interval"]
@@ -154,7 +155,7 @@ def in_digits(score: float | None) -> str:
 
 
 def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Path:
-    """Write a notebook and its kernel-metadata.json. Raises UserError if Kaggle would not take it."""
+    """Write a notebook and its kernel-metadata.json. Raises UserError if Kaggle would refuse it."""
     address = address_of(kernel.run, suffix)
     path = folder / f"{address}.ipynb"
     text = optional("nbformat").writes(content) + "\n"
@@ -173,7 +174,7 @@ def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Pat
             "enable_gpu": True,
             "enable_tpu": False,
             "enable_internet": kernel.internet,
-            # without it Kaggle may give a P100, which PyTorch has been leaving out of its builds
+            # without it Kaggle may assign a P100, which current builds of PyTorch do not support
             "machine_shape": "NvidiaTeslaT4",
             "dataset_sources": [f"{kernel.user}/{address_of(kernel.run)}"],
             "competition_sources": [COMPETITION],

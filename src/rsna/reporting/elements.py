@@ -1,4 +1,4 @@
-"""What the report's chapters are made from, and what they are made into: plots and tables with their words."""
+"""What the report's sections are made from, and what they are made into: plots and tables with their text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from rsna.evaluation.subgroups import groups_of_images, one_of
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with what a reader needs: how to read it, the numbers in words, and where they come from."""
+    """A figure with what a reader needs: how to read it, a text alternative, and where its numbers come from."""
 
     name: str
     title: str
     svg: str
     how: str  # how to read it
-    alt: str  # what it shows, for those who do not see it
-    source: str  # file that the numbers stand in
-    command: str  # what makes that file
+    alt: str  # text alternative
+    source: str  # file that holds the numbers
+    command: str  # what writes that file
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """All that the chapters are made from. Boxes in original pixels."""
+class ReportData:
+    """All that the sections are made from. Boxes in original pixels."""
 
     run: Run
     truth: pd.DataFrame  # true boxes of the run's images
     folds: pd.DataFrame  # rows of folds.csv of the run's images, index patientId
     geometry: pd.DataFrame  # index patientId: where each image lies in its cached square
-    size: int  # px, side of the cached squares
+    size: int  # px, side of the cached images
     sweep: pd.DataFrame  # threshold.csv
     histories: dict[int, pd.DataFrame]  # fold -> history.csv
-    command: Callable[[str], str]  # stage -> what to type
+    command: Callable[[str], str]  # name of a command -> what to type
     n_resamples: int
     seed: int
 

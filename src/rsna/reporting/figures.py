@@ -34,20 +34,20 @@ Floats = NDArray[np.float64]
 
 @styled
 def draw_history(name: str, histories: Mapping[int, pd.DataFrame], columns: Mapping[str, str], label: str) -> str:
-    """One line per fold and column (name -> what the legend says) over the epochs."""
+    """One line per fold and column (name -> name in the legend) over the epochs."""
     n_lines = len(histories) * len(columns)
     # a few lines have room for their names inside, more of them below
     below = math.ceil(n_lines / 2) if n_lines > 2 else 0
     figure, (axis,) = new_axes(3.0 + 0.19 * below)
-    for place, (fold, history) in enumerate(histories.items()):
-        for dash, (column, said) in zip(DASHES, columns.items(), strict=False):
-            words = f"fold {fold}" + (f", {said}" if said else "")
-            marker = "osD^v"[place % 5]
+    for k, (fold, history) in enumerate(histories.items()):
+        for dash, (column, legend) in zip(DASHES, columns.items(), strict=False):
+            words = f"fold {fold}" + (f", {legend}" if legend else "")
+            marker = "osD^v"[k % 5]
             axis.plot(
                 history["epoch"],
                 history[column],
                 dash,
-                color=SERIES[place % 6],
+                color=SERIES[k % 6],
                 marker=marker if len(history) <= 40 else None,
                 markersize=3,
                 linewidth=1.4,
@@ -85,17 +85,17 @@ def draw_threshold(name: str, sweep: pd.DataFrame, chosen: float, score: float) 
 
 @styled
 def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
-    """Stacked bars, one for each IoU threshold: what is scored, then each part of what is lost; together 1."""
+    """Stacked bars, one for each IoU threshold: the score, then the loss to each kind of error; together 1."""
     figure, (axis,) = new_axes(3.9)
-    places = np.arange(len(IOU_THRESHOLDS))
+    bars = np.arange(len(IOU_THRESHOLDS))
     shades = (GREEN, BLUE, SKY, ORANGE, PINK, YELLOW, RED, SOFT)
-    bottom = np.zeros(len(places))
+    bottom = np.zeros(len(bars))
     rows = [("scored", scored), *((part, row.to_numpy()) for part, row in parts.iterrows() if row.sum() > 0)]
     order = ["scored", *parts.index]
     for part, heights in rows:
         k = order.index(str(part))
         axis.bar(
-            places,
+            bars,
             heights,
             0.8,
             bottom,
@@ -106,8 +106,8 @@ def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
             label=part,
         )
         bottom += heights
-    axis.set_xticks(places, [f"{value:.2f}" for value in IOU_THRESHOLDS])
-    axis.set(xlabel="IoU threshold", ylabel="share of what can be scored", ylim=(0, 1))
+    axis.set_xticks(bars, [f"{value:.2f}" for value in IOU_THRESHOLDS])
+    axis.set(xlabel="IoU threshold", ylabel="fraction of the possible score", ylim=(0, 1))
     axis.grid(axis="x", visible=False)
     figure.legend(loc="outside lower center", ncols=2)
     return to_svg(figure, name)
@@ -115,21 +115,21 @@ def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
 
 @styled
 def draw_calibration(name: str, bins: pd.DataFrame) -> str:
-    """Share of images with an opacity over their mean confidence, with intervals, beside the diagonal."""
+    """Fraction of images with an opacity over their mean confidence, with intervals, beside the diagonal."""
     figure, (axis,) = new_axes()
     axis.plot([0, 1], [0, 1], ":", color=SOFT, linewidth=1.2)
     span = [(bins["share"] - bins["low"]).clip(lower=0), (bins["high"] - bins["share"]).clip(lower=0)]
     axis.errorbar(
         bins["confidence"], bins["share"], span, color=BLUE, marker="o", markersize=4, linewidth=1.4, capsize=2
     )
-    axis.annotate("as sure as right", (0.88, 0.97), ha="right", va="top", color=INK, fontsize=9)
-    axis.set(xlabel="mean confidence", ylabel="share with an opacity", xlim=(0, 1), ylim=(0, 1))
+    axis.annotate("perfectly calibrated", (0.88, 0.97), ha="right", va="top", color=INK, fontsize=9)
+    axis.set(xlabel="mean confidence", ylabel="fraction with an opacity", xlim=(0, 1), ylim=(0, 1))
     return to_svg(figure, name)
 
 
 @styled
 def draw_roc(name: str, curve: pd.DataFrame, at: tuple[float, float]) -> str:
-    """Share of the opacities found over the share of false alarms, and where the threshold lies."""
+    """Fraction of the opacities found over that of false alarms, and where the threshold lies."""
     figure, (axis,) = new_axes()
     shown = thin(curve, "false_alarms", "found")
     axis.plot([0, 1], [0, 1], ":", color=SOFT, linewidth=1.2)
@@ -156,34 +156,34 @@ def draw_groups(name: str, table: pd.DataFrame, overall: float) -> str:
     """mAP of each group of images with its interval, groups below each other; the line is the score of all."""
     shown = table.dropna(subset=["mAP"]).reset_index(drop=True)
     starts = shown["group"] != shown["group"].shift()
-    places = np.arange(len(shown)) + 0.9 * starts.cumsum().to_numpy()
+    heights = np.arange(len(shown)) + 0.9 * starts.cumsum().to_numpy()
     figure, (axis,) = new_axes(0.9 + 0.24 * (len(shown) + len(shown["group"].unique())))
     axis.axvline(overall, color=RED, linestyle="--", linewidth=1.2)
     known = shown["low"].notna()
-    axis.hlines(places[known], shown.loc[known, "low"], shown.loc[known, "high"], color=BLUE, linewidth=1.6)
-    axis.plot(shown["mAP"], places, "o", color=BLUE, markersize=5, linestyle="none")
-    heads = [(place - 0.9, group) for place, group in zip(places[starts], shown.loc[starts, "group"], strict=True)]
+    axis.hlines(heights[known], shown.loc[known, "low"], shown.loc[known, "high"], color=BLUE, linewidth=1.6)
+    axis.plot(shown["mAP"], heights, "o", color=BLUE, markersize=5, linestyle="none")
+    heads = [(height - 0.9, group) for height, group in zip(heights[starts], shown.loc[starts, "group"], strict=True)]
     labels = [f"{value} ({n})" for value, n in zip(shown["value"], shown["images"], strict=True)]
-    axis.set_yticks([*places, *(place for place, _ in heads)], [*labels, *(group for _, group in heads)])
-    for tick in axis.get_yticklabels()[len(places) :]:
+    axis.set_yticks([*heights, *(height for height, _ in heads)], [*labels, *(group for _, group in heads)])
+    for tick in axis.get_yticklabels()[len(heights) :]:
         tick.set_fontweight("bold")
     axis.tick_params(axis="y", length=0, labelsize=9)
-    axis.set(xlabel="mAP", ylim=(places.max(initial=0) + 0.8, -0.6))
+    axis.set(xlabel="mAP", ylim=(heights.max(initial=0) + 0.8, -0.6))
     axis.grid(axis="y", visible=False)
     return to_svg(figure, name)
 
 
 @styled
-def draw_places(name: str, true: Floats, predicted: Floats) -> str:
-    """Two maps in one scale: the share of the true and of the predicted boxes that cover each place."""
+def draw_coverage(name: str, true: Floats, predicted: Floats) -> str:
+    """Two maps in one scale: the fraction of the true and of the predicted boxes that cover each pixel."""
     figure, axes = new_axes(2.6, 2)
     highest = max(float(true.max(initial=0)), float(predicted.max(initial=0)), 1e-9)
     for axis, cells, title in zip(axes, (true, predicted), ("true boxes", "predicted boxes"), strict=True):
-        picture = axis.imshow(100 * cells, cmap="cividis", vmin=0, vmax=100 * highest, extent=(0, 1, 1, 0))
+        image = axis.imshow(100 * cells, cmap="cividis", vmin=0, vmax=100 * highest, extent=(0, 1, 1, 0))
         axis.set_title(title, fontsize=10)
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
-    figure.colorbar(picture, ax=axes, location="bottom", shrink=0.7, pad=0.04, label="% of the boxes", aspect=30)
+    figure.colorbar(image, ax=axes, location="bottom", shrink=0.7, pad=0.04, label="% of the boxes", aspect=30)
     return to_svg(figure, name)
 
 

@@ -1,9 +1,8 @@
-"""The report's pictures: which images tell something, and what a page needs to show them with their boxes."""
+"""The report's gallery: which images are shown, and what a page needs to draw their boxes."""
 
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,10 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rsna.data.cache import read_png
-from rsna.evaluation.subgroups import UNKNOWN, in_square
+from rsna.evaluation.subgroups import UNKNOWN, to_relative
+from rsna.reporting.elements import ReportData
 
 PER_KIND = 12
-LARGEST_SIDE = 512  # px; with PER_KIND it decides how large a page becomes: about 40 kB an image
+LARGEST_SIDE = 512  # px; with PER_KIND it decides the size of a page: about 40 kB an image
 JPEG_QUALITY = 82
 KINDS = {
     "best": "best: an opacity that was boxed, highest score first",
@@ -26,13 +26,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of the gallery. Boxes are (n, 4) lists of left, top, width, height in percent of the square."""
+    """One image of the gallery. Boxes are (n, 4) lists of left, top, width, height in percent of the square."""
 
     patient_id: str
     kind: str
-    view: str
+    view: str  # AP, PA
     words: str
-    picture: str  # data URI
+    image: str  # data URI
     true: list[list[float]]
     predicted: list[list[float]]
     below: list[list[float]]  # the most confident box below the threshold, where none is above
@@ -59,39 +59,31 @@ def choose(
     return {kind: table["id"].tolist()[:per_kind] for kind, table in chosen.items()}
 
 
-def make_tiles(
-    chosen: dict[str, list[str]],
-    scores: pd.Series,
-    groups: pd.DataFrame,
-    boxes: dict[str, pd.DataFrame],
-    geometry: pd.DataFrame,
-    cache_dir: Path,
-    size: int,
-) -> list[Tile]:
-    """The chosen images as tiles; one that was refused by the cache has no picture and is left out.
+def make_tiles(data: ReportData, cache_dir: Path) -> list[Tile]:
+    """The chosen images as tiles; one that the cache refused is left out."""
+    chosen = choose(data.scores, data.truth, data.kept)
+    return [
+        make_tile(data, cache_dir, kind, name)
+        for kind, ids in chosen.items()
+        for name in ids
+        if name in data.geometry.index
+    ]
 
-    boxes: tables `true`, `predicted` and `all`, in original pixels; groups: index patientId, columns class, view.
-    """
-    tiles = []
-    for kind, ids in chosen.items():
-        for name in (name for name in ids if name in geometry.index):
-            own = {key: table[table["patientId"] == name] for key, table in boxes.items()}
-            weak = own["all"].dropna(subset=["confidence"]).nlargest(1, "confidence")
-            own["below"] = weak if own["predicted"].empty else weak.iloc[:0]
-            places = {key: percent(in_square(table, geometry, size)) for key, table in own.items()}
-            tiles.append(
-                Tile(
-                    patient_id=name,
-                    kind=kind,
-                    view=str(groups.loc[name, "view"]),
-                    words=describe(float(scores[name]), groups.loc[name], own),
-                    picture=data_uri(read_png(cache_dir / "train" / f"{name}.png", size)),
-                    true=places["true"],
-                    predicted=places["predicted"],
-                    below=places["below"],
-                )
-            )
-    return tiles
+
+def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> Tile:
+    tables = {"true": data.truth, "predicted": data.kept, "below": data.run.predictions}
+    own = {key: table[table["patientId"] == name] for key, table in tables.items()}
+    weak = own["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
+    own["below"] = weak if own["predicted"].empty else weak.iloc[:0]
+    view = str(data.groups.loc[name, "view"])
+    return Tile(
+        patient_id=name,
+        kind=kind,
+        view=view,
+        words=describe(float(data.scores[name]), str(data.classes[name]), view, own),
+        image=data_uri(read_png(cache_dir / "train" / f"{name}.png", data.size)),
+        **{key: percent(to_relative(table, data.geometry, data.size)) for key, table in own.items()},
+    )
 
 
 def percent(boxes_xyxy: NDArray[np.float64]) -> list[list[float]]:
@@ -100,20 +92,20 @@ def percent(boxes_xyxy: NDArray[np.float64]) -> list[list[float]]:
     return [[round(100 * value, 2) for value in row] for row in sides.tolist()]
 
 
-def describe(score: float, group: Any, own: dict[str, pd.DataFrame]) -> str:
-    """What a person should know of an image beside seeing it."""
+def describe(score: float, label: str, view: str, own: dict[str, pd.DataFrame]) -> str:
+    """The line below an image. own: its tables `true`, `predicted` and `below`."""
     n_true = len(own["true"])
-    truth = f"{group['class']}, {n_true or 'no'} true {'boxes' if n_true > 1 else 'box'}"
-    sure = [f"{value:.2f}" for value in own["predicted"]["confidence"]]
-    found = f"predicted with confidence {', '.join(sure)}" if sure else "no box above the threshold"
+    truth = f"{label}, {n_true or 'no'} true {'boxes' if n_true > 1 else 'box'}"
+    confidences = [f"{value:.2f}" for value in own["predicted"]["confidence"]]
+    found = f"predicted with confidence {', '.join(confidences)}" if confidences else "no box above the threshold"
     if len(own["below"]):
         found += f" (most confident below it: {own['below']['confidence'].iloc[0]:.2f})"
-    view = "view not known" if group["view"] == UNKNOWN else f"view {group['view']}"
-    return f"score {score:.2f}; {truth}; {found}; {view}"
+    known = "view not known" if view == UNKNOWN else f"view {view}"
+    return f"score {score:.2f}; {truth}; {found}; {known}"
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:
-    """A grey uint8 (S, S) image as a JPEG that stands in the page itself, at most LARGEST_SIDE wide."""
+    """A uint8 (S, S) image as a JPEG in a data URI, at most LARGEST_SIDE wide."""
     if image.shape[0] > LARGEST_SIDE:
         image = np.asarray(cv2.resize(image, (LARGEST_SIDE, LARGEST_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]

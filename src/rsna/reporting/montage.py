@@ -1,4 +1,4 @@
-"""Sheets of small pictures with boxes, and plots: what the show verbs draw."""
+"""Montages: rows of small images with boxes and captions; and the plots of the show commands."""
 
 import importlib
 from collections.abc import Sequence
@@ -7,40 +7,149 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
+from rsna.core.artifacts import require
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import write_then_rename
+from rsna.data.boxes import xywh_to_xyxy
+from rsna.data.cache import read_index, read_png
+from rsna.data.competition import BOX_COLUMNS, LABELS_CSV, read_labels, truth_boxes
+from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
+from rsna.data.submission_format import parse_submission
+from rsna.evaluation.metric import image_scores
+from rsna.evaluation.runs import read_run
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Boxes = tuple[NDArray[np.float64], Colour]
-TILE = 256  # px
+Rows = dict[str, list[str]]  # title -> patientIds
+TILE, CAPTION, GAP = 256, 28, 4  # px: side of an image, height of the strip below it, space between tiles
+FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.55
+PER_ROW = 4  # at the width of a README the captions stay readable
+COLOURS = 64  # mostly greys
 GREEN, YELLOW, WHITE = (80, 220, 80), (0, 220, 255), (255, 255, 255)  # blue, green, red
 
 
-def draw_tile(image: Picture, boxes: Sequence[Boxes], above: str = "", below: str = "") -> Picture:
-    """An (S, S) uint8 image as a (TILE, TILE, 3) picture with boxes (n, 4) xyxy in pixels of the image, and words."""
-    grey = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_AREA)
-    tile = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), np.uint8)
+def draw_tile(image: Picture, boxes: Sequence[Boxes], value: str = "", title: str = "") -> Picture:
+    """An (S, S) uint8 image with boxes (n, 4) xyxy in pixels of the image; below it the title and a value.
+
+    Returns (TILE + CAPTION, TILE, 3), blue, green, red.
+    """
+    smaller = len(image) > TILE
+    grey = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+    tile = np.zeros((TILE + CAPTION, TILE, 3), np.uint8)
+    tile[:TILE] = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
     for boxes_xyxy, colour in boxes:
         for left, top, right, bottom in np.rint(boxes_xyxy * TILE / len(image)).astype(int).tolist():
-            cv2.rectangle(tile, (left, top), (right, bottom), colour, 1)
-    for text, height, colour in ((above, 16, YELLOW), (below, TILE - 8, WHITE)):
-        cv2.putText(tile, text, (6, height), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1, cv2.LINE_AA)
+            cv2.rectangle(tile[:TILE], (left, top), (min(right, TILE - 1), min(bottom, TILE - 1)), colour, 2)
+    (width, _), _ = cv2.getTextSize(value, FONT, FONT_SCALE, 1)
+    for text, x, colour in ((title, 4, WHITE), (value, TILE - width - 4, YELLOW)):
+        cv2.putText(tile, text, (x, TILE + CAPTION - 9), FONT, FONT_SCALE, colour, 1, cv2.LINE_AA)
     return tile
 
 
 def stack_rows(rows: Sequence[Sequence[Picture]]) -> Picture:
     """Rows of tiles as one picture, black where a row is shorter than the longest."""
     longest = max(map(len, rows))
-    black = np.zeros((TILE, TILE, 3), np.uint8)
-    return np.vstack([np.hstack([*row, *[black] * (longest - len(row))]) for row in rows])
+    black = np.zeros((TILE + CAPTION, TILE, 3), np.uint8)
+    gap = np.zeros((TILE + CAPTION, GAP, 3), np.uint8)
+    padded = [[*row, *[black] * (longest - len(row))] for row in rows]
+    return np.vstack([np.hstack([part for tile in row for part in (tile, gap)][:-1]) for row in padded])
+
+
+def write_montage(picture: Picture, path: Path) -> None:
+    """Write a montage as PNG of COLOURS colours: a fifth of the size, with no difference that shows."""
+    image = Image.fromarray(picture[..., ::-1].copy())
+    reduced = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    with write_then_rename(path) as temporary:
+        reduced.save(temporary, format="PNG", optimize=True)
+
+
+def results_montage(cfg: Config) -> Picture:
+    """Out-of-fold images with true (green) and predicted (yellow) boxes. Raises UserError if scores are not current."""
+    run = read_run(cfg)
+    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    truth = truth[truth["patientId"].isin(run.ids)]
+    rows = choose_results(truth, run.kept, run.ids, cfg.seed)
+    return draw_rows(cfg, "train", rows, [(truth, GREEN), (run.kept, YELLOW)])
+
+
+def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed: int) -> Rows:
+    """The rows of the montage. Best and worst share the images with a true and a predicted box; random is of all."""
+    scores = image_scores(truth, kept).mean(axis=1).sort_values(ascending=False, kind="stable")
+    both = set(truth["patientId"]) & set(kept["patientId"])
+    hits = [name for name in scores.index if name in both]
+    missed = sorted(set(truth["patientId"]) - set(kept["patientId"]))
+    alarms = kept[~kept["patientId"].isin(truth["patientId"])].sort_values("confidence", ascending=False)
+    half = min(PER_ROW, (len(hits) + 1) // 2)
+    rows = {
+        "best": hits[:half],
+        "worst": hits[half:][::-1],
+        "missed": missed,
+        "false alarm": alarms["patientId"].drop_duplicates().tolist(),
+        "random": np.random.default_rng(seed).permutation(sorted(ids)).tolist(),
+    }
+    return {title: names[:PER_ROW] for title, names in rows.items()}
+
+
+def submission_montage(cfg: Config) -> Picture:
+    """Test images with the boxes of the submission. Raises UserError if it is not current, or no image is cached."""
+    require(cfg, "make_submission")
+    table = parse_submission(cfg.submission_csv)
+    table = table[table["patientId"].isin(cached_images(cfg, "test").index)]
+    return draw_rows(cfg, "test", choose_submitted(table, cfg.seed), [(table.dropna(subset=["confidence"]), YELLOW)])
+
+
+def choose_submitted(table: pd.DataFrame, seed: int) -> Rows:
+    """The rows of the montage."""
+    top = table.dropna(subset=["confidence"]).groupby("patientId")["confidence"].max()
+    order = top.sort_values(ascending=False, kind="stable").index.tolist()
+    names = np.random.default_rng(seed).permutation(table["patientId"].unique())
+    return {
+        "most confident": order[:PER_ROW],
+        "least confident": order[PER_ROW:][-PER_ROW:],
+        "random": names[:PER_ROW].tolist(),
+    }
+
+
+def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFrame, Colour]]) -> Picture:
+    """A montage of cached images with all their boxes of these tables, the confidences of the last one below.
+
+    Images that the cache refused are left out. Raises UserError if none is left.
+    """
+    known = cached_images(cfg, split)
+    tiles: list[list[Picture]] = []
+    for title, names in rows.items():
+        tiles.append([])
+        for name in (name for name in names if name in known.index):
+            image = read_png(cfg.cache_dir / split / f"{name}.png", cfg.size)
+            own = [(table[table["patientId"] == name], colour) for table, colour in tables]
+            boxes = [(to_cached(table, known.loc[name].to_numpy(dtype=float)), colour) for table, colour in own]
+            confidences = own[-1][0]["confidence"].sort_values(ascending=False)
+            tiles[-1].append(draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title))
+    if not any(tiles):
+        raise UserError(f"{cfg.cache_dir}: none of the {split} images is there; nothing to draw")
+    return stack_rows([row for row in tiles if row])
+
+
+def cached_images(cfg: Config, split: str) -> pd.DataFrame:
+    """The geometry of the cached images of a split that could be decoded; index patientId."""
+    index = read_index(cfg.cache_dir, cfg.size)
+    return index[(index["split"] == split) & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]
+
+
+def to_cached(boxes: pd.DataFrame, geometry: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes of one image in original pixels -> (n, 4) xyxy in pixels of the cached image."""
+    return original_to_cached(xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)), geometry)
 
 
 def optional(module: str) -> Any:
-    """Import a module that only one of the show verbs needs. Raises UserError that says how to get it."""
+    """Import a module that only one of the show commands needs. Raises UserError that says how to get it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:

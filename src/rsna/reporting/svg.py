@@ -1,8 +1,8 @@
 """How plots become SVG text that stands in a page: its colours follow the page's, light or dark.
 
 Each figure is drawn for the width of a phone; a wider page shows several side by side. Colours are those of Okabe and
-Ito, which the colour-blind tell apart, and never the only difference: lines differ in their dashes, bars in their
-hatching as well.
+Ito, safe for colour-blind readers, and never the only difference: lines differ in their dashes too, bars in their
+hatching.
 """
 
 import io
@@ -13,7 +13,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# what the drawing is done in -> what stands in the SVG instead; the page says what they are, by day and by night
+# colour in the drawing -> variable in the SVG; the page defines them for light and dark
 COLOURS = {
     "#010101": "var(--ink)",
     "#020202": "var(--soft)",
@@ -61,7 +61,7 @@ def new_axes(height: float = 3.0, columns: int = 1) -> tuple[Figure, list[Axes]]
     """An empty figure of the report's width (inches) and its axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = [figure.add_subplot(1, columns, place + 1) for place in range(columns)]
+    axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
     for axis in axes:
         axis.patch.set_alpha(0)
     return figure, axes
@@ -78,7 +78,7 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", svg)
-    # one reader, one sentence: the figure's own words are in the alternative text
+    # screen readers read the text alternative instead
     svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
     for drawn, shown in COLOURS.items():
         svg = svg.replace(drawn, shown)
@@ -86,7 +86,7 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def styled(draw: Any) -> Any:
-    """Let a drawing function run in the report's style, whatever the user's own is."""
+    """Run a drawing function in the report's style, whatever matplotlibrc says."""
 
     def drawing(*words: Any, **named: Any) -> str:
         with style.context(STYLE, after_reset=True):

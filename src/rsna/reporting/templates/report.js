@@ -15,13 +15,13 @@
       tile.hidden = Boolean((kind && tile.dataset.kind !== kind) || (view && tile.dataset.view !== view));
     }
     document.body.classList.toggle("without", !form.elements.boxes.checked);
-    form.querySelector("output").textContent = `${visible().length} of ${tiles.length} pictures`;
+    form.querySelector("output").textContent = `${visible().length} of ${tiles.length} images`;
   }
 
   function show(tile) {
     current = tile;
     const shown = visible();
-    viewer.querySelector(".large").replaceChildren(tile.querySelector(".picture").cloneNode(true));
+    viewer.querySelector(".large").replaceChildren(tile.querySelector(".image").cloneNode(true));
     viewer.querySelector(".words").replaceChildren(...[...tile.querySelector(".words").cloneNode(true).childNodes]);
     viewer.querySelector(".position").textContent = `${shown.indexOf(tile) + 1} of ${shown.length}`;
     if (!viewer.open) viewer.showModal();
@@ -48,8 +48,8 @@
     event.preventDefault();
     step(by);
   });
-  // back to the picture that was looked at last, so that Tab goes on from there
+  // focus the image that was shown last, so that Tab continues from there
   viewer.addEventListener("close", () => current.querySelector(".open").focus());
-  // a reload keeps what was chosen in some browsers
+  // some browsers keep the form over a reload
   filter();
 })();

@@ -1,0 +1,197 @@
+"""What make_kernel writes for one run: which files go into the dataset, and the notebooks beside it."""
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rsna.core.artifacts import is_file_of_weights, require
+from rsna.core.config import (
+    AugmentSettings,
+    CacheSettings,
+    ComputeSettings,
+    Config,
+    FoldSettings,
+    FusionSettings,
+    ModelSettings,
+    PredictSettings,
+    SeedSettings,
+    SubmissionSettings,
+    TrainSettings,
+    command,
+    parse,
+)
+from rsna.core.errors import UserError
+from rsna.core.files import content_hash, read_json
+from rsna.core.locks import file_lock
+from rsna.core.stages import FREE_TO_USERS
+from rsna.evaluation.scores import read_scores
+from rsna.kaggle.bundle import (
+    BUNDLE_JSON,
+    address_of,
+    check_limits,
+    collect_wheels,
+    copy_code,
+    link_files,
+    megabytes,
+    sizes,
+    user_slug,
+    write_metadata,
+)
+from rsna.kaggle.client import Upload, instructions, push_command
+from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
+from rsna.models.registry import settings_of
+
+RUN_SETTINGS = (
+    *(FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings, TrainSettings, AugmentSettings),
+    *(PredictSettings, FusionSettings, SubmissionSettings),
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A dataset and notebooks to be written. files: name in the dataset -> path here."""
+
+    cfg: Config
+    user: str
+    files: dict[str, Path]
+    trained: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.cfg.run_dir / "kaggle"
+
+    @property
+    def upload(self) -> Upload:
+        suffix = "inference" if self.trained else "training"
+        dataset, kernel = (f"{self.user}/{address_of(self.cfg.name, end)}" for end in ("", f"-{suffix}"))
+        return Upload(dataset, self.folder / "dataset", kernel, self.folder / suffix, self.cfg.name)
+
+
+def plan_bundle(cfg: Config) -> Bundle:
+    """Which files the kernels need; of a run that is not trained only those that exist.
+
+    Raises UserError where a trained run is incomplete, not current, or was made with other settings than these.
+    """
+    user = user_slug(cfg.user)
+    if cfg.runs:
+        raise UserError("runs=: an ensemble of runs has no kernel; make one for each run: name=<run>, without runs=")
+    files = {f"weights/{weights_name(cfg)}": Path(cfg.weights)} if is_file_of_weights(cfg) else {}
+    trained = any((cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt").is_file() for fold in cfg.fold_list)
+    if trained or cfg.folds_csv.is_file():
+        files["run/folds.csv"] = cfg.folds_csv
+    if trained:
+        files |= trained_files(cfg)
+    return Bundle(cfg, user, files, trained)
+
+
+def trained_files(cfg: Config) -> dict[str, Path]:
+    """The files of the folds, after checking all that the submission is made from: on Kaggle it would be too late."""
+    names = (f"{cfg.checkpoint}.pt", "train.json", "predict.json", "valid.csv", "valid_images.csv")
+    files = {f"run/fold{fold}/{name}": cfg.fold_dir(fold) / name for fold in cfg.fold_list for name in names}
+    for fold in cfg.fold_list:
+        require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
+        require(cfg, "predict", fold, settings=True)
+    for path in (cfg.folds_csv, *files.values()):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run: {command(cfg, 'train')} and predict")
+    require(cfg, "ensemble", settings=True)
+    if cfg.threshold == "auto":
+        require(cfg, "evaluate")
+    return files
+
+
+def weights_name(cfg: Config) -> str:
+    """Name of the weights file in the dataset: its own may contain anything, and its suffix decides how it is read."""
+    return "start.safetensors" if Path(cfg.weights).suffix == ".safetensors" else "start.pth"
+
+
+def write_bundle(bundle: Bundle) -> None:
+    """Write dataset and kernels, in place of earlier ones. Raises UserError if Kaggle would refuse them."""
+    with file_lock(bundle.cfg.run_dir), replacing(bundle.folder) as new:
+        write_dataset(bundle, new / "dataset")
+        write_kernels(bundle, new)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that replaces `folder` once the block ended well; leftovers of a killed run are removed."""
+    new = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_dataset(bundle: Bundle, folder: Path) -> None:
+    """Code, wheels, files of the run, metadata."""
+    cfg = bundle.cfg
+    copy_code(folder)
+    link_files(bundle.files, folder)
+    check_limits(folder)
+    pythons = collect_wheels(folder / "wheels", cfg.wheels)
+    submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
+    content = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
+    write_metadata(folder, bundle.user, cfg.name, content)
+    check_limits(folder)
+
+
+def write_kernels(bundle: Bundle, folder: Path) -> None:
+    """The training notebook and, of a trained run, the one that predicts."""
+    cfg, user, words = bundle.cfg, bundle.user, run_words(bundle.cfg)
+    if bundle.trained:
+        scored = (cfg.run_dir / "scores.json").is_file()
+        scores = read_scores(cfg.run_dir, command(cfg, "evaluate")) if scored else None
+        kernel = Kernel(user, cfg.name, words, scores)
+        write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
+    if is_file_of_weights(cfg):
+        kernel = Kernel(user, cfg.name, words, weights=weights_name(cfg))
+    else:
+        kernel = Kernel(user, cfg.name, [*words, f"weights={cfg.weights}"], internet=cfg.weights == "imagenet")
+    write_kernel(training_notebook(kernel), folder / "training", kernel, "-training")
+
+
+def run_words(cfg: Config) -> list[str]:
+    """The settings of the run that differ from the defaults, as words; the training kernel adds weights= itself."""
+    preset = [f"preset={cfg.preset}"] if cfg.preset else []
+    usual = all_settings(parse(preset, settings_of))
+    differing = {key: value for key, value in all_settings(cfg).items() if value != usual.get(key)}
+    return [f"name={cfg.name}", f"fold={cfg.fold}", *preset, *(f"{key}={value}" for key, value in differing.items())]
+
+
+def all_settings(cfg: Config) -> dict[str, Any]:
+    """The settings of a run, also those of its model that have their defaults, but for weights and runs."""
+    own = {f.name: f.default for f in fields(settings_of(cfg.model))}
+    return {key: value for key, value in (own | cfg.only(*RUN_SETTINGS)).items() if key not in ("weights", "runs")}
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """What was written, and its size."""
+    dataset = bundle.folder / "dataset"
+    found = sizes(dataset)
+    parts = ", ".join(f"{name} {megabytes(count)}" for name, count in found.items() if count > 1e5)
+    print(f"dataset: {megabytes(sum(found.values()))} ({parts}) -> {dataset}")
+    pythons = read_json(dataset / BUNDLE_JSON)["pythons"]
+    wheels = sorted(path.name for path in (dataset / "wheels").glob("*.whl"))
+    print(f"{len(wheels)} wheels for Python {', '.join(pythons)}: {', '.join(name.split('-')[0] for name in wheels)}")
+    for path in sorted(bundle.folder.glob("*/*.ipynb")):
+        print(f"{path.parent.name}: {path.stat().st_size / 1e3:.1f} kB -> {path}")
+
+
+def print_commands(bundle: Bundle) -> None:
+    """The commands from here to a score."""
+    if "demo" in bundle.cfg.preset.split(","):
+        print("synthetic images: Kaggle has none of them; with the competition's files in input/ the commands are:")
+    if not bundle.trained:
+        print(f"run {bundle.cfg.name} is not trained: the training kernel trains it and ends with a submission")
+    print("\n".join(instructions(bundle.upload)))
+    if bundle.trained:
+        push = shlex.join(push_command(bundle.folder / "training"))
+        print(f"to train on Kaggle instead of here, push this notebook in place of the one above: {push}")
