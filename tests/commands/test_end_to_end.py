@@ -23,7 +23,7 @@ from rsna.core.files import content_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [
-    *("make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary", "report"),
+    *("make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary", "report")
 ]
 SMALL = [
     "size=64",

@@ -140,8 +140,7 @@ def in_namespace(script, *words):
 
 
 @pytest.mark.parametrize(
-    ("stage", "free_kib"),
-    [*((stage, 0) for stage in STAGES), ("cache_images", 100), ("train", 60_000), ("predict", 8)],
+    ("stage", "free_kib"), [*((stage, 0) for stage in STAGES), ("cache_images", 100), ("train", 60_000), ("predict", 8)]
 )
 def test_on_a_full_disk_it_stops_and_goes_on_once_there_is_room(reference, tmp_path, stage, free_kib):
     """Some stages run into it at their first file, some after they wrote others."""

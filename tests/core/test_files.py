@@ -2,10 +2,10 @@
 
 import pandas as pd
 import pytest
+from rsna.core.stamps import check_fused, check_stamp, difference, is_complete, mark_complete
 
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json, write_then_rename
-from rsna.core.stamps import check_fused, check_stamp, difference, is_complete, mark_complete
 from rsna.core.tables import line_number, read_table, write_table
 
 

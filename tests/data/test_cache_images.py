@@ -22,16 +22,7 @@ from rsna.core.errors import UserError
 from rsna.core.executor import map_files
 from rsna.core.files import content_hash
 from rsna.data import cache
-from rsna.data.cache import (
-    INDEX_COLUMNS,
-    INDEX_CSV,
-    JOURNAL_CSV,
-    read_index,
-    read_png,
-    read_rows,
-    report,
-    update_cache,
-)
+from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows, report, update_cache
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 
 SRC = Path(__file__).resolve().parents[2] / "src"

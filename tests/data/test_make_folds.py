@@ -146,8 +146,7 @@ def test_seed_decides_the_folds():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [([1] * 30, "022122011101011210201202100202"), ([3] * 10, "222111222000000000111111222222")],
+    ("sizes", "expected"), [([1] * 30, "022122011101011210201202100202"), ([3] * 10, "222111222000000000111111222222")]
 )
 def test_folds_are_these(sizes, expected):
     """Written down, so that a library version that gives other folds is noticed: runs would mix."""

@@ -183,11 +183,7 @@ def test_coverage_counts_boxes_over_each_cell():
 def test_groups_contain_documented_values_only():
     """Whatever a header contains, only the documented values come out."""
     folds = pd.DataFrame(
-        {
-            "view": ["AP", "PA", "Dr. Smith", np.nan],
-            "sex": ["F", "M", "Jane Doe", ""],
-            "age": [19, 20, 155, np.nan],
-        },
+        {"view": ["AP", "PA", "Dr. Smith", np.nan], "sex": ["F", "M", "Jane Doe", ""], "age": [19, 20, 155, np.nan]},
         index=list(IMAGES),
     )
     geometry = pd.DataFrame({"scale_x": 0.5, "scale_y": 0.5, "pad_x": 0.0, "pad_y": 0.0}, index=list(IMAGES))

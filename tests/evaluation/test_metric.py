@@ -8,13 +8,7 @@ from hypothesis import strategies as st
 
 from rsna.data.competition import PREDICTION_COLUMNS
 from rsna.evaluation.bootstrap import interval, paired_interval
-from rsna.evaluation.metric import (
-    IOU_THRESHOLDS,
-    image_scores,
-    keep_confident,
-    mean_average_precision,
-    threshold_sweep,
-)
+from rsna.evaluation.metric import IOU_THRESHOLDS, image_scores, keep_confident, mean_average_precision, threshold_sweep
 from rsna.evaluation.threshold import best_threshold
 
 

@@ -117,8 +117,7 @@ def first_cell(kaggle, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("data", "dataset"),
-    [(DATA, "rsna-pneumonia-r"), (f"competitions/{DATA}", "datasets/some-one/rsna-pneumonia-r")],
+    ("data", "dataset"), [(DATA, "rsna-pneumonia-r"), (f"competitions/{DATA}", "datasets/some-one/rsna-pneumonia-r")]
 )
 def test_inputs_are_found_where_older_and_newer_kernels_have_them(data, dataset, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=f"{DATA} is not attached"):

@@ -176,12 +176,7 @@ def test_the_gallery_shows_each_image_once_and_in_order():
     ).assign(x=0.0, y=0.0, width=10.0)
     scores = image_scores(truth, kept).mean(axis=1)
     chosen = choose(scores, truth, kept, per_kind=3)
-    assert chosen == {
-        "best": ["p0", "p1"],
-        "worst": ["p3", "p2"],
-        "false alarm": ["n1", "n0"],
-        "miss": ["p5", "p4"],
-    }
+    assert chosen == {"best": ["p0", "p1"], "worst": ["p3", "p2"], "false alarm": ["n1", "n0"], "miss": ["p5", "p4"]}
     assert list(chosen) == list(KINDS)
 
 

@@ -59,10 +59,7 @@ def map_files(
 
 
 def run_isolated(
-    function: Callable[[Path], Result],
-    paths: Sequence[Path],
-    processes: int,
-    crashed: Callable[[Path], Result] | None,
+    function: Callable[[Path], Result], paths: Sequence[Path], processes: int, crashed: Callable[[Path], Result] | None
 ) -> Iterator[Result]:
     """As map_files. When a worker dies, the batches that may have killed it go on one file and process at a time."""
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]

@@ -52,14 +52,7 @@ def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no command can work with."""
     if not re.fullmatch(NAME, settings["name"]):
         raise UserError(f"name={settings['name']}: letters, digits, '.', '_' and '-' only: it becomes a folder")
-    at_least = {
-        "epochs": 1,
-        "batch_size": 2,
-        "max_boxes": 1,
-        "demo_train": 10,
-        "demo_test": 2,
-        "bootstrap": 10,
-    }
+    at_least = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
     for key, lowest in at_least.items():
         if settings[key] < lowest:
             raise UserError(f"{key}={settings[key]}: must be at least {lowest}")
