@@ -101,7 +101,7 @@ def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
         with learner.no_bar(), learner.no_logging():
             for phase, group in zip(cfg.phase_list, (2, 1, 0), strict=True):
                 learner.freeze_to(group)
-                learner.fit_one_cycle(phase.epochs, list(phase.rates) if len(phase.rates) > 1 else phase.rates[0])
+                learner.fit_one_cycle(phase.epochs, list(phase.lrs) if len(phase.lrs) > 1 else phase.lrs[0])
         seconds += time.perf_counter() - start
         loader = make_loader(ImageDataset(data.valid), 16, 0, cpu)
         ((boxes, scores, _),) = predict_views(model, loader, [TtaTransform()], cpu, torch.float32)

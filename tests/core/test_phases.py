@@ -18,9 +18,9 @@ def test_the_post_in_one_line():
         ("last2", 5, "one_cycle_legacy"),
         ("all", 10, "one_cycle_legacy"),
     ]
-    assert phases[0].rates == (1e-3,)
-    assert phases[1].rates == pytest.approx((1e-5 / 5, 1e-4 / 5, 1e-3 / 5))
-    assert phases[2].rates == pytest.approx((1e-5 / 10, 1e-4 / 10, 1e-3 / 10))
+    assert phases[0].lrs == (1e-3,)
+    assert phases[1].lrs == pytest.approx((1e-5 / 5, 1e-4 / 5, 1e-3 / 5))
+    assert phases[2].lrs == pytest.approx((1e-5 / 10, 1e-4 / 10, 1e-3 / 10))
     assert cfg.total_epochs == 18
 
 
@@ -37,8 +37,8 @@ def test_without_phases_epochs_and_lr_make_one():
         ("neck:3:1e-3", "'neck' is not head"),
         ("last5:3:1e-3", "'last5' is not head"),
         ("head:0:1e-3", "'0' epochs"),
-        ("head:3:fast", "rates 'fast'"),
-        ("head:3:0", "rates '0'"),
+        ("head:3:fast", "lrs 'fast'"),
+        ("head:3:0", "lrs '0'"),
         ("head:3:1/1/1/1/1/1/1", "one to 6 numbers"),
         ("head:3:1e-3:warm", "no schedule 'warm'"),
         ("head:3:1e-3,", "'' has 1 of"),

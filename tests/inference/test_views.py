@@ -8,7 +8,8 @@ from torch import nn
 from rsna.data.cache import write_png
 from rsna.data.dataset import ImageDataset, Samples
 from rsna.data.loader import make_loader
-from rsna.inference.predictor import View, parse_views, predict_views, prediction_table
+from rsna.inference.predictor import predict_views, prediction_table
+from rsna.inference.tta import TtaTransform, parse_transforms
 
 CPU = torch.device("cpu")
 
@@ -43,18 +44,18 @@ def test_every_view_finds_the_same_box(tmp_path, size, rows, cols, precision):
     samples = Samples(
         ["a"], [tmp_path / "a.png"], [np.zeros((0, 4))], np.zeros(1, int), geometry, np.array([[rows, cols]])
     )
-    views = parse_views("plain,hflip", "1.0,0.9,1.2")
-    assert views[0] == View()
+    views = parse_transforms("plain,hflip", "1.0,0.9,1.2")
+    assert views[0] == TtaTransform()
     assert len(views) == 6
     loader = make_loader(ImageDataset(samples), 1, 0, CPU)
     expected = np.array(
         [(left - pad[0]) / scale, (top - pad[1]) / scale, (right - left) / scale, (bottom - top) / scale]
     )
-    for view, (boxes, confidence) in zip(
-        views, predict_views(BrightSquare(), loader, views, CPU, precision, ""), strict=True
+    for view, (boxes, confidence, _) in zip(
+        views, predict_views(BrightSquare(), loader, views, CPU, precision), strict=True
     ):
         found = prediction_table(samples, boxes, confidence, size)[["x", "y", "width", "height"]].to_numpy()[0]
-        tolerance = 0.5 if view.zoom == 1 else 1.5 / scale
+        tolerance = 0.5 if view.scale == 1 else 1.5 / scale
         assert found == pytest.approx(expected, abs=tolerance), view
 
 

@@ -50,7 +50,7 @@ def test_what_is_frozen_keeps_weights_and_statistics(model):
     freeze(model, phase.first_stage)
     train_mode(model, phase.first_stage)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    optimizer = make_optimizer(model, phase.rates, 1.0, 0.0)
+    optimizer = make_optimizer(model, phase.lrs, 1.0, 0.0)
     images = torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8)
     outputs = model(images)
     sum(value.square().mean() for key, value in outputs.items() if key != "centres").backward()

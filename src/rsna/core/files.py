@@ -41,14 +41,14 @@ def write_json(content: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path, maker: str = "", expected: Mapping[str, type | UnionType] | None = None) -> dict[str, Any]:
+def read_json(path: Path, rebuild: str = "", expected: Mapping[str, type | UnionType] | None = None) -> dict[str, Any]:
     """Read a JSON object with at least the keys of `expected`, their values of these types; numbers are finite.
 
-    `maker` is the command that makes the file. Raises UserError where it is missing or broken.
+    `rebuild` is the command that makes the file. Raises UserError where it is missing or broken.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
-    remedy = f"delete it and run: {maker}" if maker else "delete it and run the stage again"
+        raise UserError(f"{path}: no such file" + (f"; run: {rebuild}" if rebuild else ""))
+    remedy = f"delete it and run: {rebuild}" if rebuild else "delete it and run its command again"
     try:
         content = json.loads(path.read_text(), parse_constant=float)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

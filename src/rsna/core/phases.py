@@ -1,4 +1,4 @@
-"""Phases of training, written as text: what trains, for how many epochs, at which rates, on which schedule."""
+"""Phases of training, written as text: what trains, for how many epochs, at which learning rates, on which schedule."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from rsna.core.errors import UserError
 
 SCHEDULES = ("onecycle", "cosine", "sgdr", "one_cycle_legacy", "constant")
 STAGES = 4  # of a ResNet encoder; its stem counts as stage 0
-HOW = "write part:epochs:rates:schedule, such as head:3:1e-3:onecycle,last2:5:1e-5/1e-4/1e-3:cosine,all:10:1e-3:sgdr"
+HOW = "write part:epochs:lrs:schedule, such as head:3:1e-3:onecycle,last2:5:1e-5/1e-4/1e-3:cosine,all:10:1e-3:sgdr"
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,9 @@ class Phase:
 
     part: str  # head; last1 .. last4: the head and that many of the encoder's last stages; all
     epochs: int
-    rates: tuple[float, ...]  # peak rates from the encoder's input to the head; of a single one see make_optimizer
+    lrs: tuple[
+        float, ...
+    ]  # peak learning rates from the encoder's input to the head, see make_optimizer
     schedule: str
 
     @property
@@ -28,7 +30,7 @@ class Phase:
         return STAGES + 1 - int(self.part.removeprefix("last"))
 
     def __str__(self) -> str:
-        return f"{self.part}:{self.epochs}:{'/'.join(f'{rate:g}' for rate in self.rates)}:{self.schedule}"
+        return f"{self.part}:{self.epochs}:{'/'.join(f'{lr:g}' for lr in self.lrs)}:{self.schedule}"
 
 
 def parse_phases(text: str) -> list[Phase]:
@@ -40,25 +42,25 @@ def parse_phase(word: str) -> Phase:
     fields = word.split(":")
     if len(fields) not in (3, 4):
         raise UserError(f"phases: '{word}' has {len(fields)} of 3 or 4 fields; {HOW}")
-    part, epochs, rates, schedule = (*fields, "onecycle")[:4]
+    part, epochs, lrs, schedule = (*fields, "onecycle")[:4]
     if part not in ("head", "all", *(f"last{k}" for k in range(1, STAGES + 1))):
         raise UserError(f"phases: '{part}' is not head, last1 to last{STAGES}, or all; {HOW}")
     if not re.fullmatch(r"[1-9]\d{0,3}", epochs):
         raise UserError(f"phases: '{epochs}' epochs in '{word}': a whole number from 1; {HOW}")
     if schedule not in SCHEDULES:
         raise UserError(f"phases: there is no schedule '{schedule}'; there is {', '.join(SCHEDULES)}")
-    return Phase(part, int(epochs), parse_rates(rates, word), schedule)
+    return Phase(part, int(epochs), parse_lrs(lrs, word), schedule)
 
 
-def parse_rates(text: str, word: str) -> tuple[float, ...]:
-    """`1e-5/1e-4/1e-3` -> three rates. Raises UserError."""
+def parse_lrs(text: str, word: str) -> tuple[float, ...]:
+    """`1e-5/1e-4/1e-3` -> three learning rates. Raises UserError."""
     try:
-        rates = tuple(float(rate) for rate in text.split("/"))
+        lrs = tuple(float(lr) for lr in text.split("/"))
     except ValueError:
-        rates = (math.nan,)
-    if not all(0 < rate <= 10 for rate in rates) or len(rates) > STAGES + 2:
-        raise UserError(f"phases: rates '{text}' in '{word}': one to {STAGES + 2} numbers up to 10, joined by /; {HOW}")
-    return rates
+        lrs = (math.nan,)
+    if not all(0 < lr <= 10 for lr in lrs) or len(lrs) > STAGES + 2:
+        raise UserError(f"phases: lrs '{text}' in '{word}': one to {STAGES + 2} numbers up to 10, joined by /; {HOW}")
+    return lrs
 
 
 def phase_at(phases: list[Phase], epoch: int) -> tuple[Phase, int]:

@@ -17,12 +17,12 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False)
 
 
-def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str], rebuild: str = "") -> pd.DataFrame:
     """Read a CSV that must have `columns`; patientId stays text. Spaces around names and ids are cut off.
-    `maker` is the command that makes the file, named when it is missing. Raises UserError.
+    `rebuild` is the command that makes the file, printed when it is missing. Raises UserError.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file" + (f"; run: {maker}" if maker else ""))
+        raise UserError(f"{path}: no such file" + (f"; run: {rebuild}" if rebuild else ""))
     try:
         names = pd.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str).loc[0].fillna("").str.strip()
         with warnings.catch_warnings():
@@ -31,7 +31,7 @@ def read_table(path: Path, columns: Sequence[str], maker: str = "") -> pd.DataFr
             ids = {position: str for position, name in enumerate(names) if name == "patientId"}
             rows = pd.read_csv(path, dtype=ids, encoding="utf-8-sig", index_col=False)
     except pd.errors.ParserWarning:
-        raise UserError(f"{path}: rows have more fields than the header; mend or fetch the file again") from None
+        raise UserError(f"{path}: rows have more fields than the header; fix or fetch the file again") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
     doubled = names[names.duplicated() & (names != "")]
@@ -61,11 +61,11 @@ def strip_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         column = table.iloc[:, position]
         if not pd.api.types.is_numeric_dtype(column):
             stripped = column.str.strip()
-            mended = column.mask(stripped == "")
+            cleaned = column.mask(stripped == "")
             if name == "patientId":
-                mended = mended.mask(stripped != "", stripped)
-            changed += int((mended.fillna("") != column.fillna("")).sum())
-            table.isetitem(position, mended.array)
+                cleaned = cleaned.mask(stripped != "", stripped)
+            changed += int((cleaned.fillna("") != column.fillna("")).sum())
+            table.isetitem(position, cleaned.array)
     if changed:
         print(f"{path}: spaces cut off around {changed} names of columns and fields")
     return table

@@ -45,7 +45,7 @@ def phase_lines(cfg: Config, model: DetectionModel) -> list[str]:
         check_encoder_stages(model.encoder, phase)
         freeze(model, phase.first_stage)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        lrs = lrs_by_stage(phase.rates, encoder_lr)
+        lrs = lrs_by_stage(phase.lrs, encoder_lr)
         shown = ", ".join(f"{lr:g}" for lr in dict.fromkeys(lrs[phase.first_stage :]))
         lines.append(
             f"phase {number}: {phase.part}, {phase.epochs} epochs, {phase.schedule}, "

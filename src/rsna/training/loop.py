@@ -71,7 +71,7 @@ def start_phase(
     check_encoder_stages(model.encoder, phase)
     freeze(model, phase.first_stage)
     encoder_lr = 1.0 if cfg.weights == "none" else cfg.encoder_lr
-    optimizer = make_optimizer(model, phase.rates, encoder_lr, cfg.weight_decay)
+    optimizer = make_optimizer(model, phase.lrs, encoder_lr, cfg.weight_decay)
     steps = n_images // min(cfg.batch_size, n_images) * phase.epochs
     schedule = make_schedule(optimizer, phase.schedule, steps, phase.epochs)
     dtype = pick_precision(cfg.precision, device)

@@ -32,7 +32,7 @@ def encoder_stage(name: str) -> int:
 def check_encoder_stages(encoder: nn.Module, phase: Phase) -> None:
     """Raise UserError if the phase names stages that the encoder does not have."""
     known = {encoder_stage(name) for name, _ in encoder.named_children()} >= set(range(1, STAGES + 1))
-    if not known and (phase.part.startswith("last") or len(phase.rates) > 2):
+    if not known and (phase.part.startswith("last") or len(phase.lrs) > 2):
         raise UserError(
             f"phases: '{phase}': this encoder has no stages layer1 to layer{STAGES}; "
             "head and all, with one or two learning rates, work with every encoder"
