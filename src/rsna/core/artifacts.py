@@ -8,9 +8,7 @@ moved, copied or unzipped is still current, and so is what another machine made 
 import csv
 import functools
 import hashlib
-import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -44,9 +42,9 @@ def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
     path = manifest_path(cfg, name, fold)
     if not path.is_file():
         return False
-    found = read_manifest(path)
+    found = read_manifest(path, command(cfg, name))
     outputs = files_of(STAGES[name].outputs, cfg, fold)
-    complete = all(found.get("outputs", {}).get(key) == hash_of(output) for key, output in outputs.items())
+    complete = all(found["outputs"].get(key) == hash_of(output) for key, output in outputs.items())
     return complete and not differences(found, current_manifest(cfg, name, fold))
 
 
@@ -81,10 +79,9 @@ def require(
     rebuild = command(cfg, name, **({} if fold is None else {"fold": str(fold)}))
     if not path.is_file():
         raise UserError(f"{path}: no such file, so {name} has not finished; run: {rebuild}")
-    found = read_manifest(path)
+    found = read_manifest(path, rebuild)
     if settings:
-        wanted = current_manifest(cfg, name, fold)
-        changes = differences(found, wanted, ignore)
+        changes = differences(found, current_manifest(cfg, name, fold), ignore)
         if changes:
             raise UserError(f"{path}: {name} ran with other settings or files ({changes}); run: {rebuild}")
     made_with = with_settings(cfg, found)
@@ -104,15 +101,13 @@ def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None,
     """
     outputs = files_of(STAGES[name].outputs, cfg, fold)
     for key, path in outputs.items():
-        said = found.get("outputs", {}).get(key)
-        if said not in (hash_of(path), None) and path.is_file():
+        if path.is_file() and found["outputs"].get(key, hash_of(path)) != hash_of(path):
             raise UserError(f"{path}: not as {name} wrote it; run: {rebuild}")
     for key, path in files_of(STAGES[name].inputs, cfg, fold).items():
-        said, now = found.get("inputs", {}).get(key), hash_of(path)
+        said, now = found["inputs"].get(key), hash_of(path)
         if said != now and now != ABSENT:
-            raise UserError(
-                f"{next(iter(outputs.values()))}: made from another {key} ({said} -> {now}); run: {rebuild}"
-            )
+            output = next(iter(outputs.values()))
+            raise UserError(f"{output}: made from another {key} ({said} -> {now}); run: {rebuild}")
 
 
 def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tuple[Config, int | None]]:
@@ -126,7 +121,7 @@ def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tup
 
 def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
     """The config with the settings that a manifest says, so that its files are found where they were written."""
-    settings = dict(manifest.get("settings", {}))
+    settings = dict(manifest["settings"])
     folds = settings.pop("fold_list", None)
     if settings.get("weights") == "a file":
         del settings["weights"]
@@ -144,58 +139,37 @@ def differences(found: dict[str, Any], wanted: dict[str, Any], ignore: Iterable[
 
     An input that is not there now is not compared: it cannot have been read as another one.
     """
-    changes = []
-    for part in ("version", "settings", "inputs"):
-        old, new = found.get(part), wanted.get(part)
-        if part == "version":
-            old, new = {"version": old}, {"version": new}
-        old, new = (content if isinstance(content, dict) else {} for content in (old, new))
-        for key in [*new, *(key for key in old if key not in new)]:
-            gone = part == "inputs" and new.get(key, ABSENT) == ABSENT
-            if old.get(key) != new.get(key) and key not in ignore and not gone:
-                changes.append(f"{key}: {old.get(key)} -> {new.get(key)}")
-    return "; ".join(changes)
+    inputs = {key: value for key, value in wanted["inputs"].items() if value != ABSENT}
+    new = {"version": wanted["version"], **wanted["settings"], **inputs}
+    old = {"version": found.get("version"), **found["settings"], **{key: found["inputs"].get(key) for key in inputs}}
+    keys = [key for key in dict.fromkeys((*new, *old)) if key not in ignore and old.get(key) != new.get(key)]
+    return "; ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    return read_json(path, expected={"settings": dict, "inputs": dict, "outputs": dict})
+def read_manifest(path: Path, rebuild: str = "") -> dict[str, Any]:
+    """Raises UserError, with the command to run, for what is no manifest, such as one of an earlier version."""
+    return read_json(path, rebuild, {"settings": dict, "inputs": dict, "outputs": dict})
 
 
 def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> dict[str, Path]:
-    """Templates -> name in manifests, which holds no folder of this machine, and path. `{member}` gives several."""
+    """Templates -> name in manifests, which holds no folder of this machine, and path. `{source}` gives several."""
     found: dict[str, Path] = {}
     for template in templates:
-        if template == "{weights}":
-            found |= {"weights": Path(cfg.weights)} if is_file_of_weights(cfg) else {}
+        if template == "{weights}" and not is_file_of_weights(cfg):
             continue
-        if template == "{test_labels}":
-            found["test_labels.csv"] = Path(cfg.test_labels)
-            continue
-        pairs = [(cfg, fold)]
-        if "{member}" in template:
-            pairs = [(replace(cfg, name=run), k) for run, k in itertools.product(run_names(cfg), cfg.fold_list)]
-        for own, k in pairs:
-            of_run = template.replace("{member}", "{run}")
-            key = re.sub(r"^\{(input|folds|root|submissions)\}/", r"\1/", template)
-            for part, short in (("{member}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
-                key = key.replace(part, short)
-            found[str(fill(key, own, k))] = fill(of_run, own, k)
+        runs = [(cfg, fold)]
+        if "{source}" in template:
+            runs = [(replace(cfg, name=run), k) for run in run_names(cfg) for k in cfg.fold_list]
+        key = re.sub(r"^\{(input|folds|root|submissions|weights|test_labels)\}", r"\1", template)
+        for part, short in (("{source}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
+            key = key.replace(part, short)
+        found |= {str(fill(key, run, k)): fill(template.replace("{source}", "{run}"), run, k) for run, k in runs}
     return found
 
 
 def fill(template: str, cfg: Config, fold: int | None) -> Path:
-    words = {
-        "{input}": cfg.input,
-        "{folds}": cfg.folds,
-        "{cache}": cfg.cache_dir,
-        "{run}": cfg.run_dir,
-        "{root}": cfg.root,
-        "{submissions}": cfg.submissions,
-        "{name}": cfg.name,
-        "{checkpoint}": cfg.checkpoint,
-        "{fold}": fold,
-    }
-    return Path(re.sub(r"\{\w+\}", lambda match: str(words[match[0]]), template))
+    words = {**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold}
+    return Path(re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), template))
 
 
 def run_names(cfg: Config) -> list[str]:
@@ -209,18 +183,18 @@ def is_file_of_weights(cfg: Config) -> bool:
 
 def hash_of(path: Path) -> str:
     """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
-    name, _, split = str(path).partition("#")
-    try:
-        found = os.stat(name)
-    except OSError:
+    name, _, split = path.name.partition("#")
+    path = path.with_name(name)
+    if not path.is_file():
         return ABSENT
-    return hash_once(name, split, (found.st_ino, found.st_size, found.st_mtime_ns))
+    found = path.stat()
+    return hash_once(path, split, (found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=4096)
-def hash_once(name: str, split: str, _: tuple[int, ...]) -> str:
+def hash_once(path: Path, split: str, _: tuple[int, ...]) -> str:
     """As hash_of; within one process a file that was not written since is read once."""
-    return hash_of_index(Path(name), split) if split else content_hash(Path(name))
+    return hash_of_index(path, split) if split else content_hash(path)
 
 
 def hash_of_index(path: Path, split: str) -> str:

@@ -175,14 +175,6 @@ class DemoSettings:
     demo_test: int = setting(80, "test images of the synthetic competition")
 
 
-# in the order in which help lists them
-GROUPS: tuple[type, ...] = (
-    *(RunSettings, PathSettings, FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings),
-    *(TrainSettings, AugmentSettings, PredictSettings, FusionSettings, EvaluationSettings, SubmissionSettings),
-    *(ScoringSettings, KaggleSettings, DemoSettings),
-)
-
-
 @dataclass(frozen=True)
 class Config(
     RunSettings,
@@ -202,9 +194,11 @@ class Config(
     KaggleSettings,
     DemoSettings,
 ):
-    """Every setting of every command, and the paths that follow from them."""
+    """Every setting of every command, and the paths that follow from them.
 
-    # of the chosen model, those that differ from the defaults in its file
+    model_settings: those of the chosen model that differ from the defaults in its file.
+    """
+
     model_settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -252,6 +246,9 @@ class Config(
         return {name: getattr(self, name) for name in names} | own
 
 
+# in the order in which help lists them
+GROUPS: tuple[type, ...] = Config.__bases__
+NAMES = tuple(f.name for group in GROUPS for f in fields(group))
 PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels", "wheels")
 # names that settings had in earlier versions
 RENAMED = {
@@ -286,10 +283,8 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
         if not Path(given["weights"]).is_file():
             raise UserError(f"weights={given['weights']}: no such file; or use weights=imagenet or weights=none")
     words_of = {**preset, **given}
-    known = [f.name for group in GROUPS for f in fields(group)]
-    config = fill(Config, {key: value for key, value in words_of.items() if key in known})
-    others = {key: value for key, value in words_of.items() if key not in known}
-    if others:
+    config = fill(Config, {key: value for key, value in words_of.items() if key in NAMES})
+    if others := {key: value for key, value in words_of.items() if key not in NAMES}:
         config = replace(config, model_settings=parse_model_settings(config.model, others, settings_of))
     check(vars(config))
     return config
@@ -313,7 +308,7 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
 
 def suggestion(key: str, others: list[str]) -> str:
     """What to say about a setting that does not exist."""
-    close = difflib.get_close_matches(key, [*others, *(f.name for f in fields(Config))], n=1)
+    close = difflib.get_close_matches(key, [*others, *NAMES], n=1)
     name = RENAMED.get(key) or (close[0] if close else "")
     return f"did you mean {name}?" if name else "'help all' lists the settings"
 
@@ -350,12 +345,11 @@ def split_word(word: str) -> tuple[str, str]:
 def command(cfg: Config, name: str, **changes: str) -> str:
     """What to type to run a command with these very settings, but for `changes`."""
     preset = preset_words(cfg.preset)
-    known = [f.name for group in GROUPS for f in fields(group)]
-    usual = fill(Config, {key: value for key, value in {**preset, "root": cfg.root}.items() if key in known})
+    usual = fill(Config, {key: value for key, value in {**preset, "root": cfg.root}.items() if key in NAMES})
     words = {"preset": cfg.preset} if cfg.preset else {}
     if cfg.root not in (str(WORKSPACE), preset.get("root")):
         words["root"] = cfg.root
-    differing = {key: getattr(cfg, key) for key in known if getattr(cfg, key) != getattr(usual, key)}
+    differing = {key: getattr(cfg, key) for key in NAMES if getattr(cfg, key) != getattr(usual, key)}
     own = {key: value for key, value in cfg.model_settings.items() if str(value).lower() != preset.get(key)}
     words = {**words, **differing, **own, **changes}
     return shlex.join(["./run.sh", name, *(f"{key}={value}" for key, value in words.items())])

@@ -23,7 +23,7 @@ class Stage:
     """One command: the settings that change its outputs, its files, and the commands whose outputs it reads.
 
     Files are templates: {input}, {folds}, {cache}, {run}, {root} and {submissions} are the folders of the config,
-    {name} is the run, {fold} the fold, {member} each of the runs that are fused, {test_labels} and {weights} these
+    {name} is the run, {fold} the fold, {source} each of the runs that are fused, {test_labels} and {weights} these
     files. `index.csv#train` stands for the rows of the cached training images.
     """
 
@@ -76,7 +76,7 @@ STAGES = {
     ),
     "ensemble": Stage(
         settings=(FusionSettings,),
-        inputs=(FOLDS, *(f"{{member}}/fold{{fold}}/{n}.csv" for n in ("valid", "valid_images", "test", "test_images"))),
+        inputs=(FOLDS, *(f"{{source}}/fold{{fold}}/{n}.csv" for n in ("valid", "valid_images", "test", "test_images"))),
         outputs=tuple(
             f"{{run}}/{name}.csv" for name in ("oof", "oof_images", "oof_no_tta", "test", "test_images", "test_by_fold")
         ),
