@@ -9,23 +9,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 WORKSPACE = Path(__file__).resolve().parents[2]
-# the packages that commands import; requirements.txt says what each is for
-PACKAGES: tuple[str, ...] = (
-    "torch",
-    "torchvision",
-    "segmentation_models_pytorch",
-    "safetensors",
-    "pydicom",
-    "gdcm",
-    "PIL",
-    "cv2",
+# what commands import, by the names of the modules; requirements.txt says what each package is for
+PACKAGES = (
+    *("torch", "torchvision", "segmentation_models_pytorch", "safetensors", "pydicom", "gdcm", "PIL", "cv2"),
+    *("sklearn", "scipy", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2"),
 )
-PACKAGES += ("sklearn", "scipy", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2")
 RESTARTED = "RSNA_RESTARTED_IN_VENV"  # environment variable: a .venv that lacks packages too is not started again
 
 
@@ -77,5 +71,6 @@ def run(main: Callable[[Any], None]) -> None:
     main(cfg)
 
 
-signal.signal(signal.SIGINT, stop_in_one_line)
-check_packages()
+if parent_process() is None:  # processes that a command starts import this as well
+    signal.signal(signal.SIGINT, stop_in_one_line)
+    check_packages()
