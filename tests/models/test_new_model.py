@@ -1,7 +1,8 @@
-"""A new model is one file: a toy with two boxes per image, defined here alone, trains like those of the project."""
+"""A new model is one file: a toy with two boxes per image, defined here alone, trains, predicts and submits."""
 
+import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
@@ -15,6 +16,11 @@ from rsna.core.artifacts import is_current
 from rsna.core.config import parse, setting
 from rsna.core.errors import UserError
 from rsna.core.stages import FREE_TO_USERS
+from rsna.data.competition import SAMPLE_CSV
+from rsna.evaluation.scores import evaluate_run
+from rsna.inference.ensemble import fuse_run
+from rsna.inference.predictor import predict_fold
+from rsna.inference.submission import write_submission
 from rsna.models.checkpoint import load_checkpoint
 from rsna.models.protocol import DetectionModel
 from rsna.models.registry import build_model, register, settings_of
@@ -65,10 +71,23 @@ class TwoBoxes(DetectionModel):
         return boxes, outputs["scores"].sigmoid(), outputs["logits"].softmax(1)
 
 
+def add_test_images(root, n=6):
+    """Test images and a sample submission beside the training images of make_competition."""
+    cache = root / "working/png_64"
+    index = pd.read_csv(cache / "index.csv")
+    test = index.head(n).assign(split="test", patientId=[f"test-{k}" for k in range(n)])
+    pd.concat([index, test]).to_csv(cache / "index.csv", index=False)
+    (cache / "test").mkdir()
+    for name in test["patientId"]:
+        os.link(cache / "image.png", cache / "test" / f"{name}.png")
+    test[["patientId"]].assign(PredictionString="").to_csv(root / "input" / SAMPLE_CSV, index=False)
+
+
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
     root = tmp_path_factory.mktemp("toy")
     make_competition(root, n=60)
+    add_test_images(root)
     return parse([f"root={root}", "device=cpu", *WORDS, "channels=4"], settings_of)
 
 
@@ -114,3 +133,26 @@ def test_a_trained_fold_is_current_and_resumes(trained, capsys):
     assert "fold 0: complete, 1 epochs" in capsys.readouterr().out
     assert history.read_bytes() == content
     assert is_current(trained, "train", 0)
+
+
+def test_it_predicts_and_submits_two_boxes_per_image(trained):
+    """Nothing between the model and Kaggle's format assumes one box."""
+    # boxes are merged only where they are the same, so that both of an image come out
+    cfg = replace(trained, max_boxes=2, wbf_iou=0.99, missing_weight=0.0, threshold="0.0001", bootstrap=10)
+    for fold in cfg.fold_list:
+        assert predict_fold(cfg, fold)
+        views = pd.read_csv(cfg.fold_dir(fold) / "test.csv").groupby(["patientId", "view"]).size()
+        assert (views == 2).all()
+        assert list(pd.read_csv(cfg.fold_dir(fold) / "test_images.csv"))[2:] == [
+            "p_normal",
+            "p_not_normal",
+            "p_opacity",
+        ]
+    assert fuse_run(cfg)
+    assert pd.read_csv(cfg.run_dir / "oof.csv").groupby("patientId").size().eq(2).all()
+    assert evaluate_run(cfg)
+    submission = write_submission(cfg)
+    assert submission.images == submission.images_with_box == 6
+    rows = pd.read_csv(cfg.submission_csv)["PredictionString"].str.split()
+    assert {len(row) for row in rows} == {10}, "confidence x y width height, twice"
+    assert all(is_current(cfg, name) for name in ("ensemble", "evaluate", "make_submission"))
