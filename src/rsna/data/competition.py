@@ -1,6 +1,7 @@
 """The competition's own files: their names and columns, read and checked."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,25 +41,26 @@ def read_labels(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     labels = read_table(path, LABEL_COLUMNS)[LABEL_COLUMNS]
-    numbers = labels.columns.drop("patientId")
-    parsed = labels[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
+    fields = labels.drop(columns="patientId")
+    numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
+    parsed = labels.assign(**numbers)
     filled = parsed[BOX_COLUMNS].notna()
     outside = (parsed[["x", "y"]] < 0).any(axis=1) | (parsed[["width", "height"]] <= 0).any(axis=1)
-    kinds = parsed.assign(patientId=labels["patientId"]).groupby("patientId")["Target"].transform("nunique")
+    kinds = parsed.groupby("patientId")["Target"].transform("nunique")
     problems = {
         "patientId is empty": labels["patientId"].isna(),
-        "a field is not a number": (~np.isfinite(parsed) & labels[numbers].notna()).any(axis=1),
+        "a field is not a number": (~np.isfinite(numbers) & fields.notna()).any(axis=1),
         "Target is neither 0 nor 1": ~parsed["Target"].isin([0, 1]),
         "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
         "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
         "the box is empty or starts outside the image": outside,
         "the image is both positive and negative": kinds > 1,
-        "the row is there twice": parsed.assign(patientId=labels["patientId"]).duplicated(),
+        "the row is there twice": parsed.duplicated(),
     }
     refuse_rows(path, labels["patientId"], problems, "fix or remove them")
     if labels.empty:
         raise UserError(f"{path}: no rows; fetch the file again")
-    return parsed.assign(patientId=labels["patientId"]).astype({"Target": int})[LABEL_COLUMNS]
+    return parsed.astype({"Target": int})
 
 
 def truth_boxes(labels: pd.DataFrame) -> pd.DataFrame:
@@ -149,6 +151,21 @@ def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
     }
     refuse_rows(path, table["patientId"], problems, f"run: {rebuild}" if rebuild else "fix or remove them")
     return numbers.assign(patientId=table["patientId"])[PREDICTION_COLUMNS]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted; macOS leaves ._<name>.dcm beside those it copies to a foreign disk."""
+    return sorted(path for path in folder.glob("*.dcm") if not path.name.startswith("._"))
+
+
+def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:
+    """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
+    found = {folder / name: list_images(folder / name) for name in names}
+    for path, images in found.items():
+        if not images:
+            problem = "no .dcm file in it" if path.is_dir() else "no such folder"
+            raise UserError(f"{path}: {problem}; {HOW_TO_GET}")
+    return [path for images in found.values() for path in images]
 
 
 def read_sample(folder: Path) -> list[str]:

@@ -15,14 +15,9 @@ from pydicom.pixels import get_decoder
 # The decoder of each compressed transfer syntax. Named here, not left to pydicom, because it would take
 # whichever plugin happens to be installed, and results should not depend on that.
 PLUGINS = {
-    uid.JPEGBaseline8Bit: "pillow",
-    uid.JPEGExtended12Bit: "pillow",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
-    uid.JPEGLSLossless: "gdcm",
-    uid.JPEGLSNearLossless: "gdcm",
-    uid.JPEG2000Lossless: "gdcm",
-    uid.JPEG2000: "gdcm",
+    **dict.fromkeys([uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit], "pillow"),
+    **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless], "gdcm"),
+    **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "gdcm"),
     uid.RLELossless: "pydicom",
 }
 

@@ -13,20 +13,11 @@ from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.locks import file_lock
 from rsna.core.tables import write_table
-from rsna.data.competition import (
-    AGE_BANDS,
-    CLASSES,
-    CLASSES_CSV,
-    FOLD_COLUMNS,
-    LABELS_CSV,
-    MAPPING_JSON,
-    TRAIN_IMAGES,
-    read_classes,
-    read_folds,
-    read_labels,
-    read_people,
-)
+from rsna.data import competition
+from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV, MAPPING_JSON, read_folds
 from rsna.data.dicom import read_headers
+
+Integers = NDArray[np.int64]
 
 
 def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
@@ -34,14 +25,15 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
 
     Raises UserError where those that are there were made from other settings or files, or do not fit the labels.
     """
+    folder = Path(cfg.input)
     with file_lock(cfg.folds_csv.parent):
         made = artifacts.current_manifest(cfg, "make_folds")  # of the files as they are read now
-        labels = read_labels(Path(cfg.input) / LABELS_CSV)
-        compare_files(labels["patientId"].unique(), Path(cfg.input) / TRAIN_IMAGES)
-        state = "current"
-        if not artifacts.is_current(cfg, "make_folds"):
-            state = state_of_folds(cfg)
-            images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
+        labels = competition.read_labels(folder / LABELS_CSV)
+        compare_files(labels["patientId"].unique(), folder / competition.TRAIN_IMAGES)
+        state = state_of_folds(cfg)
+        if state != "current":
+            headers = read_headers(cfg, set(labels["patientId"]))
+            images = describe_images(labels, competition.read_classes(folder), headers)
             if state == "new":
                 write_folds(cfg, images, made)
             else:
@@ -52,8 +44,10 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
 
 
 def state_of_folds(cfg: Config) -> str:
-    """new, edited, kept or brought: folds that are not current. Raises UserError for other settings or files."""
+    """current, new, edited, kept or brought. Raises UserError for folds of other settings or files."""
     manifest = artifacts.manifest_path(cfg, "make_folds")
+    if artifacts.is_current(cfg, "make_folds"):
+        return "current"
     if not cfg.folds_csv.exists():
         return "new"
     if not manifest.is_file():
@@ -71,10 +65,10 @@ def remedy(path: Path) -> str:
 
 def write_folds(cfg: Config, images: pd.DataFrame, made: dict[str, Any]) -> None:
     """The table and its manifest; also before the table, as one without a manifest is one that the user brought."""
-    images["group"] = group_by_patient(images, read_people(Path(cfg.input)))
+    images["group"] = group_by_patient(images, competition.read_people(Path(cfg.input)))
     images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
     artifacts.record(cfg, "make_folds", made=made)
-    write_table(images[FOLD_COLUMNS], cfg.folds_csv)
+    write_table(images[competition.FOLD_COLUMNS], cfg.folds_csv)
     artifacts.record(cfg, "make_folds", made=made)
 
 
@@ -111,13 +105,11 @@ def report(folds: pd.DataFrame, state: str, path: Path) -> None:
 
 def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
     """Print which labelled images have no file, and how many files no label; nothing where there is no file at all."""
-    files = {path.stem for path in folder.glob("*.dcm") if not path.name.startswith("._")}
+    files = {path.stem for path in competition.list_images(folder)}
     missing, more = sorted(set(ids) - files), len(files - set(ids))
     if files and missing:
-        print(
-            f"WARNING: {len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}: "
-            "train will stop there; is the download complete?"
-        )
+        problem = f"{len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}"
+        print(f"WARNING: {problem}: train will stop there; is the download complete?")
     if more:
         print(f"{more} images in {folder} have no label: they are not trained on")
 
@@ -156,22 +148,13 @@ def group_by_patient(images: pd.DataFrame, people: pd.Series | None) -> pd.Serie
         return images["patientId"]
     patient = images["patientId"].map(people)
     if patient.isna().any():
-        print(
-            f"patients may leak between folds: {int(patient.isna().sum())} of {len(patient)} images are not in "
-            f"{MAPPING_JSON}, such as {images.loc[patient.isna(), 'patientId'].iloc[0]}"
-        )
+        unknown = images.loc[patient.isna(), "patientId"]
+        absent = f"{len(unknown)} of {len(images)} images are not in {MAPPING_JSON}, such as {unknown.iloc[0]}"
+        print(f"patients may leak between folds: {absent}")
     return patient.astype(object).fillna(images["patientId"])
 
 
-def indicator_matrix(images: pd.DataFrame) -> NDArray[np.int64]:
-    """(images, labels) 0/1: one column per value of everything that the folds should share evenly."""
-    band = np.digitize(images["age"].astype(float).fillna(np.inf), AGE_BANDS)
-    parts = images[["target", "class", "n_boxes", "view", "sex"]].assign(age=band)
-    # by way of text: pandas 2 and 3 differ in which types they expand, and folds must not
-    return pd.get_dummies(parts.astype(object).map(str)).to_numpy(dtype=np.int64)
-
-
-def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> NDArray[np.int64]:
+def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> Integers:
     """The fold of each row of `images` (sorted by patientId, with a column group). Same seed, same folds.
 
     Raises UserError if there are fewer positives or groups than folds.
@@ -182,38 +165,34 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> NDArray[np.in
             f"n_folds={n_folds}: too many for {positives} positive and {len(images) - positives} negative "
             f"images of {groups} patients; set a smaller n_folds"
         )
-    indicators = indicator_matrix(images)
-    if groups == len(images):
-        return stratify_images(indicators, n_folds, seed)
-    return stratify_groups(indicators, images["group"].to_numpy(), n_folds, seed)
-
-
-def stratify_images(indicators: NDArray[np.int64], n_folds: int, seed: int) -> NDArray[np.int64]:
-    """Iterative stratification of single images (Sechidis et al. 2011, iterative-stratification's version)."""
-    folds = np.empty(len(indicators), dtype=np.int64)
+    band = np.digitize(images["age"].astype(float).fillna(np.inf), competition.AGE_BANDS)
+    shared = images[["target", "class", "n_boxes", "view", "sex"]].assign(age=band)
+    # (images, values) 0/1; by way of text: pandas 2 and 3 differ in which types they expand, and folds must not
+    indicators = pd.get_dummies(shared.astype(object).map(str)).to_numpy(dtype=np.int64)
+    if groups < len(images):
+        return stratify_groups(indicators, images["group"].to_numpy(), n_folds, seed)
+    # single images: iterative stratification (Sechidis et al. 2011, iterative-stratification's version)
+    folds = np.empty(len(images), dtype=np.int64)
     splitter = MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed)
     for fold, (_, valid) in enumerate(splitter.split(indicators, indicators)):
         folds[valid] = fold
     return folds
 
 
-def stratify_groups(
-    indicators: NDArray[np.int64], groups: NDArray[np.str_], n_folds: int, seed: int
-) -> NDArray[np.int64]:
+def stratify_groups(indicators: Integers, groups: NDArray[np.str_], n_folds: int, seed: int) -> Integers:
     """Whole groups to folds: the largest first, each to the fold whose counts it brings nearest to an even share.
 
     "Nearest" is the sum over all label counts and the image count of (count - share)^2 / share. Iterative
     stratification knows only whether a patient has a label, not how often, and patients have 1 to 65 images: on
     the real labels it left the folds 3.6 % off in size, this leaves them within one image.
     """
-    owner, names = pd.factorize(groups, sort=True)
-    columns = np.column_stack([np.ones(len(indicators), dtype=np.int64), indicators])
-    counts = np.zeros((len(names), columns.shape[1]))
-    np.add.at(counts, owner, columns)
+    owner = pd.factorize(groups, sort=True)[0]
+    columns = np.column_stack([np.ones(len(indicators)), indicators])
+    counts = pd.DataFrame(columns).groupby(owner).sum().to_numpy()
     share = counts.sum(axis=0) / n_folds
     filled = np.zeros((n_folds, counts.shape[1]))
-    fold_of = np.empty(len(names), dtype=np.int64)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
+    fold_of = np.empty(len(counts), dtype=np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(counts))
     for group in shuffled[np.argsort(-counts[shuffled, 0], kind="stable")]:
         growth = ((2 * (filled - share) + counts[group]) * counts[group] / np.maximum(share, 1)).sum(axis=1)
         fold_of[group] = growth.argmin()

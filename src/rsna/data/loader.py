@@ -52,9 +52,9 @@ def memory_for(data: FoldData, size: int, fraction: float) -> list[ImageMemory |
 
 def machine_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or fewer in a container with a limit."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
     stated = [path.read_text().strip() for path in limits if path.is_file()]
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *(int(limit) for limit in stated if limit.isdigit())])
 
 
@@ -85,9 +85,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, row) for row in rows]
 
 
-def make_loader(
-    dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device
-) -> DataLoader[Any]:
+def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device) -> DataLoader:
     """Batches as EpochBatches says; or, given their size, all images once, in order and as they are.
 
     With loader processes OpenCV is limited to one thread from here on, in this process too.

@@ -56,13 +56,12 @@ def parse_submission(path: Path) -> pd.DataFrame:
         try:
             # Python reads 1_000 as a number, Kaggle does not
             numbers = np.array([float(word.replace("_", "?")) for word in text.split()]).reshape(-1, 5)
+            confidence, size = numbers[:, 0], numbers[:, 3:]
+            good = (confidence > 0) & (confidence <= 1) & (size > 0).all(axis=1) & np.isfinite(numbers).all(axis=1)
+            problem = "" if good.all() else "confidence not in (0, 1], or a box without area"
         except ValueError:
-            raise UserError(
-                f"{path}, line {line_number(path, row)} ({name}): not 'confidence x y width height', repeated"
-            ) from None
-        wrong = ~((numbers[:, 0] > 0) & (numbers[:, 0] <= 1) & (numbers[:, 3:] > 0).all(axis=1))
-        if wrong.any() or not np.isfinite(numbers).all():
-            problem = "confidence not in (0, 1], or a box without area"
+            problem = "not 'confidence x y width height', repeated"
+        if problem:
             raise UserError(f"{path}, line {line_number(path, row)} ({name}): {problem}")
         rows += [(name, *box) for box in numbers]
     return with_empty_rows(pd.DataFrame(rows, columns=PREDICTION_COLUMNS), ids.tolist())
@@ -77,17 +76,14 @@ def check_submission(path: Path, ids: list[str], shapes: pd.DataFrame) -> pd.Dat
     found = table["patientId"].drop_duplicates().tolist()
     if found != ids:
         missing, extra = set(ids) - set(found), set(found) - set(ids)
-        raise UserError(
-            f"{path}: not the images of the sample submission in its order ({len(missing)} missing, {len(extra)} extra)"
-        )
+        unlike = f"({len(missing)} missing, {len(extra)} extra)"
+        raise UserError(f"{path}: not the images of the sample submission in its order {unlike}")
     boxes = table.dropna(subset=["confidence"])
     size = shapes.reindex(boxes["patientId"])[["cols", "rows"]].to_numpy(dtype=float)
     xywh = boxes[BOX_COLUMNS].to_numpy(dtype=float)
     outside = (xywh[:, :2] < 0).any(axis=1) | (xywh[:, :2] + xywh[:, 2:] > size + 0.05).any(axis=1)
     wrong = outside | (xywh[:, 2:] < 1).any(axis=1) | np.isnan(size).any(axis=1)
     if wrong.any():
-        first = boxes["patientId"].to_numpy()[wrong][0]
-        raise UserError(
-            f"{path}: a box of {first} leaves its image, or is under 1 px, or the image's size is not known"
-        )
+        name = boxes["patientId"].to_numpy()[wrong][0]
+        raise UserError(f"{path}: a box of {name} leaves its image, or is under 1 px, or the image's size is not known")
     return table

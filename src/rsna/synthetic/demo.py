@@ -18,17 +18,8 @@ from rsna.core.files import content_hash, write_then_rename
 from rsna.core.locks import file_lock
 from rsna.core.stages import STAGES
 from rsna.core.tables import write_table
-from rsna.data.competition import (
-    BOX_COLUMNS,
-    CLASS_COLUMNS,
-    CLASSES_CSV,
-    LABEL_COLUMNS,
-    LABELS_CSV,
-    MAPPING_JSON,
-    SAMPLE_CSV,
-    TEST_IMAGES,
-    TRAIN_IMAGES,
-)
+from rsna.data import competition
+from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 from rsna.synthetic.dicom_writer import write_dicom
 from rsna.synthetic.patients import PatientImage, draw_patients
 from rsna.synthetic.phantom import lay_out, render
@@ -63,9 +54,8 @@ def claim_folder(cfg: Config) -> None:
     if manifest.is_file():
         check_claim(cfg, manifest)
         return
-    present = sorted(folder.iterdir()) if folder.is_dir() else []
-    foreign = [path for path in present if path.name != "README.md" and not path.name.startswith(".")]
-    foreign += [path for path in [Path(cfg.test_labels)] if path.exists()]
+    present = [*(sorted(folder.iterdir()) if folder.is_dir() else []), Path(cfg.test_labels)]
+    foreign = [path for path in present if path.exists() and path.name[0] != "." and path.name != "README.md"]
     if foreign:
         raise UserError(f"{foreign[0]}: not made by make_demo, and not overwritten; choose another root=<new folder>")
     artifacts.record(cfg, "make_demo", input=relative_input(cfg))
@@ -96,9 +86,8 @@ def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
 
 def make_images(images: Split, split: int, cfg: Config) -> Truth:
     """Write the images of a split that are missing; returns the boxes of all."""
-    paths = [image_path(cfg, split, image) for image in images]
     work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed)
-    return dict(map_files(work, paths, cfg.workers, FOLDERS[split]))
+    return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg.workers, FOLDERS[split]))
 
 
 @functools.cache
@@ -123,31 +112,29 @@ def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
     rows = [
         [image.patient_id, *box, int(image.case.n_boxes > 0)]
         for image in images
-        for box in (truth[image.patient_id].tolist() or [[np.nan] * len(BOX_COLUMNS)])
+        for box in (truth[image.patient_id].tolist() or [[np.nan] * len(competition.BOX_COLUMNS)])
     ]
-    return pd.DataFrame(rows, columns=LABEL_COLUMNS)
-
-
-def mapping_text(images: Split) -> str:
-    """The JSON that tells whose image each is: the first 8 digits of img_id are the patient."""
-    rows = [{"subset_img_id": i.patient_id, "img_id": f"{i.patient:08d}_{i.follow_up:03d}.png"} for i in images]
-    return json.dumps(rows, indent=0) + "\n"
+    return pd.DataFrame(rows, columns=competition.LABEL_COLUMNS)
 
 
 def write_tables(cfg: Config, splits: list[Split], train: Truth, test: Truth) -> None:
     """Write all tables, the training labels, which other commands read, last."""
-    folder = Path(cfg.input)
-    labels = labels_table(splits[0], train)
-    kinds = {image.patient_id: image.kind for image in splits[0]}
-    sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in splits[1])})
-    write_table(labels_table(splits[1], test), Path(cfg.test_labels))
-    with write_then_rename(folder / MAPPING_JSON) as temporary:
-        temporary.write_text(mapping_text(splits[0]))
-    write_table(sample.assign(PredictionString=SAMPLE_PREDICTION), folder / SAMPLE_CSV)
+    folder, (train_images, test_images) = Path(cfg.input), splits
+    write_table(labels_table(test_images, test), Path(cfg.test_labels))
+    # the first 8 digits of img_id are the patient
+    people = [
+        {"subset_img_id": image.patient_id, "img_id": f"{image.patient:08d}_{image.follow_up:03d}.png"}
+        for image in train_images
+    ]
+    with write_then_rename(folder / competition.MAPPING_JSON) as temporary:
+        temporary.write_text(json.dumps(people, indent=0) + "\n")
+    sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in test_images)})
+    write_table(sample.assign(PredictionString=SAMPLE_PREDICTION), folder / competition.SAMPLE_CSV)
+    labels = labels_table(train_images, train)
+    kinds = labels["patientId"].map({image.patient_id: image.kind for image in train_images})
     # as in Kaggle's file: one row for each row of the labels
-    classes = labels[["patientId"]].assign(**{CLASS_COLUMNS[1]: labels["patientId"].map(kinds)})
-    write_table(classes, folder / CLASSES_CSV)
-    write_table(labels, folder / LABELS_CSV)
+    write_table(pd.DataFrame({"patientId": labels["patientId"], "class": kinds}), folder / competition.CLASSES_CSV)
+    write_table(labels, folder / competition.LABELS_CSV)
 
 
 def summary(cfg: Config, splits: list[Split]) -> str:
