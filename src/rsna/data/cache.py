@@ -48,10 +48,7 @@ SECONDS_PER_FILE = 60.0  # the largest image that is accepted takes a tenth of t
 
 
 def update_cache(cfg: Config) -> tuple[list[Row], int]:
-    """Bring a cache up to date, and return the rows of its images and how many of them were current.
-
-    A second process waits. Raises UserError where there is no input.
-    """
+    """Bring a cache up to date: its rows, and how many were current. A second process waits. Raises UserError."""
     sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else [*SPLITS])
     index, journal = cfg.cache_dir / INDEX_CSV, cfg.cache_dir / JOURNAL_CSV
     with file_lock(cfg.cache_dir, wait=True):
@@ -145,8 +142,8 @@ def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS
             image, geometry = decode_square(dataset, size)
     except UnreadableDicom as error:
         return refuse(path, cache_dir, str(error), **known)
-    known |= geometry._asdict() | {"png_hash": write_png(image, png_path(cache_dir, path))}
-    return new_row(path, status="ok", **known)
+    png_hash = write_png(image, png_path(cache_dir, path))
+    return new_row(path, status="ok", **known, **geometry._asdict(), png_hash=png_hash)
 
 
 def refuse(path: Path, cache_dir: Path, reason: str, **known: Any) -> Row:
@@ -202,10 +199,9 @@ def read_png(path: Path, size: int) -> GreyImage:
 
 
 def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
-    """The index of a finished cache: one row per image of the input, INDEX_COLUMNS, status ok or refused.
+    """The index of a finished cache: INDEX_COLUMNS of each image of the input; refused ones have no geometry.
 
-    The geometry of refused images is missing. Raises UserError if the cache is missing or unfinished, or if a row is
-    not what cache_images writes for images of `size`: boxes would be misplaced.
+    Raises UserError if it is missing or unfinished, or if the geometry is not that of `size`: boxes would be misplaced.
     """
     if (cache_dir / JOURNAL_CSV).exists():
         raise UserError(f"{cache_dir}: the image cache is unfinished; run: {REBUILD}")
@@ -226,12 +222,10 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of an index or journal, all fields text; none if it is absent or of another version.
-
-    A line that a killed process left unfinished is dropped: it has no line end.
-    """
+    """Rows of an index or journal, all fields text; none if it is absent or of another version."""
     if not path.is_file():
         return []
     text = path.read_text(errors="replace")
-    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+    # a line that a killed process left unfinished has no line end
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return [row for row in rows if list(row) == INDEX_COLUMNS and None not in row.values()]

@@ -20,7 +20,6 @@ TEST_IMAGES = "stage_2_test_images"
 
 BOX_COLUMNS = ["x", "y", "width", "height"]
 LABEL_COLUMNS = ["patientId", *BOX_COLUMNS, "Target"]
-CLASS_COLUMNS = ["patientId", "class"]
 HEADER_COLUMNS = ["patientId", "PatientAge", "PatientSex", "ViewPosition"]
 FOLD_COLUMNS = ["patientId", "fold", "target", "n_boxes", "class", "view", "sex", "age", "group"]
 PREDICTION_COLUMNS = ["patientId", "confidence", *BOX_COLUMNS]
@@ -34,10 +33,7 @@ HOW_TO_GET = (
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read a labels CSV: patientId, x, y, width, height (original pixels, NaN for negatives), Target 0 or 1.
-
-    One row per box, one row per negative image. Raises UserError that names the first bad row.
-    """
+    """Read LABEL_COLUMNS, one row per box (original pixels) or negative image (NaN). Raises UserError for a bad row."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     labels = read_table(path, LABEL_COLUMNS)[LABEL_COLUMNS]
@@ -77,17 +73,17 @@ def largest_box(truth: pd.DataFrame) -> pd.DataFrame:
 
 def read_classes(folder: Path) -> pd.Series | None:
     """patientId -> one of CLASSES, or None where the file is not there."""
-    path = folder / CLASSES_CSV
+    path, columns = folder / CLASSES_CSV, ["patientId", "class"]
     if not path.is_file():
         return None
-    table = read_table(path, CLASS_COLUMNS).drop_duplicates(CLASS_COLUMNS)
+    table = read_table(path, columns).drop_duplicates(columns)
     unknown = table[~table["class"].isin(CLASSES)]
     if len(unknown):
-        row = unknown.iloc[0]
-        raise UserError(f"{path}: patientId {row['patientId']}: unknown class '{row['class']}'; known: {CLASSES}")
-    doubled = table[table["patientId"].duplicated()]
+        name, found = unknown.iloc[0][columns]
+        raise UserError(f"{path}: patientId {name}: unknown class '{found}'; known: {CLASSES}")
+    doubled = table.loc[table["patientId"].duplicated(), "patientId"]
     if len(doubled):
-        raise UserError(f"{path}: patientId {doubled['patientId'].iloc[0]} has two classes; remove one")
+        raise UserError(f"{path}: patientId {doubled.iloc[0]} has two classes; remove one")
     return table.set_index("patientId")["class"]
 
 
@@ -100,15 +96,12 @@ def read_people(folder: Path) -> pd.Series | None:
         rows = json.loads(path.read_text())
         return pd.Series({row["subset_img_id"]: row["img_id"][:8] for row in rows}, dtype=str, name="patient")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        expected = "a list of objects with subset_img_id and img_id"
-        raise UserError(f"{path}: expected {expected} ({error!r}); fetch it again or remove it") from None
+        problem = f"expected a list of objects with subset_img_id and img_id ({error!r})"
+        raise UserError(f"{path}: {problem}; fetch it again or remove it") from None
 
 
 def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
-    """Read folds.csv, FOLD_COLUMNS; fold, target and n_boxes are int, age is float with NaN.
-
-    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
-    """
+    """Read FOLD_COLUMNS; fold, target, n_boxes are int, age is float with NaN. Raises UserError for a bad row."""
     table = read_table(path, FOLD_COLUMNS, rebuild)[FOLD_COLUMNS]
     whole = table[["fold", "target", "n_boxes"]].apply(pd.to_numeric, errors="coerce")
     age = pd.to_numeric(table["age"], errors="coerce")
@@ -135,10 +128,7 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
 
 
 def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
-    """Read a prediction table: patientId, confidence, x, y, width, height; the five empty for an image without box.
-
-    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
-    """
+    """Read PREDICTION_COLUMNS; all but the first are empty for an image without box. Raises UserError for a bad row."""
     table = read_table(path, PREDICTION_COLUMNS, rebuild)[PREDICTION_COLUMNS]
     numbers = table[PREDICTION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     filled = np.isfinite(numbers.to_numpy())
@@ -174,8 +164,8 @@ def read_sample(folder: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     ids = read_table(path, ["patientId"])["patientId"]
-    if ids.isna().any() or ids.duplicated().any():
-        raise UserError(f"{path}: empty or doubled patientId; fetch the file again")
+    problems = {"patientId is empty": ids.isna(), "the patientId was there before": ids.duplicated()}
+    refuse_rows(path, ids, problems, "fetch the file again")
     return ids.tolist()
 
 

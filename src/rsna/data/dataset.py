@@ -36,18 +36,16 @@ class Samples:
 
 
 def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame, labels: Any = 0) -> Samples:
-    """Join patientIds, the cache's index (rows of one split, status ok), truth boxes and class indices.
+    """Join patientIds, the cache's index (rows of one split), truth boxes and class indices; cache: folder of the PNGs.
 
-    cache: the folder with the PNGs. Raises UserError for an image that is not in the cache, and for a truth box
-    that leaves its image.
+    Raises UserError for an image that is not in the cache, or was refused, and for a truth box that leaves its image.
     """
     table = ids.to_frame("patientId").merge(index, on="patientId", how="left", validate="one_to_one")
     absent = table.loc[table["scale_x"].isna(), "patientId"]
     if len(absent):
-        raise UserError(
-            f"{cache}: {len(absent)} images are not in it, first {absent.iloc[0]}: is their DICOM in input/? "
-            "If it is, rerun cache_images; if not, remove their rows from the labels and make new folds"
-        )
+        problem = f"{len(absent)} images are not in it, first {absent.iloc[0]}: is their DICOM in input/?"
+        remedy = "If it is, rerun cache_images; if not, remove their rows from the labels and make new folds"
+        raise UserError(f"{cache}: {problem} {remedy}")
     check_inside(truth, table)
     geometry = table[GEOMETRY_COLUMNS].to_numpy(dtype=float)
     return Samples(
@@ -78,17 +76,13 @@ def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:
     if outside.any():
         box = boxes[outside].iloc[0]
         corner = f"({box['x'] + box['width']:g}, {box['y'] + box['height']:g})"
-        raise UserError(
-            f"{LABELS_CSV}, patientId {box['patientId']}: the box ends at {corner}, beyond its image of "
-            f"{box['cols']} x {box['rows']} pixels; {int(outside.sum())} such box(es); fix or remove them"
-        )
+        problem = f"the box ends at {corner}, beyond its image of {box['cols']} x {box['rows']} pixels"
+        count = f"{int(outside.sum())} such box(es); fix or remove them"
+        raise UserError(f"{LABELS_CSV}, patientId {box['patientId']}: {problem}; {count}")
 
 
 def class_index(folds: pd.DataFrame, num_classes: int) -> NDArray[np.int64]:
-    """(n,) class of each row of folds.csv: with 2 classes 0 / 1 = opacity, with 3 the position in CLASSES.
-
-    Raises UserError if three classes are asked for and the class of an image is not known.
-    """
+    """(n,) classes of folds.csv: of 2, 1 is opacity; of 3, the position in CLASSES. Raises UserError if unknown."""
     if num_classes == 2:
         return folds["target"].to_numpy(dtype=np.int64)
     index = pd.Index(CLASSES).get_indexer(pd.Index(folds["class"]))
@@ -128,19 +122,14 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
     return FoldData(train, valid, truth[truth["patientId"].isin(valid.ids)])
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[dict[str, Any]]):
     """Samples as tensors: dataset[k] as they are, dataset[epoch, k] as augmented in that epoch."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        augmentation: Augmentation | None = None,
-        seed: tuple[int, ...] = (),
-        read: Callable[[int], NDArray[np.uint8]] | None = None,
-    ) -> None:
-        """read: gives image k, (S, S) uint8; by default its PNG is decoded each time."""
-        self.samples, self.augmentation, self.seed = samples, augmentation, seed
-        self.read = read or self.decode
+    samples: Samples
+    augmentation: Augmentation | None = None
+    seed: tuple[int, ...] = ()
+    read: Callable[[int], NDArray[np.uint8]] | None = None  # gives image k, (S, S); None: its PNG is decoded each time
 
     def decode(self, k: int) -> NDArray[np.uint8]:
         # the longer side of the original fills the cached square
@@ -151,12 +140,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.samples.ids)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """image (1, S, S) uint8; boxes (n, 4) float32 cxcywh in [0, 1]; label; row.
-
-        A box that augmentation moved out of the image is still there, with a side of 0.
-        """
+        """image (1, S, S) uint8; boxes (n, 4) float32 cxcywh in [0, 1], with a side of 0 if moved out; label; row."""
         epoch, k = key if isinstance(key, tuple) else (None, key)
-        image, boxes_xyxy = self.read(k), self.samples.boxes_xyxy[k]
+        image, boxes_xyxy = (self.read or self.decode)(k), self.samples.boxes_xyxy[k]
         if self.augmentation and epoch is not None:
             # seeded by image and epoch, not by worker: the number of workers changes nothing
             rng = np.random.default_rng([*self.seed, epoch, k])

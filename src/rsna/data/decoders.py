@@ -44,10 +44,7 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def decode(dataset: FileDataset) -> tuple[NDArray[Any], str]:
-    """Stored values (height, width) or (height, width, 3), and their photometric interpretation.
-
-    Raises whatever the decoder raises; truncated data raises with every decoder of PLUGINS.
-    """
+    """Stored values (height, width[, 3]) and their photometric interpretation. Raises what the decoder raises."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         return decode_12_bit(dataset), str(dataset.PhotometricInterpretation)
@@ -80,8 +77,7 @@ def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
 def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[np.uint8]:
     """JPEG Baseline in grey -> uint8 (height, width), an eighth, quarter, half or all of the original's.
 
-    The smallest that is at least `smallest` (width, height), in pixels: libjpeg leaves out the work for the
-    rest. By Pillow and not by OpenCV, because OpenCV accepts truncated files.
+    The smallest that is at least `smallest` (width, height). By Pillow because OpenCV accepts truncated files.
     """
     image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     if image.mode != "L":

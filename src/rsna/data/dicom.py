@@ -123,11 +123,7 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """patientId (the file's name), PatientAge, PatientSex and ViewPosition as they are written.
-
-    Reads nothing behind these fields. What cannot be read, or does not belong there, is empty: cache_images is the
-    command that reports broken files.
-    """
+    """patientId (the file's name) and HEADER_FIELDS; empty where the file, or the field, cannot be read as such."""
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
     with suppress(UnreadableDicom), as_unreadable():
         if path.is_file():
@@ -173,8 +169,7 @@ def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, M
             and shows_stored_values(dataset)
         )
         image = decode_reduced(dataset, smallest) if plain_jpeg else to_8_bit(*decode(dataset), dataset)
-        # a radiograph never has a single grey level: something before this program failed, and a black
-        # image in the training set would teach that nothing is there
+        # never so in a radiograph: something before this program failed, and a black image would teach a negative
         if image.min() == image.max():
             raise UnreadableDicom(f"every pixel is the same grey ({image.min()} of 255)")
         return 255 - image if dataset.PhotometricInterpretation == "MONOCHROME1" else image

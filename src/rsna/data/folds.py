@@ -18,6 +18,7 @@ from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV, MAPPING_JSON
 from rsna.data.dicom import read_headers
 
 Integers = NDArray[np.int64]
+REMEDY = "scores of runs trained on them would mix; keep both with folds=<other folder>, or delete this file"
 
 
 def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
@@ -55,12 +56,8 @@ def state_of_folds(cfg: Config) -> str:
     found = artifacts.read_manifest(manifest)
     changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_folds"))
     if changes:
-        raise UserError(f"{cfg.folds_csv} was made from other settings or files ({changes}); {remedy(cfg.folds_csv)}")
+        raise UserError(f"{cfg.folds_csv} was made from other settings or files ({changes}); {REMEDY}")
     return "edited" if found["outputs"] else "kept"  # without outputs: killed before it could record the table
-
-
-def remedy(path: Path) -> str:
-    return f"scores of runs trained on them would mix; keep both with folds=<other folder>, or delete {path}"
 
 
 def write_folds(cfg: Config, images: pd.DataFrame, made: dict[str, Any]) -> None:
@@ -77,14 +74,14 @@ def check_folds(cfg: Config, images: pd.DataFrame) -> None:
     path = cfg.folds_csv
     folds = read_folds(path, command(cfg, "make_folds")).sort_values("patientId", ignore_index=True)
     if folds["patientId"].tolist() != images["patientId"].tolist():
-        raise UserError(f"{path}: its images are not those of the labels; {remedy(path)}")
+        raise UserError(f"{path}: its images are not those of the labels; {REMEDY}")
     for column in ("target", "n_boxes", "class"):
         unlike = folds[column].astype(object).fillna("").ne(images[column])
         if unlike.any():
             name = folds.loc[unlike, "patientId"].iloc[0]
-            raise UserError(f"{path}, patientId {name}: {column} is not that of the labels and classes; {remedy(path)}")
+            raise UserError(f"{path}, patientId {name}: {column} is not that of the labels and classes; {REMEDY}")
     if not folds["fold"].isin(range(cfg.n_folds)).all():
-        raise UserError(f"{path}: has folds beyond n_folds={cfg.n_folds}; {remedy(path)}")
+        raise UserError(f"{path}: has folds beyond n_folds={cfg.n_folds}; {REMEDY}")
 
 
 def report(folds: pd.DataFrame, state: str, path: Path) -> None:
@@ -115,21 +112,17 @@ def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
 
 
 def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd.DataFrame) -> pd.DataFrame:
-    """One row per image, sorted by patientId: target, n_boxes, class, view, sex, age; unknown is empty.
-
-    Raises UserError for an image that is Lung Opacity by its class and negative by its label, or the other way round.
-    """
+    """One row per image, sorted by patientId; unknown is empty. Raises UserError where class and label contradict."""
     images = labels.groupby("patientId").agg(target=("Target", "max"), n_boxes=("Target", "sum")).reset_index()
     if classes is None:
         print(f"no {CLASSES_CSV}: folds are not stratified by class")
     images["class"] = images["patientId"].map(classes).fillna("") if classes is not None else ""
     contradicting = images["class"].isin(CLASSES) & (images["class"].eq(CLASSES[-1]) != images["target"].eq(1))
     if contradicting.any():
-        row = images[contradicting].iloc[0]
-        raise UserError(
-            f"{CLASSES_CSV}: patientId {row['patientId']} is '{row['class']}', and its Target in {LABELS_CSV} is "
-            f"{row['target']}; {int(contradicting.sum())} such image(s); fetch both files again, or remove the first"
-        )
+        name, target, kind = images[contradicting].iloc[0][["patientId", "target", "class"]]
+        count = f"{int(contradicting.sum())} such image(s); fetch both files again, or remove the first"
+        problem = f"patientId {name} is '{kind}', and its Target in {LABELS_CSV} is {target}"
+        raise UserError(f"{CLASSES_CSV}: {problem}; {count}")
     headers = headers.drop_duplicates("patientId").set_index("patientId")
     images["view"] = images["patientId"].map(headers["ViewPosition"]).astype(object).fillna("")
     images["sex"] = images["patientId"].map(headers["PatientSex"]).astype(object).fillna("")
@@ -141,10 +134,8 @@ def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd
 def group_by_patient(images: pd.DataFrame, people: pd.Series | None) -> pd.Series:
     """The patient of each image; the image's own patientId where that is not known."""
     if people is None:
-        print(
-            f"patients may leak between folds: no {MAPPING_JSON} in input; it is on the RSNA challenge's page "
-            "(www.rsna.org, AI image challenges, 2018) as 'dataset mappings' to NIH ChestX-ray14"
-        )
+        page = "(www.rsna.org, AI image challenges, 2018) as 'dataset mappings' to NIH ChestX-ray14"
+        print(f"patients may leak between folds: no {MAPPING_JSON} in input; it is on the RSNA challenge's page {page}")
         return images["patientId"]
     patient = images["patientId"].map(people)
     if patient.isna().any():
@@ -155,16 +146,11 @@ def group_by_patient(images: pd.DataFrame, people: pd.Series | None) -> pd.Serie
 
 
 def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> Integers:
-    """The fold of each row of `images` (sorted by patientId, with a column group). Same seed, same folds.
-
-    Raises UserError if there are fewer positives or groups than folds.
-    """
+    """The fold of each row of `images`, sorted by patientId, with a column group. Raises UserError for too many."""
     positives, groups = int(images["target"].sum()), images["group"].nunique()
     if min(positives, len(images) - positives, groups) < n_folds:
-        raise UserError(
-            f"n_folds={n_folds}: too many for {positives} positive and {len(images) - positives} negative "
-            f"images of {groups} patients; set a smaller n_folds"
-        )
+        found = f"{positives} positive and {len(images) - positives} negative images of {groups} patients"
+        raise UserError(f"n_folds={n_folds}: too many for {found}; set a smaller n_folds")
     band = np.digitize(images["age"].astype(float).fillna(np.inf), competition.AGE_BANDS)
     shared = images[["target", "class", "n_boxes", "view", "sex"]].assign(age=band)
     # (images, values) 0/1; by way of text: pandas 2 and 3 differ in which types they expand, and folds must not

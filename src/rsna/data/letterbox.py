@@ -36,10 +36,7 @@ def fit_letterbox(rows: int, cols: int, size: int) -> tuple[int, int, Geometry]:
 
 
 def letterbox(image: GreyImage, rows: int, cols: int, size: int) -> GreyImage:
-    """uint8 (size, size): the image whole, centred, its sides in proportion, the rest black.
-
-    image: the original of rows x cols, or a reduction of it. cached_to_original is the inverse, for boxes.
-    """
+    """uint8 (size, size): an image of rows x cols, or a reduction of it, whole and centred, the rest black."""
     width, height, geometry = fit_letterbox(rows, cols, size)
     if image.shape != (height, width):
         # area average to shrink; to enlarge linear, where area would be nearest neighbour

@@ -7,17 +7,16 @@ import pandas as pd
 
 from rsna.core.errors import UserError
 from rsna.core.tables import line_number, read_table
-from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, refuse_rows, with_empty_rows
 
 SUBMISSION_COLUMNS = ["patientId", "PredictionString"]
 SMALLEST_CONFIDENCE = 0.0001  # what four decimals can hold; Kaggle wants a confidence above 0
 
 
 def format_submission(predictions: pd.DataFrame, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
-    """Thresholded predictions -> patientId, PredictionString in the order of `ids`.
+    """Thresholded predictions -> patientId, PredictionString in the order of `ids`; boxes as in keep_inside.
 
-    shapes: index patientId, columns rows, cols of the original images. Boxes are cut at the image's border and
-    are at least 1 px wide and high. Raises UserError for a box of an image that is not in `ids`.
+    shapes: index patientId, columns rows, cols of the originals. Raises UserError for a box of an image not in `ids`.
     """
     unknown = set(predictions["patientId"]) - set(ids)
     if unknown:
@@ -40,16 +39,14 @@ def keep_inside(predictions: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame
 
 
 def parse_submission(path: Path) -> pd.DataFrame:
-    """Read a submission file as a prediction table; an image without boxes is one row of empty fields.
+    """Read a submission as a prediction table, one row of empty fields for an image without box.
 
-    Raises UserError that names the line: fields that are not five to a box, not numbers, a confidence outside
-    (0, 1], an empty box, a patientId that is empty or there twice.
+    Raises UserError that names the line of the first bad patientId or PredictionString.
     """
     table = read_table(path, SUBMISSION_COLUMNS)
     ids = table["patientId"]
-    if ids.isna().any() or ids.duplicated().any():
-        line = line_number(path, int(np.flatnonzero(ids.isna() | ids.duplicated())[0]))
-        raise UserError(f"{path}, line {line}: patientId is empty or was there before; each image has one row")
+    problems = {"patientId is empty": ids.isna(), "the patientId was there before": ids.duplicated()}
+    refuse_rows(path, ids, problems, "each image has one row")
     strings = table["PredictionString"].astype(object).where(table["PredictionString"].notna(), "").astype(str)
     rows = []
     for row, (name, text) in enumerate(zip(ids, strings, strict=True)):
@@ -68,10 +65,7 @@ def parse_submission(path: Path) -> pd.DataFrame:
 
 
 def check_submission(path: Path, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
-    """Read back a submission and hold it against the sample submission and the image sizes.
-
-    Returns its prediction table. Raises UserError for what Kaggle would reject, or accept and score as nonsense.
-    """
+    """The prediction table of a submission. Raises UserError for what Kaggle would reject, or score as nonsense."""
     table = parse_submission(path)
     found = table["patientId"].drop_duplicates().tolist()
     if found != ids:

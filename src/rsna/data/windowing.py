@@ -12,8 +12,8 @@ GreyImage = NDArray[np.uint8]
 def to_8_bit(values: NDArray, photometric: str, dataset: Dataset) -> GreyImage:
     """Decoded values (height, width) or (height, width, 3) -> uint8 (height, width).
 
-    `photometric` is that of the values, which a decoder may have changed from the header's (YBR -> RGB).
-    MONOCHROME1 is not inverted here. Raises what pydicom raises on tables that are invalid.
+    `photometric` is that of the values: a decoder may turn YBR into RGB. MONOCHROME1 is not inverted here.
+    Raises what pydicom raises on tables that are invalid.
     """
     if photometric == "PALETTE COLOR":
         colour = apply_color_lut(values, dataset)
@@ -54,8 +54,7 @@ def apply_voi(values: NDArray, dataset: Dataset) -> GreyImage:
         # output with more than 256 entries; declared as 16 bits, the same table is looked up correctly
         item.LUTDescriptor = [entries, first, 16]
         return rescale(apply_voi_lut(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1)
-    # what lies far below and far above the window gives the values of black and white, whichever
-    # function (linear, linear exact, sigmoid) and rescaling pydicom applies
+    # far below and far above the window lie black and white, whichever function and rescaling pydicom applies
     with np.errstate(over="ignore"):
         low, high = apply_voi_lut(np.array([-1e30, 1e30]), dataset)
         return rescale(apply_voi_lut(values, dataset), low, high)

@@ -1,7 +1,6 @@
-"""The healthy part of the chest phantom: outlines and layers of one patient's thorax, as maps of attenuation.
+"""The healthy part of the chest phantom: layers of a thorax, as maps of attenuation from 0 (air) to about 1.
 
-`side` is -1 for the patient's right lung (left in the image) and +1 for the left one. Attenuation 0 is air
-outside the body, 1 is about the densest that the image shows.
+`side` is -1 for the patient's right lung (left in the image) and +1 for the left one.
 """
 
 from dataclasses import dataclass

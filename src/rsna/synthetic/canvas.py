@@ -1,7 +1,4 @@
-"""The canvas on which phantoms are drawn: soft shapes, lines and noise.
-
-A map is (CANVAS, CANVAS) float32; coordinates are shares of the canvas, x to the right, y down.
-"""
+"""The canvas of phantoms: maps (CANVAS, CANVAS) float32; coordinates are shares of it, x to the right, y down."""
 
 import itertools
 

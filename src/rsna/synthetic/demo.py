@@ -19,13 +19,11 @@ from rsna.core.locks import file_lock
 from rsna.core.stages import STAGES
 from rsna.core.tables import write_table
 from rsna.data import competition
-from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 from rsna.synthetic.dicom_writer import write_dicom
 from rsna.synthetic.patients import PatientImage, draw_patients
 from rsna.synthetic.phantom import lay_out, render
 
-SAMPLE_PREDICTION = "0.5 0 0 100 100"
-FOLDERS = [TRAIN_IMAGES, TEST_IMAGES]
+FOLDERS = [competition.TRAIN_IMAGES, competition.TEST_IMAGES]
 
 Split = list[PatientImage]
 Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh
@@ -46,9 +44,9 @@ def make_demo(cfg: Config) -> str:
 
 
 def claim_folder(cfg: Config) -> None:
-    """Write the manifest before anything else, as this demo's claim. Raises UserError where other files are in the way.
+    """Write the manifest before anything else, as this demo's claim.
 
-    Files in the way are never overwritten, nor is a table of the demo that was edited.
+    Raises UserError where other files, or a table of the demo that was edited, are in the way.
     """
     manifest, folder = artifacts.manifest_path(cfg, "make_demo"), Path(cfg.input)
     if manifest.is_file():
@@ -109,11 +107,9 @@ def make_image(path: Path, count: int, split: int, seed: int) -> tuple[str, NDAr
 
 def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
     """One row per box, or one row with empty box fields, in Kaggle's columns."""
-    rows = [
-        [image.patient_id, *box, int(image.case.n_boxes > 0)]
-        for image in images
-        for box in (truth[image.patient_id].tolist() or [[np.nan] * len(competition.BOX_COLUMNS)])
-    ]
+    no_box = [[np.nan] * 4]
+    boxes = [(image, box) for image in images for box in truth[image.patient_id].tolist() or no_box]
+    rows = [[image.patient_id, *box, int(image.case.n_boxes > 0)] for image, box in boxes]
     return pd.DataFrame(rows, columns=competition.LABEL_COLUMNS)
 
 
@@ -122,14 +118,12 @@ def write_tables(cfg: Config, splits: list[Split], train: Truth, test: Truth) ->
     folder, (train_images, test_images) = Path(cfg.input), splits
     write_table(labels_table(test_images, test), Path(cfg.test_labels))
     # the first 8 digits of img_id are the patient
-    people = [
-        {"subset_img_id": image.patient_id, "img_id": f"{image.patient:08d}_{image.follow_up:03d}.png"}
-        for image in train_images
-    ]
+    names = {image.patient_id: f"{image.patient:08d}_{image.follow_up:03d}.png" for image in train_images}
+    people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names.items()]
     with write_then_rename(folder / competition.MAPPING_JSON) as temporary:
         temporary.write_text(json.dumps(people, indent=0) + "\n")
     sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in test_images)})
-    write_table(sample.assign(PredictionString=SAMPLE_PREDICTION), folder / competition.SAMPLE_CSV)
+    write_table(sample.assign(PredictionString="0.5 0 0 100 100"), folder / competition.SAMPLE_CSV)
     labels = labels_table(train_images, train)
     kinds = labels["patientId"].map({image.patient_id: image.kind for image in train_images})
     # as in Kaggle's file: one row for each row of the labels

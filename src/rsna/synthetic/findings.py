@@ -145,11 +145,11 @@ def draw_plate(rng: Rng, body: Body, side: int, base: float) -> Map:
     return blur(layer, 1.2)
 
 
-def draw_pacemaker(rng: Rng, body: Body, side: int, base: float) -> Map:
+def draw_pacemaker(rng: Rng, body: Body, base: float) -> Map:
     """A generator under the clavicle and its lead into the heart."""
-    x, y = MIDLINE + side * 0.29 + rng.normal(0, 0.01), body.apex + 0.12
-    layer = METAL * ellipse(x, y, 0.045, 0.035, side * 20, 0.8)
-    path = np.array([(x, y), (MIDLINE + side * 0.15, y - 0.06), (MIDLINE, y + 0.05), (MIDLINE + 0.02, base - 0.05)])
+    x, y = MIDLINE + 0.29 + rng.normal(0, 0.01), body.apex + 0.12
+    layer = METAL * ellipse(x, y, 0.045, 0.035, 20, 0.8)
+    path = np.array([(x, y), (MIDLINE + 0.15, y - 0.06), (MIDLINE, y + 0.05), (MIDLINE + 0.02, base - 0.05)])
     line = np.zeros_like(layer)
     stroke(line, curve(path), 0.005, 0.7 * METAL)
     return np.maximum(layer, blur(line, 0.5))

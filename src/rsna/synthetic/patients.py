@@ -85,14 +85,9 @@ def draw_patient(number: int, cells: list[Cell], seed: int, rng: Rng) -> list[Pa
     sex = "M" if rng.random() < MALE_SHARE else "F"
     age = int(np.clip(rng.normal(AGE_MEAN, AGE_SPREAD), *AGES))
     follow_up = np.cumsum(rng.integers(1, 4, len(cells))) - 1
-    return [
-        PatientImage(
-            patient_id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-            patient=number,
-            follow_up=int(visit),
-            age=age + int(visit) // 8,
-            kind=kind,
-            case=Case(sex, view, kind != NORMAL, n_boxes, body_seed=(seed, number)),
-        )
-        for visit, (view, kind, n_boxes) in zip(follow_up, cells, strict=True)
-    ]
+    images = []
+    for visit, (view, kind, n_boxes) in zip(follow_up.tolist(), cells, strict=True):
+        patient_id = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        case = Case(sex, view, kind != NORMAL, n_boxes, body_seed=(seed, number))
+        images.append(PatientImage(patient_id, number, visit, age + visit // 8, kind, case))
+    return images

@@ -1,7 +1,4 @@
-"""Chest phantoms: images that look like frontal chest radiographs, and the boxes of the opacities in them.
-
-`lay_out` decides where everything is (cheap, and gives the boxes); `render` makes the image.
-"""
+"""Chest phantoms: `lay_out` decides where everything is (cheap, and gives the boxes), `render` makes the radiograph."""
 
 from dataclasses import dataclass
 
@@ -89,16 +86,14 @@ def draw_distractors(rng: Rng, case: Case) -> frozenset[str]:
 def draw_pose(rng: Rng) -> Floats:
     """A slight rotation, scale and translation, with the enlargement to the finished size: (2, 3)."""
     scale = SIDE / CANVAS * float(np.exp(rng.normal(0, SCALE_SD)))
-    centre = (CANVAS / 2, CANVAS / 2)
-    matrix = np.array(cv2.getRotationMatrix2D(centre, rng.normal(0, ROTATION_SD), scale), dtype=np.float64)
+    matrix = np.array(cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), rng.normal(0, ROTATION_SD), scale), np.float64)
     matrix[:, 2] += (SIDE - CANVAS) / 2 + SIDE * rng.normal(0, TRANSLATION_SD, 2)
     return matrix
 
 
 def warp(layer: Map, pose: Floats) -> Map:
     """A canvas map in the finished image's pixels, (SIDE, SIDE). What leaves the canvas goes on as at its border."""
-    moved = cv2.warpAffine(layer, pose, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(moved)
+    return np.asarray(cv2.warpAffine(layer, pose, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE))
 
 
 def visible_box(shape: Map, pose: Floats, rng: Rng) -> Floats:
@@ -142,17 +137,17 @@ def draw_density(scene: Scene, rng: Rng) -> Map:
         # air-filled lung makes vessels visible; in a consolidation they drown
         drowned = np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
         density += scene.lungs[side] * (1 - drowned) * anatomy.draw_vessels(rng, body, side, base)
-    return np.asarray(density + scene.opacity + draw_findings(scene, rng, both), dtype=np.float32)
+    return np.asarray(density + scene.opacity + draw_findings(scene, rng), dtype=np.float32)
 
 
-def draw_findings(scene: Scene, rng: Rng, both: Map) -> Map:
+def draw_findings(scene: Scene, rng: Rng) -> Map:
     """Attenuation of the findings without a box."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     for name in sorted(scene.distractors & findings.DRAW_IN_LUNG.keys()):
         side = int(rng.choice(SIDES))
         layer += scene.lungs[side] * findings.DRAW_IN_LUNG[name](rng, scene.body, side, scene.base)
     if "pacemaker" in scene.distractors:
-        layer += findings.draw_pacemaker(rng, scene.body, 1, scene.base)
+        layer += findings.draw_pacemaker(rng, scene.body, scene.base)
     if "tubes" in scene.distractors:
         layer += findings.draw_tubes(rng, scene.body, scene.base)
     return layer
