@@ -30,7 +30,8 @@ from pydicom.pixels import pixel_array
 
 from rsna.core.config import Config, parse
 from rsna.core.executor import map_files
-from rsna.data.cache import cache_image, list_sources
+from rsna.data.cache import cache_image
+from rsna.data.competition import list_sources
 
 Seconds = float
 COMPETITION = 26_684 + 3_000

@@ -9,7 +9,7 @@ from rsna.data.cache import report, update_cache
 
 
 def main(cfg: Config) -> None:
-    report(update_cache(cfg), cfg.strict)
+    report(cfg, *update_cache(cfg))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def make_input(folder, seed=0):
 def run(root, capsys, *words):
     """Run the command in this process; returns (written, current, refused) and all that it printed."""
     cfg = parse([f"root={root}", f"size={SIZE}", "workers=0", *words])
-    report(update_cache(cfg), cfg.strict)
+    report(cfg, *update_cache(cfg))
     printed = capsys.readouterr().out
     last = printed.splitlines()[-1]
     if found := re.match(r"cache_images: (\d+) images current -> ", last):

@@ -21,7 +21,7 @@ from rsna.core.errors import UserError
 from rsna.core.files import content_hash
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, decode_square, read_index, read_png, write_png
 from rsna.data.decoders import coded_size
-from rsna.data.dicom import MAX_PIXELS, UnreadableDicom, describe, open_dicom, read_header, read_pixels
+from rsna.data.dicom import MAX_PIXELS, UnreadableDicom, describe, parse_dicom, read_file, read_header, read_pixels
 from rsna.data.letterbox import cached_to_original, fit_letterbox, original_to_cached
 
 NATIVE = [
@@ -30,6 +30,10 @@ NATIVE = [
     uid.ExplicitVRBigEndian,
     uid.DeflatedExplicitVRLittleEndian,
 ]
+
+
+def open_dicom(path):
+    return parse_dicom(read_file(path))
 
 
 def read_dicom(path, size):

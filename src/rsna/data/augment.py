@@ -23,10 +23,7 @@ class Augmentation:
     brightness_contrast: float  # largest relative change
 
     def __call__(self, image: Image, boxes_xyxy: Floats, rng: np.random.Generator) -> tuple[Image, Floats]:
-        """Return the augmented image and its boxes (n, 4), in the same order and clipped to the image.
-
-        A box that leaves the image has a side of 0.
-        """
+        """The augmented image and its boxes (n, 4), in the same order and clipped; one outside has a side of 0."""
         matrix = self.random_matrix(len(image), rng)
         table = self.random_tones(rng)
         moved = clip_boxes(affine_boxes(boxes_xyxy, matrix), len(image), len(image))
@@ -52,10 +49,7 @@ class Augmentation:
 
 
 def warp(image: Image, matrix: Floats) -> Image:
-    """Apply a (2, 3) map to an image, black outside.
-
-    The map is in continuous coordinates, where pixel 0 spans 0 to 1; OpenCV puts the centre of pixel 0 at 0.
-    """
-    half = np.array([0.5, 0.5])
+    """Apply a (2, 3) map of continuous coordinates, where pixel 0 spans 0 to 1, to an image; black outside."""
+    half = np.array([0.5, 0.5])  # OpenCV puts the centre of pixel 0 at 0
     centred = np.column_stack([matrix[:, :2], matrix[:, :2] @ half + matrix[:, 2] - half])
     return cv2.warpAffine(image, centred, image.shape[::-1], flags=cv2.INTER_LINEAR).astype(np.uint8, copy=False)

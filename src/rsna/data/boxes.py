@@ -65,10 +65,7 @@ def box_area(boxes_xyxy: Array) -> Array:
 
 
 def box_iou(first_xyxy: Array, second_xyxy: Array) -> Array:
-    """Intersection over union of boxes, elementwise with broadcasting: (..., 4), (..., 4) -> (...).
-
-    Continuous coordinates: a box from 0 to 10 is 10 wide. Two empty boxes have IoU 0.
-    """
+    """Elementwise IoU, broadcasting (..., 4), (..., 4) -> (...), in continuous coordinates; 0 for two empty boxes."""
     low = np.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
     high = np.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
     intersection = np.clip(high - low, 0, None).prod(axis=-1)

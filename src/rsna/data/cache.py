@@ -7,10 +7,10 @@ that cannot be decoded is a row with its reason and is tried again every time: a
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import cv2
@@ -21,10 +21,10 @@ from pydicom.dataset import FileDataset
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import ABSENT, bytes_hash, content_hash, write_then_rename
+from rsna.core.files import ABSENT, bytes_hash, content_hash
 from rsna.core.locks import file_lock
-from rsna.core.tables import read_table
-from rsna.data.competition import HOW_TO_GET, TEST_IMAGES, TRAIN_IMAGES
+from rsna.core.tables import read_table, write_table
+from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
 from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit
 from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
 from rsna.data.windowing import GreyImage
@@ -33,102 +33,66 @@ Row = dict[str, Any]
 Key = tuple[str, str]  # split, patientId
 
 SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
+ID = re.compile(r"\w[\w.-]*")  # what can become the name of a PNG and a field of CSVs as it is
 VERSION = 2  # raise it when the same DICOM gives another PNG than before: caches are then made anew
 REBUILD = "./run.sh cache_images, with the same settings"
 PNG_END = b"IEND\xaeB`\x82"
 INDEX_CSV = "index.csv"
 JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv takes their place when all is done
-IMAGE_COLUMNS = ["rows", "cols", "transfer_syntax", "photometric"]
-INDEX_COLUMNS = ["patientId", "split", *IMAGE_COLUMNS, "status", "reason", *GEOMETRY_COLUMNS]
-INDEX_COLUMNS += ["source_hash", "png_hash", "version"]  # whether a cached image is still the right one
+INDEX_COLUMNS = ["patientId", "split", "rows", "cols", "transfer_syntax", "photometric", "status", "reason"]
+INDEX_COLUMNS += [*GEOMETRY_COLUMNS, "source_hash", "png_hash", "version"]  # the last three: is it still the right one
 # a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
 MAX_REFUSED = 0.05
 NAMED_REFUSALS = 5
 SECONDS_PER_FILE = 60.0  # the largest image that is accepted takes a tenth of this
 
 
-class Update(NamedTuple):
-    """What an update of a cache found and did: the rows of its splits, how many were current, and the index."""
-
-    rows: list[Row]
-    current: int
-    index_csv: Path
-
-
-def update_cache(cfg: Config) -> Update:
-    """Bring a cache up to date; a second process waits. Raises UserError where there is no input."""
-    sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else tuple(SPLITS))
+def update_cache(cfg: Config) -> tuple[list[Row], int]:
+    """Bring a cache up to date: its rows, and how many were current. A second process waits. Raises UserError."""
+    sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else [*SPLITS])
     index, journal = cfg.cache_dir / INDEX_CSV, cfg.cache_dir / JOURNAL_CSV
     with file_lock(cfg.cache_dir, wait=True):
-        known = read_rows(index) + read_rows(journal)
-        current = keep_current(known, sources, cfg.cache_dir, cfg.workers)
-        todo = [path for path in sources if key_of(path) not in current]
-        rows_of = current | make_images(todo, current, cfg)
-        rows = [rows_of[key_of(path)] for path in sources]
-        write_rows(with_other_splits(rows, known), index)
+        known = {(row["split"], row["patientId"]): row for row in read_rows(index) + read_rows(journal)}
+        current = keep_current(known, sources, cfg)
+        made = make_images([path for path in sources if key_of(path) not in current], current, cfg)
+        rows = [made.get(key_of(path)) or current[key_of(path)] for path in sources]
+        updated = {row["split"] for row in rows}
+        # the other split's rows stay; training images come first
+        others = [row for (split, _), row in known.items() if split not in updated]
+        write_table(pd.DataFrame(others + rows, columns=INDEX_COLUMNS), index)
         journal.unlink(missing_ok=True)
-    return Update(rows, len(current), index)
+    return rows, len(current)
 
 
-def report(update: Update, strict: bool) -> None:
-    """Print what was done. Raises UserError if too many images were refused; strict: if any was."""
-    count, refused = len(update.rows), [row for row in update.rows if row["status"] != "ok"]
+def report(cfg: Config, rows: Sequence[Row], current: int) -> None:
+    """Print what was done. Raises UserError if too many images were refused; with cfg.strict, if any was."""
+    index, refused = cfg.cache_dir / INDEX_CSV, [row for row in rows if row["status"] != "ok"]
     for row in refused[:NAMED_REFUSALS]:
         print(f"refused {row['split']}/{row['patientId']}.dcm: {row['reason']}")
     if len(refused) > NAMED_REFUSALS:
         print(f"refused ... and {len(refused) - NAMED_REFUSALS} more")
-    written = count - update.current - len(refused)
-    done = f"{written} images written, {update.current} current, {len(refused)} refused"
-    print(f"cache_images: {f'{count} images current' if update.current == count else done} -> {update.index_csv}")
-    if len(refused) > (0 if strict else MAX_REFUSED) * count:
-        share = f"{len(refused)} of {count} images ({len(refused) / count:.0%})"
-        raise UserError(f"{share} were refused; {update.index_csv} has the reasons; is the download complete?")
-
-
-def list_sources(folder: Path, names: Sequence[str] = tuple(SPLITS)) -> list[Path]:
-    """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
-    sources = []
-    for name in names:
-        if not (folder / name).is_dir():
-            raise UserError(f"{folder / name}: no such folder; {HOW_TO_GET}")
-        # macOS leaves ._<name>.dcm beside every file that it copies to a foreign disk
-        found = sorted(path for path in (folder / name).glob("*.dcm") if not path.name.startswith("._"))
-        if not found:
-            raise UserError(f"{folder / name}: no .dcm file in it; {HOW_TO_GET}")
-        sources += found
-    return sources
-
-
-def with_other_splits(rows: list[Row], known: Iterable[Row]) -> list[Row]:
-    """The rows behind what is known of splits that this update left alone; training images come first."""
-    splits = {row["split"] for row in rows}
-    others = {(row["split"], row["patientId"]): row for row in known if row["split"] not in splits}
-    return [*others.values(), *rows]
+    done = f"{len(rows) - current - len(refused)} images written, {current} current, {len(refused)} refused"
+    print(f"cache_images: {f'{current} images current' if current == len(rows) else done} -> {index}")
+    if len(refused) > (0 if cfg.strict else MAX_REFUSED) * len(rows):
+        share = f"{len(refused)} of {len(rows)} images ({len(refused) / len(rows):.0%})"
+        raise UserError(f"{share} were refused; {index} has the reasons; is the download complete?")
 
 
 def key_of(path: Path) -> Key:
-    """(split, patientId) of a source: the file's name counts, not what its header says.
-
-    Other characters than an id's are written as %XX, so that no bad name can pass for a good one.
-    """
-    return SPLITS[path.parent.name], path.stem if is_id(path.stem) else quote(path.stem, safe="", errors="replace")
-
-
-def is_id(text: str) -> bool:
-    """Whether it can become the name of a PNG and a field of CSVs as it is."""
-    return re.fullmatch(r"\w[\w.-]*", text) is not None
+    """(split, patientId) by the file's name, not by what the header says; a bad name cannot pass for a good one."""
+    name = path.stem if ID.fullmatch(path.stem) else quote(path.stem, safe="", errors="replace")
+    return SPLITS[path.parent.name], name
 
 
 def png_path(cache_dir: Path, source: Path) -> Path:
     return cache_dir / SPLITS[source.parent.name] / f"{source.stem}.png"
 
 
-def keep_current(rows: Iterable[Row], sources: Sequence[Path], cache_dir: Path, workers: int) -> dict[Key, Row]:
-    """The rows, by key, whose DICOM and PNG have the hashes that the row says; of two for a source the later."""
-    known = {(row["split"], row["patientId"]): row for row in rows if row["version"] == str(VERSION)}
-    known = {key: row for key, row in known.items() if row["status"] == "ok"}
-    paths = [path for path in sources if key_of(path) in known]
-    found = map_files(partial(hash_pair, cache_dir=cache_dir), paths, workers, "cached images")
+def keep_current(known: dict[Key, Row], sources: Sequence[Path], cfg: Config) -> dict[Key, Row]:
+    """The rows of the sources whose DICOM and PNG have the hashes that the row says."""
+    usable = {key for key, row in known.items() if row["status"] == "ok" and row["version"] == str(VERSION)}
+    paths = [path for path in sources if key_of(path) in usable]
+    found = map_files(partial(hash_pair, cache_dir=cfg.cache_dir), paths, cfg.workers, "cached images")
     pairs = [(key_of(path), hashes) for path, hashes in zip(paths, found, strict=True)]
     return {key: known[key] for key, hashes in pairs if hashes == (known[key]["source_hash"], known[key]["png_hash"])}
 
@@ -151,15 +115,14 @@ def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> d
         return {}
     for split in SPLITS.values():
         (cfg.cache_dir / split).mkdir(exist_ok=True)
+    journal, made = cfg.cache_dir / JOURNAL_CSV, {}
     work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
     crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
-    write_rows(current.values(), cfg.cache_dir / JOURNAL_CSV)
-    made = {}
-    with (cfg.cache_dir / JOURNAL_CSV).open("a", newline="") as file:
+    write_table(pd.DataFrame([*current.values()], columns=INDEX_COLUMNS), journal)
+    with journal.open("a", newline="", buffering=1) as file:  # written line by line
         writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
         for row in map_files(work, todo, cfg.workers, "images", crashed):
             writer.writerow(row)
-            file.flush()
             made[row["split"], row["patientId"]] = row
     return made
 
@@ -168,7 +131,7 @@ def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS
     """Write the PNG of one DICOM and return its row of the index; never raises for a bad DICOM."""
     known: Row = {}
     try:
-        if not is_id(path.stem):
+        if not ID.fullmatch(path.stem):
             raise UnreadableDicom("the file's name has other characters than letters, digits, '_', '.' and '-'")
         with as_unreadable(), time_limit(seconds):
             # the bytes that are hashed are the ones that are decoded, even if the file is replaced meanwhile
@@ -178,15 +141,15 @@ def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS
             known |= describe(dataset)
             image, geometry = decode_square(dataset, size)
     except UnreadableDicom as error:
-        return refuse(path, cache_dir, str(error), known)
-    known |= geometry._asdict() | {"png_hash": write_png(image, png_path(cache_dir, path))}
-    return new_row(path, status="ok", **known)
+        return refuse(path, cache_dir, str(error), **known)
+    png_hash = write_png(image, png_path(cache_dir, path))
+    return new_row(path, status="ok", **known, **geometry._asdict(), png_hash=png_hash)
 
 
-def refuse(path: Path, cache_dir: Path, reason: str, known: Row | None = None) -> Row:
+def refuse(path: Path, cache_dir: Path, reason: str, **known: Any) -> Row:
     """The row of an image that cannot be decoded; removes the PNG of a DICOM that could be before."""
     png_path(cache_dir, path).unlink(missing_ok=True)
-    return new_row(path, status="refused", reason=reason, **known or {})
+    return new_row(path, status="refused", reason=reason, **known)
 
 
 def new_row(path: Path, **known: Any) -> Row:
@@ -196,7 +159,7 @@ def new_row(path: Path, **known: Any) -> Row:
 
 def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
     """The dataset's image as uint8 (size, size), and where it lies in it. Raises UnreadableDicom."""
-    rows, cols = int(dataset.Rows or 0), int(dataset.Columns or 0)
+    rows, cols = int(dataset.Rows), int(dataset.Columns)
     width, height, geometry = fit_letterbox(rows, cols, size)
     return letterbox(read_pixels(dataset, (width, height)), rows, cols, size), geometry
 
@@ -204,9 +167,8 @@ def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]
 def write_png(image: GreyImage, path: Path) -> str:
     """Write uint8 (H, W) as PNG by way of a temporary name; return the file's content hash.
 
-    OpenCV's default settings: the fastest of those compared at a size within 20 % of the smallest. No fsync,
-    unlike files.write_then_rename: it waits for the disk at each of 29,684 images, and is not needed here, as
-    the index holds each PNG's hash and one that lost its bytes in a power cut is made again.
+    OpenCV's default settings: the fastest of those compared at a size within 20 % of the smallest. No fsync, unlike
+    files.write_then_rename: it would wait for the disk 29,684 times, and the index's hash tells what a power cut broke.
     """
     encoded = cv2.imencode(".png", image)[1].tobytes()
     # always the same temporary name, so that a killed run leaves nothing behind once it is repeated
@@ -227,8 +189,7 @@ def read_png(path: Path, size: int) -> GreyImage:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run: {REBUILD}") from None
     # OpenCV decodes a PNG that was cut off to an image with a black rest; the last chunk tells
-    complete = content[-8:].tobytes() == PNG_END
-    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if complete else None
+    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if content[-8:].tobytes() == PNG_END else None
     if image is None:
         raise UserError(f"{path}: damaged PNG file; delete it and run: {REBUILD}")
     if image.shape != (size, size):
@@ -238,23 +199,20 @@ def read_png(path: Path, size: int) -> GreyImage:
 
 
 def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
-    """The index of a finished cache: one row per image of the input, INDEX_COLUMNS, status ok or refused.
+    """The index of a finished cache: INDEX_COLUMNS of each image of the input; refused ones have no geometry.
 
-    The geometry of refused images is missing. Raises UserError if the cache is missing or unfinished, or if a row is
-    not what cache_images writes for images of `size`: boxes would be misplaced.
+    Raises UserError if it is missing or unfinished, or if the geometry is not that of `size`: boxes would be misplaced.
     """
-    path = cache_dir / INDEX_CSV
     if (cache_dir / JOURNAL_CSV).exists():
         raise UserError(f"{cache_dir}: the image cache is unfinished; run: {REBUILD}")
+    path = cache_dir / INDEX_CSV
     table = read_table(path, ["patientId"], REBUILD)
     if not set(INDEX_COLUMNS) <= set(table.columns):
         raise UserError(f"{path}: not of this version; run: {REBUILD}")
     numbers = table[["rows", "cols", *GEOMETRY_COLUMNS]].apply(pd.to_numeric, errors="coerce")
     fits = (table["status"] == "ok") & (numbers[["rows", "cols"]] >= 1).all(axis=1)
-    shapes = numbers.loc[fits, ["rows", "cols"]].astype(int)
-    pairs = list(zip(shapes["rows"].tolist(), shapes["cols"].tolist(), strict=True))
-    geometry = {(rows, cols): fit_letterbox(rows, cols, size)[2] for rows, cols in set(pairs)}
-    expected = np.array([geometry[pair] for pair in pairs]).reshape(-1, 4)
+    shapes = numbers.loc[fits, ["rows", "cols"]].to_numpy(dtype=int).tolist()
+    expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in shapes]).reshape(-1, 4)
     fits[fits] = np.isclose(numbers.loc[fits, GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9).all(axis=1)
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
     if wrong.any():
@@ -264,20 +222,10 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of an index or journal, all fields text; none if it is absent or of another version.
-
-    A line that a killed process left unfinished is dropped: it has no line end.
-    """
+    """Rows of an index or journal, all fields text; none if it is absent or of another version."""
     if not path.is_file():
         return []
     text = path.read_text(errors="replace")
-    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+    # a line that a killed process left unfinished has no line end
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return [row for row in rows if list(row) == INDEX_COLUMNS and None not in row.values()]
-
-
-def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Write an index or journal, complete or not at all."""
-    with write_then_rename(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,6 +1,7 @@
 """The competition's own files: their names and columns, read and checked."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ TEST_IMAGES = "stage_2_test_images"
 
 BOX_COLUMNS = ["x", "y", "width", "height"]
 LABEL_COLUMNS = ["patientId", *BOX_COLUMNS, "Target"]
-CLASS_COLUMNS = ["patientId", "class"]
 HEADER_COLUMNS = ["patientId", "PatientAge", "PatientSex", "ViewPosition"]
 FOLD_COLUMNS = ["patientId", "fold", "target", "n_boxes", "class", "view", "sex", "age", "group"]
 PREDICTION_COLUMNS = ["patientId", "confidence", *BOX_COLUMNS]
@@ -33,32 +33,30 @@ HOW_TO_GET = (
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read a labels CSV: patientId, x, y, width, height (original pixels, NaN for negatives), Target 0 or 1.
-
-    One row per box, one row per negative image. Raises UserError that names the first bad row.
-    """
+    """Read LABEL_COLUMNS, one row per box (original pixels) or negative image (NaN). Raises UserError for a bad row."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     labels = read_table(path, LABEL_COLUMNS)[LABEL_COLUMNS]
-    numbers = labels.columns.drop("patientId")
-    parsed = labels[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
+    fields = labels.drop(columns="patientId")
+    numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
+    parsed = labels.assign(**numbers)
     filled = parsed[BOX_COLUMNS].notna()
     outside = (parsed[["x", "y"]] < 0).any(axis=1) | (parsed[["width", "height"]] <= 0).any(axis=1)
-    kinds = parsed.assign(patientId=labels["patientId"]).groupby("patientId")["Target"].transform("nunique")
+    kinds = parsed.groupby("patientId")["Target"].transform("nunique")
     problems = {
         "patientId is empty": labels["patientId"].isna(),
-        "a field is not a number": (~np.isfinite(parsed) & labels[numbers].notna()).any(axis=1),
+        "a field is not a number": (~np.isfinite(numbers) & fields.notna()).any(axis=1),
         "Target is neither 0 nor 1": ~parsed["Target"].isin([0, 1]),
         "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
         "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
         "the box is empty or starts outside the image": outside,
         "the image is both positive and negative": kinds > 1,
-        "the row is there twice": parsed.assign(patientId=labels["patientId"]).duplicated(),
+        "the row is there twice": parsed.duplicated(),
     }
     refuse_rows(path, labels["patientId"], problems, "fix or remove them")
     if labels.empty:
         raise UserError(f"{path}: no rows; fetch the file again")
-    return parsed.assign(patientId=labels["patientId"]).astype({"Target": int})[LABEL_COLUMNS]
+    return parsed.astype({"Target": int})
 
 
 def truth_boxes(labels: pd.DataFrame) -> pd.DataFrame:
@@ -75,17 +73,17 @@ def largest_box(truth: pd.DataFrame) -> pd.DataFrame:
 
 def read_classes(folder: Path) -> pd.Series | None:
     """patientId -> one of CLASSES, or None where the file is not there."""
-    path = folder / CLASSES_CSV
+    path, columns = folder / CLASSES_CSV, ["patientId", "class"]
     if not path.is_file():
         return None
-    table = read_table(path, CLASS_COLUMNS).drop_duplicates(CLASS_COLUMNS)
+    table = read_table(path, columns).drop_duplicates(columns)
     unknown = table[~table["class"].isin(CLASSES)]
     if len(unknown):
-        row = unknown.iloc[0]
-        raise UserError(f"{path}: patientId {row['patientId']}: unknown class '{row['class']}'; known: {CLASSES}")
-    doubled = table[table["patientId"].duplicated()]
+        name, found = unknown.iloc[0][columns]
+        raise UserError(f"{path}: patientId {name}: unknown class '{found}'; known: {CLASSES}")
+    doubled = table.loc[table["patientId"].duplicated(), "patientId"]
     if len(doubled):
-        raise UserError(f"{path}: patientId {doubled['patientId'].iloc[0]} has two classes; remove one")
+        raise UserError(f"{path}: patientId {doubled.iloc[0]} has two classes; remove one")
     return table.set_index("patientId")["class"]
 
 
@@ -98,15 +96,12 @@ def read_people(folder: Path) -> pd.Series | None:
         rows = json.loads(path.read_text())
         return pd.Series({row["subset_img_id"]: row["img_id"][:8] for row in rows}, dtype=str, name="patient")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        expected = "a list of objects with subset_img_id and img_id"
-        raise UserError(f"{path}: expected {expected} ({error!r}); fetch it again or remove it") from None
+        problem = f"expected a list of objects with subset_img_id and img_id ({error!r})"
+        raise UserError(f"{path}: {problem}; fetch it again or remove it") from None
 
 
 def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
-    """Read folds.csv, FOLD_COLUMNS; fold, target and n_boxes are int, age is float with NaN.
-
-    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
-    """
+    """Read FOLD_COLUMNS; fold, target, n_boxes are int, age is float with NaN. Raises UserError for a bad row."""
     table = read_table(path, FOLD_COLUMNS, rebuild)[FOLD_COLUMNS]
     whole = table[["fold", "target", "n_boxes"]].apply(pd.to_numeric, errors="coerce")
     age = pd.to_numeric(table["age"], errors="coerce")
@@ -133,10 +128,7 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
 
 
 def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
-    """Read a prediction table: patientId, confidence, x, y, width, height; the five empty for an image without box.
-
-    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
-    """
+    """Read PREDICTION_COLUMNS; all but the first are empty for an image without box. Raises UserError for a bad row."""
     table = read_table(path, PREDICTION_COLUMNS, rebuild)[PREDICTION_COLUMNS]
     numbers = table[PREDICTION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     filled = np.isfinite(numbers.to_numpy())
@@ -151,14 +143,29 @@ def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
     return numbers.assign(patientId=table["patientId"])[PREDICTION_COLUMNS]
 
 
+def list_images(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted; macOS leaves ._<name>.dcm beside those it copies to a foreign disk."""
+    return sorted(path for path in folder.glob("*.dcm") if not path.name.startswith("._"))
+
+
+def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:
+    """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
+    found = {folder / name: list_images(folder / name) for name in names}
+    for path, images in found.items():
+        if not images:
+            problem = "no .dcm file in it" if path.is_dir() else "no such folder"
+            raise UserError(f"{path}: {problem}; {HOW_TO_GET}")
+    return [path for images in found.values() for path in images]
+
+
 def read_sample(folder: Path) -> list[str]:
     """The patientIds of the sample submission, in its order. Raises UserError."""
     path = folder / SAMPLE_CSV
     if not path.is_file():
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     ids = read_table(path, ["patientId"])["patientId"]
-    if ids.isna().any() or ids.duplicated().any():
-        raise UserError(f"{path}: empty or doubled patientId; fetch the file again")
+    problems = {"patientId is empty": ids.isna(), "the patientId was there before": ids.duplicated()}
+    refuse_rows(path, ids, problems, "fetch the file again")
     return ids.tolist()
 
 

@@ -34,25 +34,18 @@ class Samples:
     geometry: Floats  # (n, 4) scale_x, scale_y, pad_x, pad_y; see cache.original_to_cached
     shapes: NDArray[np.int64]  # (n, 2) rows, cols of the original image
 
-    def side(self, k: int) -> int:
-        """The side of cached image k: its longer side fills it."""
-        return round(max(self.shapes[k][::-1] * self.geometry[k][:2]))
-
 
 def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame, labels: Any = 0) -> Samples:
-    """Join patientIds, the cache's index (rows of one split, status ok), truth boxes and class indices.
+    """Join patientIds, the cache's index (rows of one split), truth boxes and class indices; cache: folder of the PNGs.
 
-    cache: the folder with the PNGs. Raises UserError for an image that is not in the cache, and for a truth box
-    that leaves its image.
+    Raises UserError for an image that is not in the cache, or was refused, and for a truth box that leaves its image.
     """
-    images = ids.to_frame("patientId")
-    table = images.merge(index, on="patientId", how="left", validate="one_to_one")
+    table = ids.to_frame("patientId").merge(index, on="patientId", how="left", validate="one_to_one")
     absent = table.loc[table["scale_x"].isna(), "patientId"]
     if len(absent):
-        raise UserError(
-            f"{cache}: {len(absent)} images are not in it, first {absent.iloc[0]}: is their DICOM in input/? "
-            "If it is, rerun cache_images; if not, remove their rows from the labels and make new folds"
-        )
+        problem = f"{len(absent)} images are not in it, first {absent.iloc[0]}: is their DICOM in input/?"
+        remedy = "If it is, rerun cache_images; if not, remove their rows from the labels and make new folds"
+        raise UserError(f"{cache}: {problem} {remedy}")
     check_inside(truth, table)
     geometry = table[GEOMETRY_COLUMNS].to_numpy(dtype=float)
     return Samples(
@@ -66,13 +59,10 @@ def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.Dat
 
 
 def boxes_by_image(truth: pd.DataFrame, ids: pd.Series, geometry: Floats) -> list[Floats]:
-    """For each of `ids` its boxes (n_k, 4) xyxy in cached pixels, by falling area in the original.
-
-    Of equal boxes the first comes first.
-    """
+    """For each of `ids` its boxes (n_k, 4) xyxy in cached pixels, by falling area in the original, stable."""
+    truth = truth[truth["patientId"].isin(ids)]
     row = pd.Index(ids).get_indexer(truth["patientId"])
-    boxes_xywh = truth[BOX_COLUMNS].to_numpy(dtype=float)[row >= 0]
-    row = row[row >= 0]
+    boxes_xywh = truth[BOX_COLUMNS].to_numpy(dtype=float)
     order = np.lexsort((-boxes_xywh[:, 2] * boxes_xywh[:, 3], row))
     boxes_xyxy = original_to_cached(xywh_to_xyxy(boxes_xywh[order]), geometry[row[order]])
     bounds = np.searchsorted(row[order], np.arange(len(ids) + 1)).tolist()
@@ -86,26 +76,21 @@ def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:
     if outside.any():
         box = boxes[outside].iloc[0]
         corner = f"({box['x'] + box['width']:g}, {box['y'] + box['height']:g})"
-        raise UserError(
-            f"{LABELS_CSV}, patientId {box['patientId']}: the box ends at {corner}, beyond its image of "
-            f"{box['cols']} x {box['rows']} pixels; {int(outside.sum())} such box(es); fix or remove them"
-        )
+        problem = f"the box ends at {corner}, beyond its image of {box['cols']} x {box['rows']} pixels"
+        count = f"{int(outside.sum())} such box(es); fix or remove them"
+        raise UserError(f"{LABELS_CSV}, patientId {box['patientId']}: {problem}; {count}")
 
 
 def class_index(folds: pd.DataFrame, num_classes: int) -> NDArray[np.int64]:
-    """(n,) class of each row of folds.csv: with 2 classes 0 / 1 = opacity, with 3 the position in CLASSES.
-
-    Raises UserError if three classes are asked for and the class of an image is not known.
-    """
+    """(n,) classes of folds.csv: of 2, 1 is opacity; of 3, the position in CLASSES. Raises UserError if unknown."""
     if num_classes == 2:
         return folds["target"].to_numpy(dtype=np.int64)
-    index: pd.Series = folds["class"].map({name: k for k, name in enumerate(CLASSES)})
-    if index.isna().any():
-        name = folds.loc[index.isna(), "patientId"].iloc[0]
-        raise UserError(
-            f"folds.csv: no class for {name}; set num_classes=2, or add the detailed class info and make new folds"
-        )
-    return np.asarray(index, dtype=np.int64)
+    index = pd.Index(CLASSES).get_indexer(pd.Index(folds["class"]))
+    if (index < 0).any():
+        name = folds.loc[index < 0, "patientId"].iloc[0]
+        remedy = "set num_classes=2, or add the detailed class info and make new folds"
+        raise UserError(f"folds.csv: no class for {name}; {remedy}")
+    return index.astype(np.int64)
 
 
 @dataclass
@@ -122,8 +107,8 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
     index = read_index(cfg.cache_dir, cfg.size)
-    usable = index[(index["split"] == "train") & (index["status"] == "ok")]
-    refused = set(index.loc[(index["split"] == "train") & (index["status"] != "ok"), "patientId"])
+    index = index[index["split"] == "train"]
+    refused = set(index.loc[index["status"] != "ok", "patientId"])
     folds = folds[~folds["patientId"].isin(refused)]
     parts = []
     for side in (folds["fold"] != fold, folds["fold"] == fold):
@@ -131,39 +116,33 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
         if images.empty:
             raise UserError(f"{cfg.folds_csv}: fold {fold} leaves nothing to train or to validate on")
         labels = class_index(images, cfg.num_classes)
-        parts.append(make_samples(images["patientId"], usable, cfg.cache_dir / "train", truth, labels))
+        parts.append(make_samples(images["patientId"], index, cfg.cache_dir / "train", truth, labels))
     train, valid = parts
     print(f"fold {fold}: trains on {len(train.ids)} images, validates on {len(valid.ids)}, {len(refused)} refused")
     return FoldData(train, valid, truth[truth["patientId"].isin(valid.ids)])
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[dict[str, Any]]):
     """Samples as tensors: dataset[k] as they are, dataset[epoch, k] as augmented in that epoch."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        augmentation: Augmentation | None = None,
-        seed: tuple[int, ...] = (),
-        read: Callable[[int], NDArray[np.uint8]] | None = None,
-    ) -> None:
-        """read: gives image k, (S, S) uint8; by default its PNG is decoded each time."""
-        self.samples, self.augmentation, self.seed = samples, augmentation, seed
-        self.read = read or self.decode
+    samples: Samples
+    augmentation: Augmentation | None = None
+    seed: tuple[int, ...] = ()
+    read: Callable[[int], NDArray[np.uint8]] | None = None  # gives image k, (S, S); None: its PNG is decoded each time
 
     def decode(self, k: int) -> NDArray[np.uint8]:
-        return read_png(self.samples.paths[k], self.samples.side(k))
+        # the longer side of the original fills the cached square
+        side = round(max(self.samples.shapes[k][::-1] * self.samples.geometry[k][:2]))
+        return read_png(self.samples.paths[k], side)
 
     def __len__(self) -> int:
         return len(self.samples.ids)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """image (1, S, S) uint8; boxes (n, 4) float32 cxcywh in [0, 1]; label; row.
-
-        A box that augmentation moved out of the image is still there, with a side of 0.
-        """
+        """image (1, S, S) uint8; boxes (n, 4) float32 cxcywh in [0, 1], with a side of 0 if moved out; label; row."""
         epoch, k = key if isinstance(key, tuple) else (None, key)
-        image, boxes_xyxy = self.read(k), self.samples.boxes_xyxy[k]
+        image, boxes_xyxy = (self.read or self.decode)(k), self.samples.boxes_xyxy[k]
         if self.augmentation and epoch is not None:
             # seeded by image and epoch, not by worker: the number of workers changes nothing
             rng = np.random.default_rng([*self.seed, epoch, k])

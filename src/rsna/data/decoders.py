@@ -15,14 +15,9 @@ from pydicom.pixels import get_decoder
 # The decoder of each compressed transfer syntax. Named here, not left to pydicom, because it would take
 # whichever plugin happens to be installed, and results should not depend on that.
 PLUGINS = {
-    uid.JPEGBaseline8Bit: "pillow",
-    uid.JPEGExtended12Bit: "pillow",
-    uid.JPEGLossless: "gdcm",
-    uid.JPEGLosslessSV1: "gdcm",
-    uid.JPEGLSLossless: "gdcm",
-    uid.JPEGLSNearLossless: "gdcm",
-    uid.JPEG2000Lossless: "gdcm",
-    uid.JPEG2000: "gdcm",
+    **dict.fromkeys([uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit], "pillow"),
+    **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless], "gdcm"),
+    **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "gdcm"),
     uid.RLELossless: "pydicom",
 }
 
@@ -49,10 +44,7 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def decode(dataset: FileDataset) -> tuple[NDArray[Any], str]:
-    """Stored values (height, width) or (height, width, 3), and their photometric interpretation.
-
-    Raises whatever the decoder raises; truncated data raises with every decoder of PLUGINS.
-    """
+    """Stored values (height, width[, 3]) and their photometric interpretation. Raises what the decoder raises."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         return decode_12_bit(dataset), str(dataset.PhotometricInterpretation)
@@ -85,8 +77,7 @@ def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
 def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[np.uint8]:
     """JPEG Baseline in grey -> uint8 (height, width), an eighth, quarter, half or all of the original's.
 
-    The smallest that is at least `smallest` (width, height), in pixels: libjpeg leaves out the work for the
-    rest. By Pillow and not by OpenCV, because OpenCV accepts truncated files.
+    The smallest that is at least `smallest` (width, height). By Pillow because OpenCV accepts truncated files.
     """
     image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     if image.mode != "L":

@@ -8,7 +8,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pydicom.dataset import FileDataset
 from rsna.core.config import Config
 from rsna.core.executor import map_files
 from rsna.core.tables import read_table, write_table
-from rsna.data.competition import HEADER_COLUMNS, HEADERS_CSV, TRAIN_IMAGES
+from rsna.data.competition import HEADER_COLUMNS, HEADERS_CSV, TRAIN_IMAGES, list_images
 from rsna.data.decoders import PLUGINS, coded_size, decode, decode_reduced, frame_of
 from rsna.data.windowing import GreyImage, shows_stored_values, to_8_bit
 
@@ -62,10 +62,10 @@ def as_unreadable() -> Iterator[None]:
         # the messages of these two are sentences; that of others, such as a KeyError, means nothing without the name
         name = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
         # what stands in a field that should hold a number may be anything, a name as well
-        text = re.sub(
-            r"^(invalid literal for .*?|could not convert string to float): .*", r"\1", str(error), flags=re.S
-        )
-        raise UnreadableDicom(printable(name + text)[:300]) from error
+        number = r"^(invalid literal for .*?|could not convert string to float): .*"
+        text = " ".join((name + re.sub(number, r"\1", str(error), flags=re.S)).split())
+        # headers can hold any bytes
+        raise UnreadableDicom("".join(c if c.isprintable() else "?" for c in text)[:300]) from error
 
 
 @contextmanager
@@ -88,16 +88,6 @@ def time_limit(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def printable(text: str) -> str:
-    """The text on one line, each character that cannot be printed replaced: headers can hold any bytes."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-
-
-def open_dicom(path: Path) -> FileDataset:
-    """Read a DICOM file. Raises UnreadableDicom."""
-    return parse_dicom(read_file(path))
 
 
 def parse_dicom(content: bytes) -> FileDataset:
@@ -133,21 +123,14 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """patientId (the file's name), PatientAge, PatientSex and ViewPosition as they are written.
-
-    Reads nothing behind these fields. Where the file cannot be read, or holds something that does not
-    belong there, they are empty: cache_images is the command that reports broken files.
-    """
+    """patientId (the file's name) and HEADER_FIELDS; empty where the file, or the field, cannot be read as such."""
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
-    try:
-        with as_unreadable():
-            if not path.is_file():
-                return header
+    with suppress(UnreadableDicom), as_unreadable():
+        if path.is_file():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
             found = {name: str(dataset.get(name) or "").strip() for name in HEADER_FIELDS}
-            return header | {name: text for name, text in found.items() if HEADER_FIELDS[name].fullmatch(text)}
-    except UnreadableDicom:
-        return header
+            header |= {name: text for name, text in found.items() if HEADER_FIELDS[name].fullmatch(text)}
+    return header
 
 
 def read_headers(cfg: Config, ids: set[str]) -> pd.DataFrame:
@@ -160,7 +143,7 @@ def read_headers(cfg: Config, ids: set[str]) -> pd.DataFrame:
             unread = headers[HEADER_COLUMNS[1:]].isna().all(axis=1)
             if path == given or ids <= set(headers.loc[~unread, "patientId"]):
                 return headers
-    paths = sorted(folder.glob("*.dcm"))
+    paths = list_images(folder)
     if not paths:
         print(f"no DICOMs in {folder}: folds are not stratified by view, sex and age")
         return pd.DataFrame(columns=HEADER_COLUMNS)
@@ -178,10 +161,15 @@ def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, M
     """
     with as_unreadable():
         check_header(dataset)
-        reducible = is_plain_jpeg(dataset)
-        image = decode_reduced(dataset, smallest) if reducible else to_8_bit(*decode(dataset), dataset)
-        # a radiograph never has a single grey level: something before this program failed, and a black
-        # image in the training set would teach that nothing is there
+        # all files of the challenge are such
+        plain_jpeg = (
+            dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
+            and dataset.SamplesPerPixel == 1
+            and dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2")
+            and shows_stored_values(dataset)
+        )
+        image = decode_reduced(dataset, smallest) if plain_jpeg else to_8_bit(*decode(dataset), dataset)
+        # never so in a radiograph: something before this program failed, and a black image would teach a negative
         if image.min() == image.max():
             raise UnreadableDicom(f"every pixel is the same grey ({image.min()} of 255)")
         return 255 - image if dataset.PhotometricInterpretation == "MONOCHROME1" else image
@@ -189,8 +177,7 @@ def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, M
 
 def check_header(dataset: FileDataset) -> None:
     """Raise UnreadableDicom for what the header alone tells, before memory is allocated for pixels."""
-    rows, cols = int(dataset.Rows), int(dataset.Columns)
-    syntax = dataset.file_meta.TransferSyntaxUID
+    rows, cols, syntax = int(dataset.Rows), int(dataset.Columns), dataset.file_meta.TransferSyntaxUID
     if not dataset.get("PixelData"):
         raise UnreadableDicom("there is no pixel data")
     if not 0 < rows * cols <= MAX_PIXELS:
@@ -204,13 +191,3 @@ def check_header(dataset: FileDataset) -> None:
     found = None if syntax == uid.RLELossless else coded_size(frame_of(dataset))
     if found not in (None, (cols, rows)):
         raise UnreadableDicom(f"declared size {cols} x {rows}, but the compressed image is {found[0]} x {found[1]}")
-
-
-def is_plain_jpeg(dataset: FileDataset) -> bool:
-    """Whether it is a JPEG of 8-bit grey values that are the ones to show, as all files of the challenge are."""
-    return (
-        dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
-        and dataset.SamplesPerPixel == 1
-        and dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2")
-        and shows_stored_values(dataset)
-    )

@@ -13,20 +13,12 @@ from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.locks import file_lock
 from rsna.core.tables import write_table
-from rsna.data.competition import (
-    AGE_BANDS,
-    CLASSES,
-    CLASSES_CSV,
-    FOLD_COLUMNS,
-    LABELS_CSV,
-    MAPPING_JSON,
-    TRAIN_IMAGES,
-    read_classes,
-    read_folds,
-    read_labels,
-    read_people,
-)
+from rsna.data import competition
+from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV, MAPPING_JSON, read_folds
 from rsna.data.dicom import read_headers
+
+Integers = NDArray[np.int64]
+REMEDY = "scores of runs trained on them would mix; keep both with folds=<other folder>, or delete this file"
 
 
 def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
@@ -34,14 +26,15 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
 
     Raises UserError where those that are there were made from other settings or files, or do not fit the labels.
     """
+    folder = Path(cfg.input)
     with file_lock(cfg.folds_csv.parent):
         made = artifacts.current_manifest(cfg, "make_folds")  # of the files as they are read now
-        labels = read_labels(Path(cfg.input) / LABELS_CSV)
-        compare_files(labels["patientId"].unique(), Path(cfg.input) / TRAIN_IMAGES)
-        state = "current"
-        if not artifacts.is_current(cfg, "make_folds"):
-            state = state_of_folds(cfg)
-            images = describe_images(labels, read_classes(Path(cfg.input)), read_headers(cfg, set(labels["patientId"])))
+        labels = competition.read_labels(folder / LABELS_CSV)
+        compare_files(labels["patientId"].unique(), folder / competition.TRAIN_IMAGES)
+        state = state_of_folds(cfg)
+        if state != "current":
+            headers = read_headers(cfg, set(labels["patientId"]))
+            images = describe_images(labels, competition.read_classes(folder), headers)
             if state == "new":
                 write_folds(cfg, images, made)
             else:
@@ -52,8 +45,10 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
 
 
 def state_of_folds(cfg: Config) -> str:
-    """new, edited, kept or brought: folds that are not current. Raises UserError for other settings or files."""
+    """current, new, edited, kept or brought. Raises UserError for folds of other settings or files."""
     manifest = artifacts.manifest_path(cfg, "make_folds")
+    if artifacts.is_current(cfg, "make_folds"):
+        return "current"
     if not cfg.folds_csv.exists():
         return "new"
     if not manifest.is_file():
@@ -61,20 +56,16 @@ def state_of_folds(cfg: Config) -> str:
     found = artifacts.read_manifest(manifest)
     changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_folds"))
     if changes:
-        raise UserError(f"{cfg.folds_csv} was made from other settings or files ({changes}); {remedy(cfg.folds_csv)}")
+        raise UserError(f"{cfg.folds_csv} was made from other settings or files ({changes}); {REMEDY}")
     return "edited" if found["outputs"] else "kept"  # without outputs: killed before it could record the table
-
-
-def remedy(path: Path) -> str:
-    return f"scores of runs trained on them would mix; keep both with folds=<other folder>, or delete {path}"
 
 
 def write_folds(cfg: Config, images: pd.DataFrame, made: dict[str, Any]) -> None:
     """The table and its manifest; also before the table, as one without a manifest is one that the user brought."""
-    images["group"] = group_by_patient(images, read_people(Path(cfg.input)))
+    images["group"] = group_by_patient(images, competition.read_people(Path(cfg.input)))
     images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
     artifacts.record(cfg, "make_folds", made=made)
-    write_table(images[FOLD_COLUMNS], cfg.folds_csv)
+    write_table(images[competition.FOLD_COLUMNS], cfg.folds_csv)
     artifacts.record(cfg, "make_folds", made=made)
 
 
@@ -83,14 +74,14 @@ def check_folds(cfg: Config, images: pd.DataFrame) -> None:
     path = cfg.folds_csv
     folds = read_folds(path, command(cfg, "make_folds")).sort_values("patientId", ignore_index=True)
     if folds["patientId"].tolist() != images["patientId"].tolist():
-        raise UserError(f"{path}: its images are not those of the labels; {remedy(path)}")
+        raise UserError(f"{path}: its images are not those of the labels; {REMEDY}")
     for column in ("target", "n_boxes", "class"):
         unlike = folds[column].astype(object).fillna("").ne(images[column])
         if unlike.any():
             name = folds.loc[unlike, "patientId"].iloc[0]
-            raise UserError(f"{path}, patientId {name}: {column} is not that of the labels and classes; {remedy(path)}")
+            raise UserError(f"{path}, patientId {name}: {column} is not that of the labels and classes; {REMEDY}")
     if not folds["fold"].isin(range(cfg.n_folds)).all():
-        raise UserError(f"{path}: has folds beyond n_folds={cfg.n_folds}; {remedy(path)}")
+        raise UserError(f"{path}: has folds beyond n_folds={cfg.n_folds}; {REMEDY}")
 
 
 def report(folds: pd.DataFrame, state: str, path: Path) -> None:
@@ -111,33 +102,27 @@ def report(folds: pd.DataFrame, state: str, path: Path) -> None:
 
 def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
     """Print which labelled images have no file, and how many files no label; nothing where there is no file at all."""
-    files = {path.stem for path in folder.glob("*.dcm") if not path.name.startswith("._")}
+    files = {path.stem for path in competition.list_images(folder)}
     missing, more = sorted(set(ids) - files), len(files - set(ids))
     if files and missing:
-        print(
-            f"WARNING: {len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}: "
-            "train will stop there; is the download complete?"
-        )
+        problem = f"{len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}"
+        print(f"WARNING: {problem}: train will stop there; is the download complete?")
     if more:
         print(f"{more} images in {folder} have no label: they are not trained on")
 
 
 def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd.DataFrame) -> pd.DataFrame:
-    """One row per image, sorted by patientId: target, n_boxes, class, view, sex, age; unknown is empty.
-
-    Raises UserError for an image that is Lung Opacity by its class and negative by its label, or the other way round.
-    """
+    """One row per image, sorted by patientId; unknown is empty. Raises UserError where class and label contradict."""
     images = labels.groupby("patientId").agg(target=("Target", "max"), n_boxes=("Target", "sum")).reset_index()
     if classes is None:
         print(f"no {CLASSES_CSV}: folds are not stratified by class")
     images["class"] = images["patientId"].map(classes).fillna("") if classes is not None else ""
     contradicting = images["class"].isin(CLASSES) & (images["class"].eq(CLASSES[-1]) != images["target"].eq(1))
     if contradicting.any():
-        row = images[contradicting].iloc[0]
-        raise UserError(
-            f"{CLASSES_CSV}: patientId {row['patientId']} is '{row['class']}', and its Target in {LABELS_CSV} is "
-            f"{row['target']}; {int(contradicting.sum())} such image(s); fetch both files again, or remove the first"
-        )
+        name, target, kind = images[contradicting].iloc[0][["patientId", "target", "class"]]
+        count = f"{int(contradicting.sum())} such image(s); fetch both files again, or remove the first"
+        problem = f"patientId {name} is '{kind}', and its Target in {LABELS_CSV} is {target}"
+        raise UserError(f"{CLASSES_CSV}: {problem}; {count}")
     headers = headers.drop_duplicates("patientId").set_index("patientId")
     images["view"] = images["patientId"].map(headers["ViewPosition"]).astype(object).fillna("")
     images["sex"] = images["patientId"].map(headers["PatientSex"]).astype(object).fillna("")
@@ -149,71 +134,51 @@ def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd
 def group_by_patient(images: pd.DataFrame, people: pd.Series | None) -> pd.Series:
     """The patient of each image; the image's own patientId where that is not known."""
     if people is None:
-        print(
-            f"patients may leak between folds: no {MAPPING_JSON} in input; it is on the RSNA challenge's page "
-            "(www.rsna.org, AI image challenges, 2018) as 'dataset mappings' to NIH ChestX-ray14"
-        )
+        page = "(www.rsna.org, AI image challenges, 2018) as 'dataset mappings' to NIH ChestX-ray14"
+        print(f"patients may leak between folds: no {MAPPING_JSON} in input; it is on the RSNA challenge's page {page}")
         return images["patientId"]
     patient = images["patientId"].map(people)
     if patient.isna().any():
-        print(
-            f"patients may leak between folds: {int(patient.isna().sum())} of {len(patient)} images are not in "
-            f"{MAPPING_JSON}, such as {images.loc[patient.isna(), 'patientId'].iloc[0]}"
-        )
+        unknown = images.loc[patient.isna(), "patientId"]
+        absent = f"{len(unknown)} of {len(images)} images are not in {MAPPING_JSON}, such as {unknown.iloc[0]}"
+        print(f"patients may leak between folds: {absent}")
     return patient.astype(object).fillna(images["patientId"])
 
 
-def indicator_matrix(images: pd.DataFrame) -> NDArray[np.int64]:
-    """(images, labels) 0/1: one column per value of everything that the folds should share evenly."""
-    band = np.digitize(images["age"].astype(float).fillna(np.inf), AGE_BANDS)
-    parts = images[["target", "class", "n_boxes", "view", "sex"]].assign(age=band)
-    # by way of text: pandas 2 and 3 differ in which types they expand, and folds must not
-    return pd.get_dummies(parts.astype(object).map(str)).to_numpy(dtype=np.int64)
-
-
-def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of each row of `images` (sorted by patientId, with a column group). Same seed, same folds.
-
-    Raises UserError if there are fewer positives or groups than folds.
-    """
+def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> Integers:
+    """The fold of each row of `images`, sorted by patientId, with a column group. Raises UserError for too many."""
     positives, groups = int(images["target"].sum()), images["group"].nunique()
     if min(positives, len(images) - positives, groups) < n_folds:
-        raise UserError(
-            f"n_folds={n_folds}: too many for {positives} positive and {len(images) - positives} negative "
-            f"images of {groups} patients; set a smaller n_folds"
-        )
-    indicators = indicator_matrix(images)
-    if groups == len(images):
-        return stratify_images(indicators, n_folds, seed)
-    return stratify_groups(indicators, images["group"].to_numpy(), n_folds, seed)
-
-
-def stratify_images(indicators: NDArray[np.int64], n_folds: int, seed: int) -> NDArray[np.int64]:
-    """Iterative stratification of single images (Sechidis et al. 2011, iterative-stratification's version)."""
-    folds = np.empty(len(indicators), dtype=np.int64)
+        found = f"{positives} positive and {len(images) - positives} negative images of {groups} patients"
+        raise UserError(f"n_folds={n_folds}: too many for {found}; set a smaller n_folds")
+    band = np.digitize(images["age"].astype(float).fillna(np.inf), competition.AGE_BANDS)
+    shared = images[["target", "class", "n_boxes", "view", "sex"]].assign(age=band)
+    # (images, values) 0/1; by way of text: pandas 2 and 3 differ in which types they expand, and folds must not
+    indicators = pd.get_dummies(shared.astype(object).map(str)).to_numpy(dtype=np.int64)
+    if groups < len(images):
+        return stratify_groups(indicators, images["group"].to_numpy(), n_folds, seed)
+    # single images: iterative stratification (Sechidis et al. 2011, iterative-stratification's version)
+    folds = np.empty(len(images), dtype=np.int64)
     splitter = MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed)
     for fold, (_, valid) in enumerate(splitter.split(indicators, indicators)):
         folds[valid] = fold
     return folds
 
 
-def stratify_groups(
-    indicators: NDArray[np.int64], groups: NDArray[np.str_], n_folds: int, seed: int
-) -> NDArray[np.int64]:
+def stratify_groups(indicators: Integers, groups: NDArray[np.str_], n_folds: int, seed: int) -> Integers:
     """Whole groups to folds: the largest first, each to the fold whose counts it brings nearest to an even share.
 
     "Nearest" is the sum over all label counts and the image count of (count - share)^2 / share. Iterative
     stratification knows only whether a patient has a label, not how often, and patients have 1 to 65 images: on
     the real labels it left the folds 3.6 % off in size, this leaves them within one image.
     """
-    owner, names = pd.factorize(groups, sort=True)
-    columns = np.column_stack([np.ones(len(indicators), dtype=np.int64), indicators])
-    counts = np.zeros((len(names), columns.shape[1]))
-    np.add.at(counts, owner, columns)
+    owner = pd.factorize(groups, sort=True)[0]
+    columns = np.column_stack([np.ones(len(indicators)), indicators])
+    counts = pd.DataFrame(columns).groupby(owner).sum().to_numpy()
     share = counts.sum(axis=0) / n_folds
     filled = np.zeros((n_folds, counts.shape[1]))
-    fold_of = np.empty(len(names), dtype=np.int64)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
+    fold_of = np.empty(len(counts), dtype=np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(counts))
     for group in shuffled[np.argsort(-counts[shuffled, 0], kind="stable")]:
         growth = ((2 * (filled - share) + counts[group]) * counts[group] / np.maximum(share, 1)).sum(axis=1)
         fold_of[group] = growth.argmin()

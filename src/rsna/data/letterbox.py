@@ -36,27 +36,17 @@ def fit_letterbox(rows: int, cols: int, size: int) -> tuple[int, int, Geometry]:
 
 
 def letterbox(image: GreyImage, rows: int, cols: int, size: int) -> GreyImage:
-    """uint8 (size, size): the image whole, centred, its sides in proportion, the rest black.
-
-    image: the original of rows x cols, or a reduction of it. cached_to_original is the inverse, for boxes.
-    """
+    """uint8 (size, size): an image of rows x cols, or a reduction of it, whole and centred, the rest black."""
     width, height, geometry = fit_letterbox(rows, cols, size)
-    resized = resize(image, width, height)
-    if (width, height) == (size, size):
-        return resized
+    if image.shape != (height, width):
+        # area average to shrink; to enlarge linear, where area would be nearest neighbour
+        shrinks = width <= image.shape[1] and height <= image.shape[0]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
     canvas = np.zeros((size, size), np.uint8)
     left, top = int(geometry.pad_x), int(geometry.pad_y)
-    canvas[top : top + height, left : left + width] = resized
+    canvas[top : top + height, left : left + width] = image
     return canvas
-
-
-def resize(image: GreyImage, width: int, height: int) -> GreyImage:
-    """uint8 to (height, width): area average to shrink, linear to enlarge (there area is nearest neighbour)."""
-    if image.shape == (height, width):
-        return image
-    shrinks = width <= image.shape[1] and height <= image.shape[0]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
 def original_to_cached(boxes_xyxy: Array, geometry: Array) -> Array:
@@ -64,17 +54,9 @@ def original_to_cached(boxes_xyxy: Array, geometry: Array) -> Array:
 
     geometry is (N, 4), or (4,) for one image: scale_x, scale_y, pad_x, pad_y, the index's GEOMETRY_COLUMNS.
     """
-    scale, pad = split_geometry(geometry)
-    return np.asarray(boxes_xyxy, dtype=float) * scale + pad
+    return np.asarray(boxes_xyxy, dtype=float) * geometry[..., [0, 1, 0, 1]] + geometry[..., [2, 3, 2, 3]]
 
 
 def cached_to_original(boxes_xyxy: Array, geometry: Array) -> Array:
     """(N, 4) xyxy in pixels of the cached squares -> in pixels of the originals; geometry as original_to_cached."""
-    scale, pad = split_geometry(geometry)
-    return (np.asarray(boxes_xyxy, dtype=float) - pad) / scale
-
-
-def split_geometry(geometry: Array) -> tuple[Array, Array]:
-    """(..., 4) scale_x, scale_y, pad_x, pad_y -> scale (..., 4) and pad (..., 4) of x, y, x, y."""
-    values = np.asarray(geometry, dtype=float)
-    return values[..., [0, 1, 0, 1]], values[..., [2, 3, 2, 3]]
+    return (np.asarray(boxes_xyxy, dtype=float) - geometry[..., [2, 3, 2, 3]]) / geometry[..., [0, 1, 0, 1]]

@@ -21,8 +21,7 @@ from rsna.data.dataset import FoldData, ImageDataset
 class ImageMemory:
     """Cached images, each decoded once and then kept, by whichever process needs it first.
 
-    Anonymous memory that forked loader processes share: unlike /dev/shm it has no small limit in containers. A page
-    takes memory once it is written.
+    In anonymous memory that forked processes share, without /dev/shm's limit; a page takes memory once it is written.
     """
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
@@ -40,10 +39,7 @@ class ImageMemory:
 
 
 def memory_for(data: FoldData, size: int, fraction: float) -> list[ImageMemory | None]:
-    """Memory for the training and the validation images, if together they take at most this fraction of all memory.
-
-    None where loader processes cannot share it: they do if they are forked, see make_loader.
-    """
+    """Memory for training and validation images, if both take at most this fraction of it and fork can share it."""
     sides = (data.train.paths, data.valid.paths)
     if sys.platform != "linux" or sum(map(len, sides)) * size * size > fraction * machine_memory():
         return [None, None]
@@ -52,9 +48,9 @@ def memory_for(data: FoldData, size: int, fraction: float) -> list[ImageMemory |
 
 def machine_memory() -> int:
     """Bytes of memory that this process may use: the machine's, or fewer in a container with a limit."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
     stated = [path.read_text().strip() for path in limits if path.is_file()]
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *(int(limit) for limit in stated if limit.isdigit())])
 
 
@@ -69,11 +65,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __init__(self, dataset: ImageDataset, batch_size: int, epochs: range) -> None:
         self.n_images, self.seed, self.epochs = len(dataset), dataset.seed, epochs
         self.batch_size = min(batch_size, self.n_images)
-
-    @property
-    def steps(self) -> int:
-        """Batches of one epoch."""
-        return self.n_images // self.batch_size
+        self.steps = self.n_images // self.batch_size  # batches of one epoch
 
     def __len__(self) -> int:
         return self.steps * len(self.epochs)
@@ -85,9 +77,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, row) for row in rows]
 
 
-def make_loader(
-    dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device
-) -> DataLoader[Any]:
+def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device) -> DataLoader:
     """Batches as EpochBatches says; or, given their size, all images once, in order and as they are.
 
     With loader processes OpenCV is limited to one thread from here on, in this process too.
@@ -113,8 +103,7 @@ def make_loader(
 def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Samples -> a batch: image (B, 1, S, S), boxes (B, N, 4), mask (B, N) bool, label (B,), row (B,).
 
-    N is the largest number of boxes, at least 1. Boxes are padded with zeros; where a box is padding, or lies outside
-    the image, mask is False and the box is zeros.
+    N is the largest number of boxes, at least 1. Padding and boxes outside the image are zeros, and False in mask.
     """
     boxes = torch.zeros(len(samples), max(1, *(len(sample["boxes"]) for sample in samples)), 4)
     for k, sample in enumerate(samples):

@@ -7,17 +7,16 @@ import pandas as pd
 
 from rsna.core.errors import UserError
 from rsna.core.tables import line_number, read_table
-from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
+from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, refuse_rows, with_empty_rows
 
 SUBMISSION_COLUMNS = ["patientId", "PredictionString"]
 SMALLEST_CONFIDENCE = 0.0001  # what four decimals can hold; Kaggle wants a confidence above 0
 
 
 def format_submission(predictions: pd.DataFrame, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
-    """Thresholded predictions -> patientId, PredictionString in the order of `ids`.
+    """Thresholded predictions -> patientId, PredictionString in the order of `ids`; boxes as in keep_inside.
 
-    shapes: index patientId, columns rows, cols of the original images. Boxes are cut at the image's border and
-    are at least 1 px wide and high. Raises UserError for a box of an image that is not in `ids`.
+    shapes: index patientId, columns rows, cols of the originals. Raises UserError for a box of an image not in `ids`.
     """
     unknown = set(predictions["patientId"]) - set(ids)
     if unknown:
@@ -40,54 +39,45 @@ def keep_inside(predictions: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame
 
 
 def parse_submission(path: Path) -> pd.DataFrame:
-    """Read a submission file as a prediction table; an image without boxes is one row of empty fields.
+    """Read a submission as a prediction table, one row of empty fields for an image without box.
 
-    Raises UserError that names the line: fields that are not five to a box, not numbers, a confidence outside
-    (0, 1], an empty box, a patientId that is empty or there twice.
+    Raises UserError that names the line of the first bad patientId or PredictionString.
     """
     table = read_table(path, SUBMISSION_COLUMNS)
     ids = table["patientId"]
-    if ids.isna().any() or ids.duplicated().any():
-        line = line_number(path, int(np.flatnonzero(ids.isna() | ids.duplicated())[0]))
-        raise UserError(f"{path}, line {line}: patientId is empty or was there before; each image has one row")
+    problems = {"patientId is empty": ids.isna(), "the patientId was there before": ids.duplicated()}
+    refuse_rows(path, ids, problems, "each image has one row")
     strings = table["PredictionString"].astype(object).where(table["PredictionString"].notna(), "").astype(str)
     rows = []
     for row, (name, text) in enumerate(zip(ids, strings, strict=True)):
         try:
             # Python reads 1_000 as a number, Kaggle does not
             numbers = np.array([float(word.replace("_", "?")) for word in text.split()]).reshape(-1, 5)
+            confidence, size = numbers[:, 0], numbers[:, 3:]
+            good = (confidence > 0) & (confidence <= 1) & (size > 0).all(axis=1) & np.isfinite(numbers).all(axis=1)
+            problem = "" if good.all() else "confidence not in (0, 1], or a box without area"
         except ValueError:
-            raise UserError(
-                f"{path}, line {line_number(path, row)} ({name}): not 'confidence x y width height', repeated"
-            ) from None
-        wrong = ~((numbers[:, 0] > 0) & (numbers[:, 0] <= 1) & (numbers[:, 3:] > 0).all(axis=1))
-        if wrong.any() or not np.isfinite(numbers).all():
-            problem = "confidence not in (0, 1], or a box without area"
+            problem = "not 'confidence x y width height', repeated"
+        if problem:
             raise UserError(f"{path}, line {line_number(path, row)} ({name}): {problem}")
         rows += [(name, *box) for box in numbers]
     return with_empty_rows(pd.DataFrame(rows, columns=PREDICTION_COLUMNS), ids.tolist())
 
 
 def check_submission(path: Path, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
-    """Read back a submission and hold it against the sample submission and the image sizes.
-
-    Returns its prediction table. Raises UserError for what Kaggle would reject, or accept and score as nonsense.
-    """
+    """The prediction table of a submission. Raises UserError for what Kaggle would reject, or score as nonsense."""
     table = parse_submission(path)
     found = table["patientId"].drop_duplicates().tolist()
     if found != ids:
         missing, extra = set(ids) - set(found), set(found) - set(ids)
-        raise UserError(
-            f"{path}: not the images of the sample submission in its order ({len(missing)} missing, {len(extra)} extra)"
-        )
+        unlike = f"({len(missing)} missing, {len(extra)} extra)"
+        raise UserError(f"{path}: not the images of the sample submission in its order {unlike}")
     boxes = table.dropna(subset=["confidence"])
     size = shapes.reindex(boxes["patientId"])[["cols", "rows"]].to_numpy(dtype=float)
     xywh = boxes[BOX_COLUMNS].to_numpy(dtype=float)
     outside = (xywh[:, :2] < 0).any(axis=1) | (xywh[:, :2] + xywh[:, 2:] > size + 0.05).any(axis=1)
     wrong = outside | (xywh[:, 2:] < 1).any(axis=1) | np.isnan(size).any(axis=1)
     if wrong.any():
-        first = boxes["patientId"].to_numpy()[wrong][0]
-        raise UserError(
-            f"{path}: a box of {first} leaves its image, or is under 1 px, or the image's size is not known"
-        )
+        name = boxes["patientId"].to_numpy()[wrong][0]
+        raise UserError(f"{path}: a box of {name} leaves its image, or is under 1 px, or the image's size is not known")
     return table

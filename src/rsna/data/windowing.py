@@ -12,8 +12,8 @@ GreyImage = NDArray[np.uint8]
 def to_8_bit(values: NDArray, photometric: str, dataset: Dataset) -> GreyImage:
     """Decoded values (height, width) or (height, width, 3) -> uint8 (height, width).
 
-    `photometric` is that of the values, which a decoder may have changed from the header's (YBR -> RGB).
-    MONOCHROME1 is not inverted here. Raises what pydicom raises on tables that are invalid.
+    `photometric` is that of the values: a decoder may turn YBR into RGB. MONOCHROME1 is not inverted here.
+    Raises what pydicom raises on tables that are invalid.
     """
     if photometric == "PALETTE COLOR":
         colour = apply_color_lut(values, dataset)
@@ -34,7 +34,13 @@ def window_monochrome(values: NDArray, dataset: Dataset) -> GreyImage:
     """Modality transform, then VOI transform, then 0..255. What the header calls padding comes out black."""
     padding = find_padding(values, dataset)
     values = apply_modality_lut(values, dataset) if has_modality(dataset) else values
-    image = apply_voi(values, dataset) if has_voi(dataset) else window_full_range(values, padding)
+    if has_voi(dataset):
+        image = apply_voi(values, dataset)
+    else:
+        # the standard leaves the display open: from the minimum to the maximum, as viewers do, since 12 bits in 16, or
+        # signed values around an offset, would be nearly black or one flat grey in the whole range of the type
+        shown = values if padding.all() else values[~padding]
+        image = rescale(values, shown.min(), shown.max())
     image[padding] = 255 if dataset.PhotometricInterpretation == "MONOCHROME1" else 0
     return image
 
@@ -48,21 +54,10 @@ def apply_voi(values: NDArray, dataset: Dataset) -> GreyImage:
         # output with more than 256 entries; declared as 16 bits, the same table is looked up correctly
         item.LUTDescriptor = [entries, first, 16]
         return rescale(apply_voi_lut(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1)
-    # what lies far below and far above the window gives the values of black and white, whichever
-    # function (linear, linear exact, sigmoid) and rescaling pydicom applies
+    # far below and far above the window lie black and white, whichever function and rescaling pydicom applies
     with np.errstate(over="ignore"):
         low, high = apply_voi_lut(np.array([-1e30, 1e30]), dataset)
         return rescale(apply_voi_lut(values, dataset), low, high)
-
-
-def window_full_range(values: NDArray, padding: NDArray[np.bool_]) -> GreyImage:
-    """Map the minimum and maximum of what is not padding to 0 and 255, as viewers do.
-
-    Without a VOI transform the standard leaves the display open. 12 bits in 16, or signed values around an
-    offset, would be nearly black or one flat grey if the whole range that the type can hold were shown.
-    """
-    image = values if padding.all() else values[~padding]
-    return rescale(values, image.min(), image.max())
 
 
 def find_padding(values: NDArray, dataset: Dataset) -> NDArray[np.bool_]:

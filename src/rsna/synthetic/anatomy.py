@@ -1,16 +1,14 @@
-"""The healthy part of the chest phantom: outlines and layers of one patient's thorax, as maps of attenuation.
+"""The healthy part of the chest phantom: layers of a thorax, as maps of attenuation from 0 (air) to about 1.
 
-`side` is -1 for the patient's right lung (left in the image) and +1 for the left one. Attenuation 0 is air
-outside the body, 1 is about the densest that the image shows.
+`side` is -1 for the patient's right lung (left in the image) and +1 for the left one.
 """
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from rsna.synthetic.canvas import CANVAS, Map, blur, ellipse, fill, grid, smooth_outline, step, stroke
+from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, ellipse, fill, grid, smooth_outline, step, stroke
 
 SIDES = (-1, 1)
 MIDLINE = 0.505
@@ -42,7 +40,7 @@ class Body:
     female: bool
 
 
-def draw_body(rng: np.random.Generator, sex: str) -> Body:
+def draw_body(rng: Rng, sex: str) -> Body:
     """Draw a patient's proportions."""
     return Body(
         lung_width=float(np.clip(rng.normal(0.375, 0.016), 0.34, 0.41)),
@@ -135,7 +133,7 @@ def draw_shoulders(body: Body, side: int, across_lung: bool) -> Map:
     return (blur(layer, 1.2) + blade + arm).astype(np.float32)
 
 
-def draw_vessels(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+def draw_vessels(rng: Rng, body: Body, side: int, base: float) -> Map:
     """Pulmonary vessels that fan out from the hilum and thin out."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     hilum = np.array([MIDLINE + side * 0.085, (body.apex + base) / 2 + 0.02])
@@ -145,9 +143,7 @@ def draw_vessels(rng: np.random.Generator, body: Body, side: int, base: float) -
     return np.asarray(VESSEL * (blur(layer, 0.8) + 0.6 * hilar), dtype=np.float32)
 
 
-def grow_vessel(
-    rng: np.random.Generator, layer: Map, start: NDArray[np.float64], angle: float, side: int, width: float
-) -> None:
+def grow_vessel(rng: Rng, layer: Map, start: Floats, angle: float, side: int, width: float) -> None:
     """One wandering branch, and from its end two thinner ones; angle in radians from the horizontal."""
     angles = angle + np.cumsum(rng.normal(0, 0.12, 6))
     steps = 0.022 * np.stack([side * np.cos(angles), np.sin(angles)], axis=1)

@@ -1,7 +1,4 @@
-"""The canvas on which phantoms are drawn: soft shapes, lines and noise.
-
-A map is (CANVAS, CANVAS) float32; coordinates are shares of the canvas, x to the right, y down.
-"""
+"""The canvas of phantoms: maps (CANVAS, CANVAS) float32; coordinates are shares of it, x to the right, y down."""
 
 import itertools
 
@@ -10,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Map = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Rng = np.random.Generator
 
 CANVAS = 512  # side of a map, pixels; detail finer than that comes from the grain of the finished image
 
@@ -31,13 +30,13 @@ def blur(layer: Map, sigma: float) -> Map:
     return np.asarray(cv2.GaussianBlur(layer, (side, side), sigma))
 
 
-def cloud(rng: np.random.Generator, cells: int) -> Map:
+def cloud(rng: Rng, cells: int) -> Map:
     """Smooth noise with `cells` hills along a side, mean 0, standard deviation about 0.6."""
     hills = rng.standard_normal((cells, cells), np.float32)
     return np.asarray(cv2.resize(hills, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
 
 
-def smooth_outline(points: NDArray[np.float64], rounds: int = 3) -> NDArray[np.float64]:
+def smooth_outline(points: Floats, rounds: int = 3) -> Floats:
     """Cut the corners of a closed polygon (n, 2), Chaikin's way."""
     for _ in range(rounds):
         following = np.roll(points, -1, axis=0)
@@ -45,20 +44,20 @@ def smooth_outline(points: NDArray[np.float64], rounds: int = 3) -> NDArray[np.f
     return points
 
 
-def fill(points: NDArray[np.float64], sigma: float) -> Map:
+def fill(points: Floats, sigma: float) -> Map:
     """Soft mask in [0, 1] of a closed outline (n, 2); sigma of its edge in canvas pixels."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     cv2.fillPoly(layer, [np.round(points * CANVAS).astype(np.int32)], 1.0)
     return blur(layer, sigma)
 
 
-def stroke(layer: Map, points: NDArray[np.float64], width: float, value: float) -> None:
+def stroke(layer: Map, points: Floats, width: float, value: float) -> None:
     """Draw an open line (n, 2) of `width` (share of the canvas) into a layer, over what is there."""
     line = np.round(points * CANVAS * 8).astype(np.int32)
     cv2.polylines(layer, [line], False, value, max(1, round(width * CANVAS)), cv2.LINE_AA, shift=3)
 
 
-def curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
+def curve(points: Floats) -> Floats:
     """A smooth open line (40, 2) from the first point to the last, bent towards those between (Bezier)."""
     t = np.linspace(0, 1, 40)[:, None]
     level = list(points)

@@ -18,23 +18,12 @@ from rsna.core.files import content_hash, write_then_rename
 from rsna.core.locks import file_lock
 from rsna.core.stages import STAGES
 from rsna.core.tables import write_table
-from rsna.data.competition import (
-    BOX_COLUMNS,
-    CLASS_COLUMNS,
-    CLASSES_CSV,
-    LABEL_COLUMNS,
-    LABELS_CSV,
-    MAPPING_JSON,
-    SAMPLE_CSV,
-    TEST_IMAGES,
-    TRAIN_IMAGES,
-)
+from rsna.data import competition
 from rsna.synthetic.dicom_writer import write_dicom
 from rsna.synthetic.patients import PatientImage, draw_patients
 from rsna.synthetic.phantom import lay_out, render
 
-SAMPLE_PREDICTION = "0.5 0 0 100 100"
-FOLDERS = [TRAIN_IMAGES, TEST_IMAGES]
+FOLDERS = [competition.TRAIN_IMAGES, competition.TEST_IMAGES]
 
 Split = list[PatientImage]
 Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh
@@ -55,17 +44,16 @@ def make_demo(cfg: Config) -> str:
 
 
 def claim_folder(cfg: Config) -> None:
-    """Write the manifest before anything else, as this demo's claim. Raises UserError where other files are in the way.
+    """Write the manifest before anything else, as this demo's claim.
 
-    Files in the way are never overwritten, nor is a table of the demo that was edited.
+    Raises UserError where other files, or a table of the demo that was edited, are in the way.
     """
     manifest, folder = artifacts.manifest_path(cfg, "make_demo"), Path(cfg.input)
     if manifest.is_file():
         check_claim(cfg, manifest)
         return
-    present = sorted(folder.iterdir()) if folder.is_dir() else []
-    foreign = [path for path in present if path.name != "README.md" and not path.name.startswith(".")]
-    foreign += [path for path in [Path(cfg.test_labels)] if path.exists()]
+    present = [*(sorted(folder.iterdir()) if folder.is_dir() else []), Path(cfg.test_labels)]
+    foreign = [path for path in present if path.exists() and path.name[0] != "." and path.name != "README.md"]
     if foreign:
         raise UserError(f"{foreign[0]}: not made by make_demo, and not overwritten; choose another root=<new folder>")
     artifacts.record(cfg, "make_demo", input=relative_input(cfg))
@@ -96,9 +84,8 @@ def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
 
 def make_images(images: Split, split: int, cfg: Config) -> Truth:
     """Write the images of a split that are missing; returns the boxes of all."""
-    paths = [image_path(cfg, split, image) for image in images]
     work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed)
-    return dict(map_files(work, paths, cfg.workers, FOLDERS[split]))
+    return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg.workers, FOLDERS[split]))
 
 
 @functools.cache
@@ -120,34 +107,28 @@ def make_image(path: Path, count: int, split: int, seed: int) -> tuple[str, NDAr
 
 def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
     """One row per box, or one row with empty box fields, in Kaggle's columns."""
-    rows = [
-        [image.patient_id, *box, int(image.case.n_boxes > 0)]
-        for image in images
-        for box in (truth[image.patient_id].tolist() or [[np.nan] * len(BOX_COLUMNS)])
-    ]
-    return pd.DataFrame(rows, columns=LABEL_COLUMNS)
-
-
-def mapping_text(images: Split) -> str:
-    """The JSON that tells whose image each is: the first 8 digits of img_id are the patient."""
-    rows = [{"subset_img_id": i.patient_id, "img_id": f"{i.patient:08d}_{i.follow_up:03d}.png"} for i in images]
-    return json.dumps(rows, indent=0) + "\n"
+    no_box = [[np.nan] * 4]
+    boxes = [(image, box) for image in images for box in truth[image.patient_id].tolist() or no_box]
+    rows = [[image.patient_id, *box, int(image.case.n_boxes > 0)] for image, box in boxes]
+    return pd.DataFrame(rows, columns=competition.LABEL_COLUMNS)
 
 
 def write_tables(cfg: Config, splits: list[Split], train: Truth, test: Truth) -> None:
     """Write all tables, the training labels, which other commands read, last."""
-    folder = Path(cfg.input)
-    labels = labels_table(splits[0], train)
-    kinds = {image.patient_id: image.kind for image in splits[0]}
-    sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in splits[1])})
-    write_table(labels_table(splits[1], test), Path(cfg.test_labels))
-    with write_then_rename(folder / MAPPING_JSON) as temporary:
-        temporary.write_text(mapping_text(splits[0]))
-    write_table(sample.assign(PredictionString=SAMPLE_PREDICTION), folder / SAMPLE_CSV)
+    folder, (train_images, test_images) = Path(cfg.input), splits
+    write_table(labels_table(test_images, test), Path(cfg.test_labels))
+    # the first 8 digits of img_id are the patient
+    names = {image.patient_id: f"{image.patient:08d}_{image.follow_up:03d}.png" for image in train_images}
+    people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names.items()]
+    with write_then_rename(folder / competition.MAPPING_JSON) as temporary:
+        temporary.write_text(json.dumps(people, indent=0) + "\n")
+    sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in test_images)})
+    write_table(sample.assign(PredictionString="0.5 0 0 100 100"), folder / competition.SAMPLE_CSV)
+    labels = labels_table(train_images, train)
+    kinds = labels["patientId"].map({image.patient_id: image.kind for image in train_images})
     # as in Kaggle's file: one row for each row of the labels
-    classes = labels[["patientId"]].assign(**{CLASS_COLUMNS[1]: labels["patientId"].map(kinds)})
-    write_table(classes, folder / CLASSES_CSV)
-    write_table(labels, folder / LABELS_CSV)
+    write_table(pd.DataFrame({"patientId": labels["patientId"], "class": kinds}), folder / competition.CLASSES_CSV)
+    write_table(labels, folder / competition.LABELS_CSV)
 
 
 def summary(cfg: Config, splits: list[Split]) -> str:

@@ -15,6 +15,10 @@ from rsna.core.files import write_then_rename
 
 JPEG_QUALITY = 88
 PIXEL_SPACING = {"AP": 0.168, "PA": 0.143}  # mm; the commonest of each view
+SAME_IN_ALL = {"SpecificCharacterSet": "ISO_IR 100", "SOPClassUID": SecondaryCaptureImageStorage, "Modality": "CR"}
+SAME_IN_ALL |= {"ConversionType": "WSD", "BodyPartExamined": "CHEST", "PhotometricInterpretation": "MONOCHROME2"}
+SAME_IN_ALL |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}
+BITS = {"SamplesPerPixel": 1, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
 
 
 def write_dicom(path: Path, image: NDArray[np.uint8], patient_id: str, sex: str, age: int, view: str) -> None:
@@ -38,31 +42,8 @@ def dicom_tags(patient_id: str, sex: str, age: int, view: str, shape: tuple[int,
     """Keyword -> value of every tag of the challenge's files but the pixels."""
     patient = {"PatientName": patient_id, "PatientID": patient_id, "PatientSex": sex, "PatientAge": str(age)}
     uids = {f"{k}InstanceUID": generate_uid(entropy_srcs=[patient_id, k]) for k in ("SOP", "Study", "Series")}
-    about = {
-        "SpecificCharacterSet": "ISO_IR 100",
-        "SOPClassUID": SecondaryCaptureImageStorage,
-        "StudyDate": "19010101",
-        "StudyTime": "000000.00",
-        "Modality": "CR",
-        "ConversionType": "WSD",
-        "SeriesDescription": f"view: {view}",
-        "BodyPartExamined": "CHEST",
-        "ViewPosition": view,
-        "SeriesNumber": "1",
-        "InstanceNumber": "1",
-    }
+    study = {"StudyDate": "19010101", "StudyTime": "000000.00", "SeriesNumber": "1", "InstanceNumber": "1"}
+    about = {"ViewPosition": view, "SeriesDescription": f"view: {view}", "PixelSpacing": [PIXEL_SPACING[view]] * 2}
+    pixels = BITS | {"Rows": shape[0], "Columns": shape[1]}
     empty = ["AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID", "PatientOrientation"]
-    pixels = {
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": shape[0],
-        "Columns": shape[1],
-        "PixelSpacing": [PIXEL_SPACING[view]] * 2,
-        "BitsAllocated": 8,
-        "BitsStored": 8,
-        "HighBit": 7,
-        "PixelRepresentation": 0,
-        "LossyImageCompression": "01",
-        "LossyImageCompressionMethod": "ISO_10918_1",
-    }
-    return {**patient, **uids, **about, **dict.fromkeys(empty, ""), **pixels}
+    return {**patient, **uids, **study, **about, **dict.fromkeys(empty, ""), **SAME_IN_ALL, **pixels}

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from rsna.synthetic.anatomy import MIDLINE, SIDES, Body
-from rsna.synthetic.canvas import CANVAS, Map, blur, cloud, curve, ellipse, grid, step, stroke
+from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, curve, ellipse, grid, step, stroke
 
 # how hard the task is: attenuation that an opacity adds at its core (lung against heart differ by about 0.37)
 OPACITY_CONTRAST = 0.32
@@ -21,6 +20,7 @@ VISIBLE = 0.4  # an opacity ends, for the box, where it falls below this share o
 IN_LUNG = 0.6  # share of an opacity's box that is lung, at least; the corners of the lung's own box are outside it
 VISIBLE_EXTENT = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border
 
+Statistics = tuple[tuple[float, float], ...]
 # measured on stage_2_train_labels.csv, 9,555 boxes: mean and sd of ln width and ln height (pixels of 1024),
 # and of the centre's y, by view and number of boxes in the image (3 stands for 3 and 4)
 BOX_STATISTICS = {
@@ -49,19 +49,12 @@ class Blob:
     ry: float
 
 
-def draw_sides(rng: np.random.Generator, count: int) -> list[int]:
-    """Which lung each of `count` opacities lies in: two go one to each side."""
-    if count == 1:
-        return [-1 if rng.random() < SINGLE_ON_RIGHT else 1]
-    extra = [-1 if rng.random() < SINGLE_ON_RIGHT else 1] if count % 2 else []
-    return [*SIDES] * (count // 2) + extra
-
-
-def plan_blobs(rng: np.random.Generator, view: str, count: int, lungs: dict[int, Map]) -> list[Blob]:
+def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map]) -> list[Blob]:
     """Draw `count` opacities from the measured statistics, each within its lung's extent and apart from the others."""
     shared = rng.standard_normal(3)
+    odd_side = [-1 if rng.random() < SINGLE_ON_RIGHT else 1] if count % 2 else []
     blobs: list[Blob] = []
-    for side in draw_sides(rng, count):
+    for side in [*SIDES] * (count // 2) + odd_side:
         # two in one lung may have no room beside each other: every try is a little smaller
         for scale in np.linspace(1.0, 0.3, 60):
             blob = plan_blob(rng, BOX_STATISTICS[view, min(count, 3)], shared, side, lungs[side], scale)
@@ -71,14 +64,7 @@ def plan_blobs(rng: np.random.Generator, view: str, count: int, lungs: dict[int,
     return blobs
 
 
-def plan_blob(
-    rng: np.random.Generator,
-    statistics: tuple[tuple[float, float], ...],
-    shared: NDArray[np.float64],
-    side: int,
-    lung: Map,
-    scale: float,
-) -> Blob:
+def plan_blob(rng: Rng, statistics: Statistics, shared: Floats, side: int, lung: Map, scale: float) -> Blob:
     """One opacity; `shared` (3,) is what this image's boxes have in common: width, height, y."""
     z = np.sqrt(PAIR_CORRELATION) * shared + np.sqrt(1 - PAIR_CORRELATION) * rng.standard_normal(3)
     z[1] = WIDTH_HEIGHT_CORRELATION * z[0] + np.sqrt(1 - WIDTH_HEIGHT_CORRELATION**2) * z[1]
@@ -104,12 +90,12 @@ def overlap(a: Blob, b: Blob) -> bool:
 
 def share_inside(blob: Blob, lung: Map) -> float:
     """How much of a blob's box is lung."""
-    left, right = round((blob.x - blob.rx) * CANVAS), round((blob.x + blob.rx) * CANVAS)
-    top, bottom = round((blob.y - blob.ry) * CANVAS), round((blob.y + blob.ry) * CANVAS)
+    left, right = (round((blob.x + sign * blob.rx) * CANVAS) for sign in (-1, 1))
+    top, bottom = (round((blob.y + sign * blob.ry) * CANVAS) for sign in (-1, 1))
     return float(lung[top:bottom, left:right].mean())
 
 
-def opacity_shape(rng: np.random.Generator, blob: Blob, lung: Map) -> Map:
+def opacity_shape(rng: Rng, blob: Blob, lung: Map) -> Map:
     """How much of the core's density an opacity has at each place, in [0, 1]: ragged, soft, inside the lung."""
     x, y = grid()
     power = rng.uniform(1.9, 3.0)  # between an ellipse and a lobe's rounded rectangle
@@ -119,13 +105,13 @@ def opacity_shape(rng: np.random.Generator, blob: Blob, lung: Map) -> Map:
     return (np.clip((1.25 - ragged) / 0.5, 0, 1) * lung).astype(np.float32)
 
 
-def opacity_density(rng: np.random.Generator, shape: Map, contrast: float) -> Map:
+def opacity_density(rng: Rng, shape: Map, contrast: float) -> Map:
     """Attenuation that an opacity adds: patchy, with a few darker bronchi."""
     texture = 1 + OPACITY_TEXTURE * (cloud(rng, 9) + 0.5 * cloud(rng, 28))
     return (contrast * shape * np.clip(texture, 0.3, 1.7)).astype(np.float32)
 
 
-def draw_effusion(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+def draw_effusion(rng: Rng, body: Body, side: int, base: float) -> Map:
     """Fluid at the lung's base whose upper border climbs towards the chest wall."""
     x, y = grid()
     u = np.clip(side * (x - MIDLINE) / body.lung_width, 0, 1.1)
@@ -133,14 +119,14 @@ def draw_effusion(rng: np.random.Generator, body: Body, side: int, base: float) 
     return EFFUSION_CONTRAST * step(y - level, 0.012)
 
 
-def draw_nodule(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+def draw_nodule(rng: Rng, body: Body, side: int, base: float) -> Map:
     """A round spot of 1 to 2.5 cm."""
     radius = rng.uniform(0.012, 0.028)
     x = MIDLINE + side * body.lung_width * rng.uniform(0.4, 0.85)
     return NODULE_CONTRAST * ellipse(x, rng.uniform(body.apex + 0.1, base - 0.05), radius, radius, 0, 1.5)
 
 
-def draw_haze(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+def draw_haze(rng: Rng, body: Body, side: int, base: float) -> Map:
     """A faint veil without a border, as congestion or a thick chest wall gives: what an opacity is mistaken for."""
     x = MIDLINE + side * body.lung_width * rng.uniform(0.3, 0.6)
     y = rng.uniform(body.apex + 0.3, base - 0.1)
@@ -148,7 +134,7 @@ def draw_haze(rng: np.random.Generator, body: Body, side: int, base: float) -> M
     return np.asarray(HAZE_CONTRAST * rng.uniform(0.6, 1.4) * veil, dtype=np.float32)
 
 
-def draw_plate(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+def draw_plate(rng: Rng, body: Body, side: int, base: float) -> Map:
     """Plate atelectasis: a near-horizontal streak low in the lung."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     medial, lateral = np.sort(rng.uniform(0.25, 0.95, 2))
@@ -159,17 +145,17 @@ def draw_plate(rng: np.random.Generator, body: Body, side: int, base: float) -> 
     return blur(layer, 1.2)
 
 
-def draw_pacemaker(rng: np.random.Generator, body: Body, side: int, base: float) -> Map:
+def draw_pacemaker(rng: Rng, body: Body, base: float) -> Map:
     """A generator under the clavicle and its lead into the heart."""
-    x, y = MIDLINE + side * 0.29 + rng.normal(0, 0.01), body.apex + 0.12
-    layer = METAL * ellipse(x, y, 0.045, 0.035, side * 20, 0.8)
-    path = np.array([(x, y), (MIDLINE + side * 0.15, y - 0.06), (MIDLINE, y + 0.05), (MIDLINE + 0.02, base - 0.05)])
+    x, y = MIDLINE + 0.29 + rng.normal(0, 0.01), body.apex + 0.12
+    layer = METAL * ellipse(x, y, 0.045, 0.035, 20, 0.8)
+    path = np.array([(x, y), (MIDLINE + 0.15, y - 0.06), (MIDLINE, y + 0.05), (MIDLINE + 0.02, base - 0.05)])
     line = np.zeros_like(layer)
     stroke(line, curve(path), 0.005, 0.7 * METAL)
     return np.maximum(layer, blur(line, 0.5))
 
 
-def draw_tubes(rng: np.random.Generator, body: Body, base: float) -> Map:
+def draw_tubes(rng: Rng, body: Body, base: float) -> Map:
     """Lines of a bedside image: breathing tube, central line, electrodes' wires."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     side = int(rng.choice(SIDES))
@@ -182,3 +168,6 @@ def draw_tubes(rng: np.random.Generator, body: Body, base: float) -> Map:
     for _ in range(rng.integers(0, 4)):
         layer += TUBE * ellipse(MIDLINE + rng.uniform(-0.35, 0.35), rng.uniform(0.15, 0.9), 0.012, 0.012, 0, 0.6)
     return blur(layer, 0.6)
+
+
+DRAW_IN_LUNG = {"effusion": draw_effusion, "haze": draw_haze, "nodule": draw_nodule, "plate": draw_plate}

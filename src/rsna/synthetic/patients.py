@@ -8,26 +8,23 @@ from typing import TypeVar
 import numpy as np
 
 from rsna.data.competition import CLASSES
+from rsna.synthetic.canvas import Rng
 from rsna.synthetic.phantom import Case
 
 Key = TypeVar("Key")
+Cell = tuple[str, str, int]  # view, class, number of boxes
 NORMAL, NOT_NORMAL, OPACITY = CLASSES
 
-# counted in the real training images: view, class, number of boxes -> images
-MIX = {
-    ("AP", NORMAL, 0): 1637,
-    ("AP", NOT_NORMAL, 0): 5872,
-    ("AP", OPACITY, 1): 1664,
-    ("AP", OPACITY, 2): 2888,
-    ("AP", OPACITY, 3): 100,
-    ("AP", OPACITY, 4): 12,
-    ("PA", NORMAL, 0): 7214,
-    ("PA", NOT_NORMAL, 0): 5949,
-    ("PA", OPACITY, 1): 950,
-    ("PA", OPACITY, 2): 378,
-    ("PA", OPACITY, 3): 19,
-    ("PA", OPACITY, 4): 1,
+# counted in the real training images: class, number of boxes -> AP images, PA images
+COUNTS = {
+    (NORMAL, 0): (1637, 7214),
+    (NOT_NORMAL, 0): (5872, 5949),
+    (OPACITY, 1): (1664, 950),
+    (OPACITY, 2): (2888, 378),
+    (OPACITY, 3): (100, 19),
+    (OPACITY, 4): (12, 1),
 }
+MIX = {(view, *cell): counts[k] for k, view in enumerate(("AP", "PA")) for cell, counts in COUNTS.items()}
 # images of a patient -> percent of patients, mean 2.11; the real tail is longer (up to 65 images, mean 2.33)
 IMAGES_PER_PATIENT = {1: 62, 2: 16, 3: 8, 4: 4, 5: 3, 6: 2, 8: 2, 10: 2, 14: 1}
 MALE_SHARE = 0.567
@@ -74,7 +71,7 @@ def draw_patients(count: int, split: int, seed: int) -> list[PatientImage]:
     return [images[i] for i in rng.permutation(count)]
 
 
-def draw_sizes(count: int, rng: np.random.Generator) -> list[int]:
+def draw_sizes(count: int, rng: Rng) -> list[int]:
     """Images of each patient, adding up to `count` or a little more; large numbers tend to stand in front."""
     mean = sum(size * share for size, share in IMAGES_PER_PATIENT.items()) / sum(IMAGES_PER_PATIENT.values())
     quota = apportion(IMAGES_PER_PATIENT, max(1, round(count / mean)))
@@ -83,21 +80,14 @@ def draw_sizes(count: int, rng: np.random.Generator) -> list[int]:
     return [*sizes[order].tolist(), *[1] * max(0, count - int(sizes.sum()))]
 
 
-def draw_patient(
-    number: int, cells: list[tuple[str, str, int]], seed: int, rng: np.random.Generator
-) -> list[PatientImage]:
-    """A patient's images, one for each cell (view, class, number of boxes); the years go by between them."""
+def draw_patient(number: int, cells: list[Cell], seed: int, rng: Rng) -> list[PatientImage]:
+    """A patient's images, one for each cell; the years go by between them."""
     sex = "M" if rng.random() < MALE_SHARE else "F"
     age = int(np.clip(rng.normal(AGE_MEAN, AGE_SPREAD), *AGES))
     follow_up = np.cumsum(rng.integers(1, 4, len(cells))) - 1
-    return [
-        PatientImage(
-            patient_id=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-            patient=number,
-            follow_up=int(visit),
-            age=age + int(visit) // 8,
-            kind=kind,
-            case=Case(sex, view, kind != NORMAL, n_boxes, body_seed=(seed, number)),
-        )
-        for visit, (view, kind, n_boxes) in zip(follow_up, cells, strict=True)
-    ]
+    images = []
+    for visit, (view, kind, n_boxes) in zip(follow_up.tolist(), cells, strict=True):
+        patient_id = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        case = Case(sex, view, kind != NORMAL, n_boxes, body_seed=(seed, number))
+        images.append(PatientImage(patient_id, number, visit, age + visit // 8, kind, case))
+    return images

@@ -1,7 +1,4 @@
-"""Chest phantoms: images that look like frontal chest radiographs, and the boxes of the opacities in them.
-
-`lay_out` decides where everything is (cheap, and gives the boxes); `render` makes the image.
-"""
+"""Chest phantoms: `lay_out` decides where everything is (cheap, and gives the boxes), `render` makes the radiograph."""
 
 from dataclasses import dataclass
 
@@ -11,7 +8,7 @@ from numpy.typing import NDArray
 
 from rsna.synthetic import anatomy, findings
 from rsna.synthetic.anatomy import SIDES, Body
-from rsna.synthetic.canvas import CANVAS, Map, blur, cloud, step
+from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, step
 
 SIDE = 1024  # pixels of the finished image, as Kaggle's are
 
@@ -53,21 +50,22 @@ class Scene:
     base: float  # y of the diaphragm, share of the canvas
     lungs: dict[int, Map]
     opacity: Map  # attenuation that the opacities add
-    boxes: NDArray[np.float64]  # (n_boxes, 4) xywh, pixels of the finished image
-    pose: NDArray[np.float64]  # (2, 3), canvas pixels -> pixels of the finished image
+    boxes: Floats  # (n_boxes, 4) xywh, pixels of the finished image
+    pose: Floats  # (2, 3), canvas pixels -> pixels of the finished image
     distractors: frozenset[str]
 
 
-def lay_out(case: Case, rng: np.random.Generator) -> Scene:
+def lay_out(case: Case, rng: Rng) -> Scene:
     """Draw the geometry, the findings and the boxes of one image."""
     body = anatomy.draw_body(np.random.default_rng(case.body_seed), case.sex)
     base = body.base + INSPIRATION[case.view] + rng.normal(0, 0.015)
     lungs = {side: anatomy.lung_mask(body, side, base) for side in SIDES}
     pose = draw_pose(rng)
     distractors = draw_distractors(rng, case)
-    opacity = np.zeros((CANVAS, CANVAS), np.float32)
-    boxes = []
-    contrast = draw_contrast(rng)
+    opacity, boxes = np.zeros((CANVAS, CANVAS), np.float32), []
+    faint = findings.SUBTLE_CONTRAST if rng.random() < findings.SUBTLE_SHARE else 1.0
+    strength = np.exp(findings.OPACITY_CONTRAST_SPREAD * rng.standard_normal())
+    contrast = float(faint * findings.OPACITY_CONTRAST * strength)
     for blob in findings.plan_blobs(rng, case.view, case.n_boxes, lungs):
         shape = findings.opacity_shape(rng, blob, lungs[blob.side])
         boxes.append(visible_box(shape, pose, rng))
@@ -75,13 +73,7 @@ def lay_out(case: Case, rng: np.random.Generator) -> Scene:
     return Scene(case, body, base, lungs, opacity, np.array(boxes).reshape(-1, 4), pose, distractors)
 
 
-def draw_contrast(rng: np.random.Generator) -> float:
-    """Attenuation of an image's opacities."""
-    faint = findings.SUBTLE_CONTRAST if rng.random() < findings.SUBTLE_SHARE else 1.0
-    return float(faint * findings.OPACITY_CONTRAST * np.exp(findings.OPACITY_CONTRAST_SPREAD * rng.standard_normal()))
-
-
-def draw_distractors(rng: np.random.Generator, case: Case) -> frozenset[str]:
+def draw_distractors(rng: Rng, case: Case) -> frozenset[str]:
     """Names of the findings without a box; at least one where an image is abnormal and has no opacity."""
     chances = rng.random(len(DISTRACTORS)) / (BESIDE_OPACITY if case.n_boxes else 1.0)
     chosen = [name for name, draw in zip(DISTRACTORS, chances, strict=True) if draw < DISTRACTORS[name]]
@@ -91,23 +83,20 @@ def draw_distractors(rng: np.random.Generator, case: Case) -> frozenset[str]:
     return frozenset(chosen + tubes) if case.abnormal else frozenset()
 
 
-def draw_pose(rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_pose(rng: Rng) -> Floats:
     """A slight rotation, scale and translation, with the enlargement to the finished size: (2, 3)."""
     scale = SIDE / CANVAS * float(np.exp(rng.normal(0, SCALE_SD)))
-    centre = (CANVAS / 2, CANVAS / 2)
-    matrix = np.array(cv2.getRotationMatrix2D(centre, rng.normal(0, ROTATION_SD), scale), dtype=np.float64)
+    matrix = np.array(cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), rng.normal(0, ROTATION_SD), scale), np.float64)
     matrix[:, 2] += (SIDE - CANVAS) / 2 + SIDE * rng.normal(0, TRANSLATION_SD, 2)
     return matrix
 
 
-def warp(layer: Map, pose: NDArray[np.float64]) -> Map:
+def warp(layer: Map, pose: Floats) -> Map:
     """A canvas map in the finished image's pixels, (SIDE, SIDE). What leaves the canvas goes on as at its border."""
-    return np.asarray(
-        cv2.warpAffine(layer, pose, (SIDE, SIDE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    )
+    return np.asarray(cv2.warpAffine(layer, pose, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE))
 
 
-def visible_box(shape: Map, pose: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def visible_box(shape: Map, pose: Floats, rng: Rng) -> Floats:
     """The box (4,) xywh that a radiologist would draw round an opacity: tight, whole pixels, inside the image."""
     left, top, width, height = cv2.boundingRect((warp(shape, pose) > findings.VISIBLE).astype(np.uint8))
     borders = np.array([left, top, left + width, top + height]) + rng.normal(0, BOX_JITTER, 4)
@@ -116,7 +105,7 @@ def visible_box(shape: Map, pose: NDArray[np.float64], rng: np.random.Generator)
     return np.concatenate([np.minimum(borders[:2], SIDE - size), size])
 
 
-def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
+def render(scene: Scene, rng: Rng) -> NDArray[np.uint8]:
     """The image of a scene, (SIDE, SIDE) uint8, MONOCHROME2: dense is bright."""
     view = scene.case.view
     contrast = CONTRAST[view] * np.exp(rng.normal(0, CONTRAST_SPREAD))
@@ -126,11 +115,13 @@ def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     grain = rng.standard_normal((SIDE, SIDE), np.float32)
     grey = warp(film, scene.pose) + NOISE[view] * (0.5 * grain + blur(grain, 0.8))
     image = np.clip(grey, 0, 255).astype(np.uint8)
-    mark_side(image, rng)
+    if rng.random() < 0.6:  # the lead letter that many images bear at the patient's left shoulder
+        place = (int(rng.uniform(0.84, 0.92) * SIDE), int(rng.uniform(0.06, 0.12) * SIDE))
+        cv2.putText(image, "L", place, cv2.FONT_HERSHEY_SIMPLEX, 2.0, 235, 5, cv2.LINE_AA)
     return image
 
 
-def draw_density(scene: Scene, rng: np.random.Generator) -> Map:
+def draw_density(scene: Scene, rng: Rng) -> Map:
     """Attenuation of the whole chest with its findings, on the canvas."""
     body, base, bedside = scene.body, scene.base, scene.case.view == "AP"
     both = np.maximum(scene.lungs[-1], scene.lungs[1])
@@ -146,30 +137,17 @@ def draw_density(scene: Scene, rng: np.random.Generator) -> Map:
         # air-filled lung makes vessels visible; in a consolidation they drown
         drowned = np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
         density += scene.lungs[side] * (1 - drowned) * anatomy.draw_vessels(rng, body, side, base)
-    return np.asarray(density + scene.opacity + draw_findings(scene, rng, both), dtype=np.float32)
+    return np.asarray(density + scene.opacity + draw_findings(scene, rng), dtype=np.float32)
 
 
-def draw_findings(scene: Scene, rng: np.random.Generator, both: Map) -> Map:
+def draw_findings(scene: Scene, rng: Rng) -> Map:
     """Attenuation of the findings without a box."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
-    draw_functions = {
-        "effusion": findings.draw_effusion,
-        "nodule": findings.draw_nodule,
-        "plate": findings.draw_plate,
-        "haze": findings.draw_haze,
-    }
-    for name in sorted(scene.distractors & draw_functions.keys()):
+    for name in sorted(scene.distractors & findings.DRAW_IN_LUNG.keys()):
         side = int(rng.choice(SIDES))
-        layer += scene.lungs[side] * draw_functions[name](rng, scene.body, side, scene.base)
+        layer += scene.lungs[side] * findings.DRAW_IN_LUNG[name](rng, scene.body, side, scene.base)
     if "pacemaker" in scene.distractors:
-        layer += findings.draw_pacemaker(rng, scene.body, 1, scene.base)
+        layer += findings.draw_pacemaker(rng, scene.body, scene.base)
     if "tubes" in scene.distractors:
         layer += findings.draw_tubes(rng, scene.body, scene.base)
     return layer
-
-
-def mark_side(image: NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """The lead letter that many images bear at the patient's left shoulder."""
-    if rng.random() < 0.6:
-        place = (int(rng.uniform(0.84, 0.92) * SIDE), int(rng.uniform(0.06, 0.12) * SIDE))
-        cv2.putText(image, "L", place, cv2.FONT_HERSHEY_SIMPLEX, 2.0, 235, 5, cv2.LINE_AA)
