@@ -49,8 +49,7 @@ def download_encoder(name: str) -> nn.Module:
     except KeyError:
         raise UserError(f"weights=imagenet: there are none for encoder={name}; {REMEDIES}") from None
     except Exception as error:  # the hub's client raises a dozen kinds of its own and of its HTTP library
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"weights=imagenet could not be fetched ({reason}); {REMEDIES}") from None
+        raise UserError(f"weights=imagenet could not be fetched ({first_line(error)}); {REMEDIES}") from None
 
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
@@ -74,14 +73,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"weights={path}: no such file; {REMEDIES}")
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
+        tensors = path.suffix == ".safetensors"
+        # weights_only: torch refuses a pickle that would run code
+        content: Any = load_file(path) if tensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file fails in as many ways as there are bytes
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"weights={path}: cannot be read as plain tensors ({reason})") from None
+        raise UserError(f"weights={path}: cannot be read as plain tensors ({first_line(error)})") from None
     content = content.get("model", content) if isinstance(content, dict) else {}
     return {str(key).removeprefix("encoder."): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def load_plain(path: Path) -> Any:
-    """Read a file of tensors, numbers and strings; a pickle that would run code is refused by torch."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
