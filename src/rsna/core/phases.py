@@ -17,7 +17,9 @@ class Phase:
 
     part: str  # head; last1 .. last4: the head and that many of the encoder's last stages; all
     epochs: int
-    lrs: tuple[float, ...]  # peak learning rates from the encoder's input to the head, see make_optimizer
+    lrs: tuple[
+        float, ...
+    ]  # peak learning rates from the encoder's input to the head, see make_optimizer
     schedule: str
 
     @property

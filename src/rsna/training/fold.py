@@ -48,14 +48,14 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     """Train the epochs that the fold's last.pt lacks."""
     folder = cfg.fold_dir(fold)
     saved = load_saved(cfg, fold)
-    if saved and len(saved["history"]) == cfg.total_epochs:
+    done = len(saved["history"]) if saved else 0
+    if saved and done == cfg.total_epochs:
         write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
         print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
         return
     data = load_fold(cfg, fold)
-    model = start_model(cfg, fold, data)
-    done = len(saved["history"]) if saved else 0
-    run = start_phase(cfg, model, len(data.train.ids), phase_at(cfg.phase_list, max(done - 1, 0))[0])
+    phase, _ = phase_at(cfg.phase_list, max(done - 1, 0))
+    run = start_phase(cfg, start_model(cfg, fold, data), len(data.train.ids), phase)
     if saved:
         run.load(saved)
         print(f"fold {fold}: resumes after epoch {done} of {cfg.total_epochs}, so far in {saved['dtype']}")
@@ -72,13 +72,11 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
 def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
     """What last.pt holds, if it and best.pt, the best epoch so far, are there. Raises as load_checkpoint does."""
     last, best = (cfg.fold_dir(fold) / f"{name}.pt" for name in ("last", "best"))
-    if not last.is_file():
+    saved = load_checkpoint(last, cfg, fold) if last.is_file() else None
+    if saved and not best.is_file():
+        print(f"fold {fold}: starts over, since {best} is missing and with it the best epoch so far")
         return None
-    saved = load_checkpoint(last, cfg, fold)
-    if best.is_file():
-        return saved
-    print(f"fold {fold}: starts over, since {best} is missing and with it the best epoch so far")
-    return None
+    return saved
 
 
 def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
@@ -106,11 +104,9 @@ def make_loaders(
     train = make_train_set(cfg, fold, data.train, train_memory)
     valid = ImageDataset(data.valid, read=valid_memory.read if valid_memory else None)
     workers = count_workers(cfg.workers, cfg.jobs) if device.type != "cpu" else 0
-    return (
-        make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device),
-        # no augmentation there, and the other processes load the next epoch meanwhile
-        make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device),
-    )
+    train_loader = make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device)
+    # validation has no augmentation, and the other processes load the next epoch meanwhile
+    return train_loader, make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device)
 
 
 def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
@@ -120,10 +116,9 @@ def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what is freed, where it is glibc's; for training on the CPU.
+    """Let glibc's allocator keep what is freed; for training on the CPU.
 
-    By default it returns large blocks to the kernel, and each step gets them again, zeroed page by page: a tenth to a
-    fifth of a step's time.
+    By default large blocks go back to the kernel and come again zeroed: a tenth to a fifth of a step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -149,13 +144,12 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: 
         lr, train_losses = train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
         valid_losses, scores = validate(run, valid_loader, data, cfg.size)
         row = {"epoch": epoch + 1, "phase": phase.part, "lr": lr, **loss_columns(train_losses, valid_losses), **scores}
-        check_and_print(row, title)
+        check_and_print(row, [*scores], title)
         run.history.append(row)
         save_epoch(cfg, fold, run, manifest)
         note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
-    best = max(run.history, key=rank)
-    path = cfg.fold_dir(fold) / "best.pt"
-    print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']:.0f} -> {path}")
+    best, path = max(run.history, key=rank), cfg.fold_dir(fold) / "best.pt"
+    print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']} -> {path}")
 
 
 def loss_columns(train: dict[str, float], valid: dict[str, float]) -> dict[str, float]:
@@ -165,15 +159,15 @@ def loss_columns(train: dict[str, float], valid: dict[str, float]) -> dict[str, 
     return {"train_loss": train["loss"], "valid_loss": valid["loss"]} | parts
 
 
-def check_and_print(row: dict[str, Any], title: str) -> None:
+def check_and_print(row: dict[str, Any], scores: list[str], title: str) -> None:
     """Print an epoch's losses and scores in one line. Raises UserError if the validation loss is not finite."""
     if not np.isfinite(row["valid_loss"]):
         raise UserError(
             f"{title}: the loss on the validation images is not finite. Finished epochs are kept. The same command "
             "would come here again: lower the learning rates, and give the run another name="
         )
-    names = ["train_loss", "valid_loss", *list(row)[list(row).index("accuracy") :]]
-    print(f"{title}: " + "  ".join(f"{name} {row[name]:.4f}" for name in names), flush=True)
+    shown = (f"{name} {row[name]:.4f}" for name in ("train_loss", "valid_loss", *scores))
+    print(f"{title}: {'  '.join(shown)}", flush=True)
 
 
 def save_epoch(cfg: Config, fold: int, run: Training, manifest: dict[str, Any]) -> None:

@@ -87,25 +87,24 @@ def train_epoch(
     ids: the patientId of each `row`. Raises UserError if the loss is not finite.
     """
     train_mode(run.model, run.phase.first_stage)
-    losses: list[dict[str, Tensor]] = []
+    steps: list[tuple[Tensor, dict[str, Tensor]]] = []  # the rows of each batch and its losses
     lrs: list[float] = []
-    rows: list[Tensor] = []
     for batch in batches:
         lrs.append(run.optimizer.param_groups[-1]["lr"])
-        losses.append(train_step(run, batch, grad_clip))
-        rows.append(batch["row"])
+        steps.append((batch["row"], train_step(run, batch, grad_clip)))
         # check one step late; reading the current loss would stall the GPU
-        check_finite(losses[:-1], rows[:-1], ids, title)
-    check_finite(losses, rows, ids, title)
+        check_finite(steps[:-1], ids, title)
+    check_finite(steps, ids, title)
+    losses = [losses for _, losses in steps]
     return max(lrs), {name: float(torch.stack([step[name] for step in losses]).mean()) for name in losses[0]}
 
 
-def check_finite(losses: list[dict[str, Tensor]], rows: list[Tensor], ids: Sequence[str], title: str) -> None:
+def check_finite(steps: list[tuple[Tensor, dict[str, Tensor]]], ids: Sequence[str], title: str) -> None:
     """Raise UserError, with the batch's images, if the last of these losses, as of train_step, is not finite."""
-    if losses and not torch.isfinite(losses[-1]["loss"]):
-        names = [ids[row] for row in rows[-1].tolist()]
+    if steps and not torch.isfinite(steps[-1][1]["loss"]):
+        names = [ids[row] for row in steps[-1][0].tolist()]
         raise UserError(
-            f"{title}, batch {len(losses)}: the loss or its gradient is not finite; images {', '.join(names)}. "
+            f"{title}, batch {len(steps)}: the loss or its gradient is not finite; images {', '.join(names)}. "
             "Finished epochs are kept. The same command would meet this batch again: lower the learning rates, or "
             "look at these images, and give the run another name="
         )
