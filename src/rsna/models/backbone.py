@@ -37,8 +37,8 @@ def make_encoder(name: str, weights: str) -> nn.Module:
     except KeyError:
         raise UserError(f"encoder={name}: segmentation-models-pytorch has no such encoder") from None
     if weights == "imagenet":
-        encoder = download_encoder(name)
-    elif weights != "none":
+        return download_encoder(name)
+    if weights != "none":
         load_weights(encoder, Path(weights))
     return encoder
 
@@ -54,18 +54,17 @@ def download_encoder(name: str) -> nn.Module:
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
     """Fill the encoder from a weights file. Raises UserError if the file is not for this encoder."""
-    state = {key: value for key, value in read_weights(path).items() if not key.startswith(("fc.", "head."))}
-    own = encoder.state_dict()
+    own, found = encoder.state_dict(), read_weights(path)
+    state = {key: found[key] for key in own if key in found}
     for key, value in state.items():
-        if key in own and value.ndim == 4 and value.shape[1] == 3 and own[key].shape[1] == 1:
+        if value.ndim == 4 and value.shape[1] == 3 and own[key].shape[1] == 1:
             state[key] = value.sum(dim=1, keepdim=True)
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    wrong = [key for key, value in state.items() if value.shape != own[key].shape]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     if wrong or missing:
-        raise UserError(
-            f"weights={path}: not weights of this encoder; missing or of another shape: {(missing + wrong)[:3]}"
-        )
-    nn.Module.load_state_dict(encoder, {key: state[key] for key in own if key in state}, strict=False)
+        names = (missing + wrong)[:3]
+        raise UserError(f"weights={path}: not weights of this encoder; missing or of another shape: {names}")
+    nn.Module.load_state_dict(encoder, state, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

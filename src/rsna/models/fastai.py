@@ -9,7 +9,7 @@ from torchvision.ops import box_convert
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, largest_boxes, mean_largest_box
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
 from rsna.models.registry import register
 
 MEASURED = 200  # training batches over which the weight of the cross-entropy is measured
@@ -74,7 +74,7 @@ class FastaiModel(DetectionModel):
         Without full_image_negatives the L1 counts on images with a box only.
         """
         entropy = cross_entropy(outputs["logits"], targets["label"])
-        target_box, counts = largest_boxes(targets)
+        target_box, counts = targets["boxes"][:, 0], targets["mask"][:, 0]  # the largest; whether it counts
         corners = box_convert(target_box, "cxcywh", "xyxy")
         if self.full_image_negatives:
             corners = torch.where(counts[:, None], corners, corners.new_tensor([0.0, 0.0, 1.0, 1.0]))

@@ -48,11 +48,6 @@ class DetectionModel(nn.Module):
         """Stop measuring the weights of the loss and keep them: a range test needs one and the same loss."""
 
 
-def largest_boxes(targets: Targets) -> tuple[Tensor, Tensor]:
-    """What a model with a single box trains on: (B, 4) cxcywh in [0, 1], zeros without one; (B,) bool: has one."""
-    return targets["boxes"][:, 0], targets["mask"][:, 0]
-
-
 def mean_largest_box(boxes_cxcywh: BoxesOfImages) -> Tensor:
     """(4,) float32 cxcywh: the mean of the largest box of each image that has boxes; see init_priors."""
     return torch.from_numpy(np.mean([boxes[0] for boxes in boxes_cxcywh if len(boxes)], axis=0)).float()

@@ -12,7 +12,7 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, largest_boxes, mean_largest_box
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
 from rsna.models.registry import register
 
 MAX_CENTER_OFFSET = 0.15  # of a box's centre from its location, fraction of the image
@@ -32,10 +32,9 @@ class Settings:
 class SingleBoxModel(DetectionModel):
     """Encoder, a feature pyramid down to stride 8, and at each of its locations a box and an objectness logit.
 
-    The image's box is that of the most likely location; all locations together also tell whether there is an opacity at
-    all, so that images without one train them too. A box regressed from the whole image drifts to the middle between
-    the lungs where the image leaves the side open; a choice between locations cannot.
-    The size of the map follows from the encoder and the input.
+    The image's box is that of the most likely location; all together also tell whether there is an opacity at all, so
+    that images without one train them too. A box regressed from the whole image drifts to the middle between the lungs
+    where the image leaves the side open; a choice between locations cannot.
     """
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
@@ -45,9 +44,8 @@ class SingleBoxModel(DetectionModel):
         self.box_weight = settings.box_weight
         channels, width = cast(Sequence[int], self.encoder.out_channels), settings.fpn_channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
-        self.fpn_conv = nn.Sequential(
-            nn.Conv2d(width + 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: the position
+        self.fpn_conv = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
         self.objectness = nn.Conv2d(width, 1, 1)
         self.box_head = nn.Conv2d(width, 4, 1)
         self.classifier = nn.Linear(channels[-1] + width, num_classes)
@@ -93,7 +91,7 @@ class SingleBoxModel(DetectionModel):
         box only. box: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the locations near the true centre; location:
         cross-entropy of the objectness with these assignment weights.
         """
-        target_box, has_box = largest_boxes(targets)
+        target_box, has_box = targets["boxes"][:, 0], targets["mask"][:, 0]  # the largest
         class_loss = cross_entropy(outputs["logits"], targets["label"])
         image_loss = binary_cross_entropy_with_logits(pooled_image_logit(outputs["objectness"]), has_box.float())
         # images without a box take part with weight 0: selecting the others would make a GPU wait

@@ -22,7 +22,7 @@ from rsna.evaluation.scores import accuracy, best_score, corner_errors, iou_on_p
 from rsna.inference.predictor import prediction_table, to_numpy
 from rsna.models.device import mixed_precision, pick_precision
 from rsna.models.protocol import DetectionModel, Outputs
-from rsna.training.optim import check_encoder_stages, freeze, make_optimizer, make_schedule, train_mode
+from rsna.training.optim import freeze, make_optimizer, make_schedule, train_mode
 
 Floats = NDArray[np.float64]
 STATEFUL = ("model", "optimizer", "schedule", "scaler")  # the parts of a Training that have a state_dict
@@ -68,8 +68,7 @@ def start_phase(
 ) -> Training:
     """Freeze what the phase does not train, and start with a new optimiser and schedule."""
     device = next(model.parameters()).device
-    check_encoder_stages(model.encoder, phase)
-    freeze(model, phase.first_stage)
+    freeze(model, phase)
     encoder_lr = 1.0 if cfg.weights == "none" else cfg.encoder_lr
     optimizer = make_optimizer(model, phase.lrs, encoder_lr, cfg.weight_decay)
     steps = n_images // min(cfg.batch_size, n_images) * phase.epochs

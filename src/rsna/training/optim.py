@@ -37,10 +37,11 @@ def check_encoder_stages(encoder: nn.Module, phase: Phase) -> None:
         )
 
 
-def freeze(model: nn.Module, first_stage: int) -> None:
-    """Train the head and the encoder's stages from first_stage on; freeze the stages before."""
+def freeze(model: DetectionModel, phase: Phase) -> None:
+    """Train the head and the encoder's stages that the phase trains; freeze the others. Raises UserError as above."""
+    check_encoder_stages(model.encoder, phase)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(stage_of(name) >= first_stage)
+        parameter.requires_grad_(stage_of(name) >= phase.first_stage)
 
 
 def train_mode(model: nn.Module, first_stage: int) -> None:
@@ -115,7 +116,7 @@ def describe_model(cfg: Config, summary: Callable[..., Any]) -> str:
     summary: torchinfo's. Raises UserError for phases that the encoder cannot have.
     """
     model = build_model(cfg, weights="none").eval()
-    freeze(model, cfg.phase_list[0].first_stage)
+    freeze(model, cfg.phase_list[0])
     columns = ["input_size", "output_size", "num_params", "trainable"]
     image = torch.zeros(2, 1, cfg.size, cfg.size, dtype=torch.uint8)
     layers = summary(model, input_data=[image], col_names=columns, depth=6, verbose=0)
@@ -130,8 +131,7 @@ def describe_model(cfg: Config, summary: Callable[..., Any]) -> str:
 
 def describe_phase(cfg: Config, model: DetectionModel, phase: Phase) -> str:
     """What trains in a phase, at which learning rates."""
-    check_encoder_stages(model.encoder, phase)
-    freeze(model, phase.first_stage)
+    freeze(model, phase)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     lrs = lrs_by_stage(phase.lrs, 1.0 if cfg.weights == "none" else cfg.encoder_lr)[phase.first_stage :]
