@@ -28,9 +28,8 @@ def make_encoder(name: str, weights: str) -> nn.Module:
     """An encoder of segmentation-models-pytorch with one input channel.
 
     weights: `imagenet` (downloaded, or from the hub's local cache), `none` (random), or a file: a state dict of
-    torchvision or of the encoder itself (.pth, .pt, .safetensors), or a checkpoint of this project. RGB weights
-    of the first layer are summed over their channels, which equals feeding the same image three times.
-    Raises UserError; never falls back to random weights.
+    torchvision or of the encoder itself (.pth, .pt, .safetensors), or a checkpoint of this project. RGB weights are
+    summed over their channels, which equals feeding the image three times. Raises UserError; never falls back.
     """
     try:
         encoder = smp.encoders.get_encoder(name, in_channels=1, depth=5, weights=None)

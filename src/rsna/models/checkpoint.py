@@ -38,10 +38,9 @@ def rebuilt(content: Any) -> Any:
 
 
 def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a checkpoint's plain types.
+    """Read a checkpoint; raises UserError if it is broken, of another fold, or from other settings or files.
 
-    Raises UserError if it is broken, of another fold, or from other settings or files; those named in `ignore` may
-    differ. A network that scores images it was trained on would look far better than it is.
+    Those named in `ignore` may differ. A network that scores its training images would look far better than it is.
     """
     train = command(cfg, "train", fold=str(fold))
     if not path.is_file():

@@ -70,7 +70,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
 
 
 def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
-    """What last.pt holds, if it and best.pt, the best epoch so far, are there. Raises as load_checkpoint does."""
+    """What last.pt holds, if it and best.pt are there. Raises as load_checkpoint does."""
     last, best = (cfg.fold_dir(fold) / f"{name}.pt" for name in ("last", "best"))
     saved = load_checkpoint(last, cfg, fold) if last.is_file() else None
     if saved and not best.is_file():

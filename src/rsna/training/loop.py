@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 
 from rsna.core.config import Config
@@ -34,7 +33,7 @@ class Training:
 
     model: DetectionModel
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     device: torch.device
     dtype: torch.dtype  # of the forward pass: float32, or that of mixed precision
@@ -94,8 +93,8 @@ def train_epoch(
         # check one step late; reading the current loss would stall the GPU
         check_finite(steps[:-1], ids, title)
     check_finite(steps, ids, title)
-    losses = [losses for _, losses in steps]
-    return max(lrs), {name: float(torch.stack([step[name] for step in losses]).mean()) for name in losses[0]}
+    names = steps[0][1]
+    return max(lrs), {name: float(torch.stack([losses[name] for _, losses in steps]).mean()) for name in names}
 
 
 def check_finite(steps: list[tuple[Tensor, dict[str, Tensor]]], ids: Sequence[str], title: str) -> None:

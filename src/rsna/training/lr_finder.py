@@ -34,7 +34,7 @@ FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "grad_
 def find_lr(cfg: Config, fold: int) -> pd.DataFrame:
     """The range test of each phase, with a copy of the network for each; prints what follows from it.
 
-    Columns phase, part, lr (the head's), loss, smoothed. Starts from the fold's last.pt where training has not
+    Columns lr (the head's), loss, smoothed, phase, part. Starts from the fold's last.pt where training has not
     finished, else as training would; changes no weights on disk.
     """
     with explain_failures(cfg):
@@ -99,8 +99,7 @@ def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) ->
 def steepest_lr(table: pd.DataFrame) -> float:
     """Where the smoothed loss falls most steeply over the logarithm of the learning rate, before its minimum.
 
-    The first tenth is left out: there the running mean is of a few batches only. The slope is a mean over WINDOW
-    steps, as single batches differ more than neighbouring rates.
+    Without the first tenth, whose running mean is of few batches. The slope is a mean over WINDOW steps.
     """
     lrs, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
     slope = np.convolve(np.gradient(smoothed, np.log(lrs)), np.ones(WINDOW) / WINDOW, mode="same")

@@ -55,9 +55,8 @@ def train_mode(model: nn.Module, first_stage: int) -> None:
 def make_optimizer(model: nn.Module, lrs: Sequence[float], encoder_lr: float, weight_decay: float) -> AdamW:
     """AdamW over the weights that train, in groups by learning rate, each with and without decay.
 
-    lrs: peaks from the encoder's input to the head; a single one is the head's, and the encoder gets the fraction
-    encoder_lr of it. Biases and the scales of normalisation layers are not decayed: shrinking them only works against
-    the layer. Without decay AdamW is Adam.
+    lrs, encoder_lr: see lrs_by_stage. Biases and the scales of normalisation layers are not decayed: shrinking them
+    only works against the layer. Without decay AdamW is Adam.
     """
     by_stage = lrs_by_stage(lrs, encoder_lr)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -70,7 +69,10 @@ def make_optimizer(model: nn.Module, lrs: Sequence[float], encoder_lr: float, we
 
 
 def lrs_by_stage(lrs: Sequence[float], encoder_lr: float) -> list[float]:
-    """Of the stem, the stages and the head: `1e-5, 1e-4, 1e-3` -> 1e-5 up to stage 2, 1e-4 from 3, head 1e-3."""
+    """Of the stem, the stages and the head: `1e-5, 1e-4, 1e-3` -> 1e-5 up to stage 2, 1e-4 from 3, head 1e-3.
+
+    A single one is the head's, and the encoder gets the fraction encoder_lr of it.
+    """
     if len(lrs) == 1:
         return [lrs[0] * encoder_lr] * (STAGES + 1) + [lrs[0]]
     parts = np.array_split(np.arange(STAGES + 1), len(lrs) - 1)
