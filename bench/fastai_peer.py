@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rsna.data.dataset import Samples
-from rsna.training.optim import encoder_stage
+from rsna.training.optim import stage_of
 
 warnings.filterwarnings("ignore", message=".*torch.jit.*")
 try:
@@ -81,6 +81,5 @@ def split(wrapped: Wrapped) -> list[list[nn.Parameter]]:
     """The layer groups of the post: stem to stage 2, stages 3 and 4, head."""
     groups: list[list[nn.Parameter]] = [[], [], []]
     for name, parameter in wrapped.model.named_parameters():
-        inside = name.startswith("encoder.")
-        groups[2 if not inside else int(encoder_stage(name.removeprefix("encoder.")) > 2)].append(parameter)
+        groups[(stage_of(name) > 2) + (stage_of(name) > 4)].append(parameter)
     return groups

@@ -26,7 +26,7 @@ from rsna.core.config import parse
 from rsna.core.executor import count_workers
 from rsna.data.dataset import ImageDataset
 from rsna.data.loader import EpochBatches, ImageMemory, collate, make_loader, one_thread
-from rsna.training.setup import make_train_set
+from rsna.training.fold import make_train_set
 
 CPU = torch.device("cpu")
 ROUNDS = 5

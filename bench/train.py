@@ -33,9 +33,8 @@ from rsna.core.executor import count_workers
 from rsna.data.dataset import FoldData, Samples
 from rsna.data.loader import make_loader, to_device
 from rsna.models.device import pick_device, pick_precision
-from rsna.training.fold import keep_freed_memory
+from rsna.training.fold import keep_freed_memory, make_loaders, start_model
 from rsna.training.loop import start_phase, train_epoch, train_step
-from rsna.training.setup import make_loaders, start_model
 
 CPU_BATCH = 8
 AUGMENTATION = {"max_rotate": 7.0, "min_zoom": 0.9, "max_zoom": 1.1, "max_lighting": 0.15, "max_warp": 0.0}
@@ -49,7 +48,7 @@ class Ours:
         self.device = pick_device(cfg.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        model = start_model(cfg, data, self.device)
+        model = start_model(cfg, 0, data)
         self.run = start_phase(cfg, model, len(data.train.ids) * 1000, cfg.phase_list[0])
         epochs = range(1000)
         loader, _ = make_loaders(cfg, 0, data, self.device, epochs)
@@ -88,7 +87,7 @@ class Theirs:
         self.device = pick_device(cfg.device)
         workers = count_workers(cfg.workers) if self.device.type != "cpu" else 0
         peer = fastai_peer.make_dataloaders(data.train, data.valid, cfg.batch_size, augmentation, self.device, workers)
-        model = start_model(cfg, data, self.device).to(memory_format=torch.contiguous_format)
+        model = start_model(cfg, 0, data).to(memory_format=torch.contiguous_format)
         clip = fastai.GradientClip(cfg.grad_clip)
         self.learner = fastai_peer.make_learner(peer, model, lr=cfg.lr, wd=cfg.weight_decay, cbs=[clip])
         if self.device.type == "cuda":

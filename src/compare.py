@@ -2,9 +2,7 @@
 
 python src/compare.py [working=...]   -> working/compare.csv
 
-The best is the highest score among the runs with the most images. The difference to it is taken on the images that
-both have, each run at its own threshold, with a 95 % interval from resampling patients for both at once: an interval
-that contains 0 does not settle which of the two is better.
+The best is the highest score among the runs with the most images; docs/report.md explains the difference to it.
 """
 
 from rsna.startup import run

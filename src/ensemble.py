@@ -13,12 +13,12 @@ from rsna.inference.ensemble import count_images, fuse_run
 
 
 def main(cfg: Config) -> None:
-    if not fuse_run(cfg):
-        print(f"ensemble current -> {cfg.run_dir / 'test.csv'}")
-        return
-    n_oof, n_test = count_images(cfg)
-    models = f"{len(cfg.fold_list)} folds of {len(run_names(cfg))} run(s)"
-    print(f"ensemble of {models}: {n_oof} out-of-fold and {n_test} test images -> {cfg.run_dir / 'test.csv'}")
+    state = "current"
+    if fuse_run(cfg):
+        n_oof, n_test = count_images(cfg)
+        models = f"{len(cfg.fold_list)} folds of {len(run_names(cfg))} run(s)"
+        state = f"of {models}: {n_oof} out-of-fold and {n_test} test images"
+    print(f"ensemble {state} -> {cfg.run_dir / 'test.csv'}")
 
 
 if __name__ == "__main__":

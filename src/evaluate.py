@@ -12,14 +12,13 @@ from rsna.evaluation.scores import evaluate_run
 
 
 def main(cfg: Config) -> None:
+    path = cfg.run_dir / "scores.json"
     if cfg.predictions:
         score_file(cfg)
-        return
-    scores, path = evaluate_run(cfg), cfg.run_dir / "scores.json"
-    if scores is None:
-        print(f"scores current -> {path}")
-    else:
+    elif scores := evaluate_run(cfg):
         print_scores(scores, path)
+    else:
+        print(f"scores current -> {path}")
 
 
 if __name__ == "__main__":

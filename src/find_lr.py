@@ -1,8 +1,6 @@
 """The learning-rate range test (Smith 2017) of each phase: the rates rise step by step until the loss diverges.
 
-    ./run.sh find_lr [fold=0] [phases=...]   -> working/<name>/find_lr.{csv,png}
-
-Starts from the fold's last.pt where training has not finished, else as training would. Changes no weights on disk.
+./run.sh find_lr [fold=0] [phases=...]   -> working/<name>/find_lr.{csv,png}; changes no weights on disk
 """
 
 from rsna.startup import run

@@ -3,8 +3,7 @@
     python src/make_kernel.py name=<run> user=<your Kaggle name> [fold=0..4] [wheels=<folder>] [push=true]
 
 Writes working/<name>/kaggle/{dataset,inference,training}/ and prints the commands that upload and submit; push=true
-runs them. Takes the settings of the run, as train and predict do. Before the run is trained there is no inference
-kernel: the training kernel begins from the competition's files.
+runs them. Takes the settings of the run, as train does. Before it is trained there is the training kernel alone.
 """
 
 from rsna.startup import run

@@ -17,10 +17,9 @@ def main(cfg: Config) -> None:
         return
     print_counts(submission)
     print(f"checked against the sample submission -> {cfg.submission_csv}")
-    upload = (
-        f"kaggle competitions submit -c rsna-pneumonia-detection-challenge -f {shlex.quote(str(cfg.submission_csv))}"
-    )
-    print("synthetic images: nothing to upload" if cfg.preset == "demo" else f"to upload: {upload} -m {cfg.name}")
+    file = shlex.quote(str(cfg.submission_csv))
+    upload = f"kaggle competitions submit -c rsna-pneumonia-detection-challenge -f {file} -m {cfg.name}"
+    print("synthetic images: nothing to upload" if cfg.preset == "demo" else f"to upload: {upload}")
 
 
 def print_counts(submission: Submission) -> None:

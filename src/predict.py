@@ -2,8 +2,7 @@
 
     python src/predict.py fold=0..4 [tta=plain,hflip] [tta_scales=1.0] [checkpoint=best] [only_test=true]
 
-Writes working/<name>/fold<k>/{valid,test}.csv (boxes) and {valid,test}_images.csv (class probabilities). With
-only_test=true those of the test images alone: the others must be there, of the same checkpoint and settings.
+Writes working/<name>/fold<k>/{valid,test}.csv (boxes) and {valid,test}_images.csv (class probabilities).
 """
 
 from rsna.startup import run

@@ -10,8 +10,7 @@ from rsna.reporting.batch_sheet import draw_batch_sheet
 
 
 def main(cfg: Config) -> None:
-    sheet = draw_batch_sheet(cfg, cfg.fold_list[0])
-    path = cfg.run_dir / "batch.png"
+    sheet, path = draw_batch_sheet(cfg, cfg.fold_list[0]), cfg.run_dir / "batch.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(sheet, path)
     print(f"the same images in several epochs, one row each, as the network sees them -> {path}")

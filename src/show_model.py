@@ -6,7 +6,7 @@
 from rsna.startup import run
 from rsna.core.config import Config
 from rsna.reporting.montage import optional
-from rsna.training.describe import describe_model
+from rsna.training.optim import describe_model
 
 
 def main(cfg: Config) -> None:

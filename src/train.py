@@ -23,8 +23,7 @@ def main(cfg: Config) -> None:
 
 
 def train_one(cfg: Config, fold: int) -> None:
-    # imported in the fold's own process only: PyTorch takes seconds to start, a quarter of them for collecting
-    # garbage among modules that all stay
+    # in the fold's own process: PyTorch takes seconds to import, a quarter of them for garbage collection
     gc.disable()
     from rsna.training.fold import train_fold
 

@@ -14,7 +14,7 @@ from rsna.data.cache import write_png
 from rsna.data.dataset import FoldData, ImageDataset, Samples
 from rsna.data.loader import EpochBatches, ImageMemory, collate, make_loader, memory_for
 from rsna.models.device import explain_failures
-from rsna.training.setup import make_train_set
+from rsna.training.fold import make_train_set
 
 CPU = torch.device("cpu")
 

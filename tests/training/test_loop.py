@@ -14,8 +14,8 @@ from rsna.data.loader import EpochBatches, make_loader
 from rsna.models.backbone import make_encoder
 from rsna.models.single_box import Settings, SingleBoxModel
 from rsna.training import loop
+from rsna.training.fold import make_train_set
 from rsna.training.loop import dtype_name, start_phase, train_epoch, train_step
-from rsna.training.setup import make_train_set
 
 CPU = torch.device("cpu")
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32

@@ -41,13 +41,13 @@ def test_a_part_freezes_the_stages_before_it(model):
         ("last2", {"head", "layer3", "layer4"}),
         ("all", {"head", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
     ):
-        freeze(model, Phase(part, 1, (1.0,), "cosine").first_stage)
+        freeze(model, Phase(part, 1, (1.0,), "cosine"))
         assert trained_stages(model) == expected
 
 
 def test_what_is_frozen_keeps_weights_and_statistics(model):
     phase = Phase("last1", 1, (0.1,), "constant")
-    freeze(model, phase.first_stage)
+    freeze(model, phase)
     train_mode(model, phase.first_stage)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = make_optimizer(model, phase.lrs, 1.0, 0.0)

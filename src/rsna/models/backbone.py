@@ -28,17 +28,16 @@ def make_encoder(name: str, weights: str) -> nn.Module:
     """An encoder of segmentation-models-pytorch with one input channel.
 
     weights: `imagenet` (downloaded, or from the hub's local cache), `none` (random), or a file: a state dict of
-    torchvision or of the encoder itself (.pth, .pt, .safetensors), or a checkpoint of this project. RGB weights
-    of the first layer are summed over their channels, which equals feeding the same image three times.
-    Raises UserError; never falls back to random weights.
+    torchvision or of the encoder itself (.pth, .pt, .safetensors), or a checkpoint of this project. RGB weights are
+    summed over their channels, which equals feeding the image three times. Raises UserError; never falls back.
     """
     try:
         encoder = smp.encoders.get_encoder(name, in_channels=1, depth=5, weights=None)
     except KeyError:
         raise UserError(f"encoder={name}: segmentation-models-pytorch has no such encoder") from None
     if weights == "imagenet":
-        encoder = download_encoder(name)
-    elif weights != "none":
+        return download_encoder(name)
+    if weights != "none":
         load_weights(encoder, Path(weights))
     return encoder
 
@@ -49,24 +48,22 @@ def download_encoder(name: str) -> nn.Module:
     except KeyError:
         raise UserError(f"weights=imagenet: there are none for encoder={name}; {REMEDIES}") from None
     except Exception as error:  # the hub's client raises a dozen kinds of its own and of its HTTP library
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"weights=imagenet could not be fetched ({reason}); {REMEDIES}") from None
+        raise UserError(f"weights=imagenet could not be fetched ({first_line(error)}); {REMEDIES}") from None
 
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
     """Fill the encoder from a weights file. Raises UserError if the file is not for this encoder."""
-    state = {key: value for key, value in read_weights(path).items() if not key.startswith(("fc.", "head."))}
-    own = encoder.state_dict()
+    own, found = encoder.state_dict(), read_weights(path)
+    state = {key: found[key] for key in own if key in found}
     for key, value in state.items():
-        if key in own and value.ndim == 4 and value.shape[1] == 3 and own[key].shape[1] == 1:
+        if value.ndim == 4 and value.shape[1] == 3 and own[key].shape[1] == 1:
             state[key] = value.sum(dim=1, keepdim=True)
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    wrong = [key for key, value in state.items() if value.shape != own[key].shape]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     if wrong or missing:
-        raise UserError(
-            f"weights={path}: not weights of this encoder; missing or of another shape: {(missing + wrong)[:3]}"
-        )
-    nn.Module.load_state_dict(encoder, {key: state[key] for key in own if key in state}, strict=False)
+        names = (missing + wrong)[:3]
+        raise UserError(f"weights={path}: not weights of this encoder; missing or of another shape: {names}")
+    nn.Module.load_state_dict(encoder, state, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -74,14 +71,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"weights={path}: no such file; {REMEDIES}")
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else load_plain(path)
+        tensors = path.suffix == ".safetensors"
+        # weights_only: torch refuses a pickle that would run code
+        content: Any = load_file(path) if tensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file fails in as many ways as there are bytes
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"weights={path}: cannot be read as plain tensors ({reason})") from None
+        raise UserError(f"weights={path}: cannot be read as plain tensors ({first_line(error)})") from None
     content = content.get("model", content) if isinstance(content, dict) else {}
     return {str(key).removeprefix("encoder."): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def load_plain(path: Path) -> Any:
-    """Read a file of tensors, numbers and strings; a pickle that would run code is refused by torch."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

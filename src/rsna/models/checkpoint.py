@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from rsna.core.artifacts import current_manifest, differences
 from rsna.core.config import Config, command
@@ -16,8 +15,7 @@ from rsna.core.files import write_then_rename
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    # by way of memory: given a path, torch writes that (temporary) name into the archive, and on a full disk it raises
-    # an error of its own
+    # in memory first: given a path, torch puts that name into the archive, and raises errors of its own on a full disk
     buffer = io.BytesIO()
     torch.save(rebuilt(content), buffer)
     with write_then_rename(path) as temporary:
@@ -40,10 +38,9 @@ def rebuilt(content: Any) -> Any:
 
 
 def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a checkpoint's plain types.
+    """Read a checkpoint; raises UserError if it is broken, of another fold, or from other settings or files.
 
-    Raises UserError if it is broken, of another fold, or from other settings or files; those named in `ignore` may
-    differ. A network that scores images it was trained on would look far better than it is.
+    Those named in `ignore` may differ. A network that scores its training images would look far better than it is.
     """
     train = command(cfg, "train", fold=str(fold))
     if not path.is_file():
@@ -51,20 +48,15 @@ def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         changes = differences(content["manifest"], current_manifest(cfg, "train", fold), ignore)
-        other_fold = "" if content["fold"] == fold else f"fold: {content['fold']} -> {fold}"
+        if content["fold"] != fold:
+            changes = f"fold: {content['fold']} -> {fold}"
     except Exception as error:  # a broken file fails in as many ways as there are bytes
         raise UserError(
             f"{path}: not a checkpoint of this version ({type(error).__name__}); delete it and run: {train}"
         ) from None
-    if changes or other_fold:
+    if changes:
         raise UserError(
-            f"{path} comes from other settings or files ({other_fold or changes}); set them back, or give this run "
-            f"another name=, or delete {path.parent}"
+            f"{path} comes from other settings or files ({changes}); set them back, or give this run another "
+            f"name=, or delete {path.parent}"
         )
-    assert isinstance(content, dict)
     return content
-
-
-def save_config(cfg: Config, path: Path) -> None:
-    with write_then_rename(path) as temporary:
-        OmegaConf.save(OmegaConf.structured(cfg), temporary)

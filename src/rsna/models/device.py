@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 
+# PyTorch keeps only the text of what a loader process raised
+NO_MEMORY = re.compile(rf"can't allocate memory|Unable to allocate|Caught MemoryError|\[Errno {errno.ENOMEM}]")
+DEAD_LOADER = re.compile(r"DataLoader worker.*(killed|exited unexpectedly)", re.DOTALL)
+
 
 def pick_device(name: str) -> torch.device:
     """`auto`: the GPU where there is one, else the CPU. Raises UserError for a device that is not there."""
     if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        other = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else other)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -25,25 +29,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-
-
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 where the device multiplies in it, else float16 on a GPU and float32 on any other device."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_multiplies_bfloat16() else torch.float32
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for it; where oneDNN has to emulate them, float32 is faster."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    # where the processor lacks instructions for it, oneDNN has to emulate them, and float32 is faster
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    fast = torch.backends.mkldnn.is_available() and (found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def mixed_precision(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[Any]:
@@ -59,31 +54,16 @@ def explain_failures(cfg: Config) -> Iterator[None]:
         # PyTorch passes on what a loader process raised, with the traceback of that process as the message
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, MemoryError, OSError, EOFError) as error:
-        if is_memory(error):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(str(error)):
             raise UserError(
                 f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs} memory={cfg.memory}: "
                 "lower one of them; batch_size and size belong to a run: give it another name="
             ) from None
-        if is_dead_loader(error):
+        # PyTorch noticed that a loader process died, or the connection to it broke
+        if isinstance(error, ConnectionError | EOFError) or DEAD_LOADER.search(str(error)):
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
                 f"a loader process was killed, probably by the kernel for lack of memory ({reason}): lower workers= or "
                 f"memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"
             ) from None
         raise
-
-
-def is_dead_loader(error: Exception) -> bool:
-    """Whether a loader process died: PyTorch noticed, or the connection to it broke."""
-    message = str(error)
-    noticed = "DataLoader worker" in message and ("killed" in message or "exited unexpectedly" in message)
-    return noticed or isinstance(error, ConnectionError | EOFError)
-
-
-def is_memory(error: Exception) -> bool:
-    """Whether memory ended: the GPU's, this process's, or that of the decoded images."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # PyTorch keeps only the text of what a loader process raised
-    texts = ("can't allocate memory", "Unable to allocate", "Caught MemoryError", f"[Errno {errno.ENOMEM}]")
-    return any(text in str(error) for text in texts)

@@ -1,18 +1,15 @@
 """The model of the fast.ai post: one box and a class, regressed from the flattened feature map."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 from torchvision.ops import box_convert
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import DetectionModel, Outputs, Targets, largest_boxes, mean_largest_box
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
 from rsna.models.registry import register
 
 MEASURED = 200  # training batches over which the weight of the cross-entropy is measured
@@ -45,30 +42,23 @@ class FastaiModel(DetectionModel):
         self.encoder = encoder
         self.size, self.full_image_negatives = size, settings.full_image_negatives
         dropout = settings.dropout
-        channels: int = self.encoder.out_channels[-1]  # type: ignore[index, assignment]
+        n_features: int = self.encoder.out_channels[-1] * (size // 32) ** 2  # type: ignore[index, assignment]
         self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(channels * (size // 32) ** 2, HIDDEN),
-            nn.ReLU(),
-            nn.BatchNorm1d(HIDDEN),
-            nn.Dropout(dropout),
-            nn.Linear(HIDDEN, 4 + num_classes),
+            *(nn.Flatten(), nn.ReLU(), nn.Dropout(dropout), nn.Linear(n_features, HIDDEN)),
+            *(nn.ReLU(), nn.BatchNorm1d(HIDDEN), nn.Dropout(dropout), nn.Linear(HIDDEN, 4 + num_classes)),
         )
         # sums over the first training batches: L1, cross-entropy, batches with boxes, batches
         self.register_buffer("sums", torch.zeros(4))
         self.register_buffer("scale", torch.ones(()))
 
-    def init_priors(self, boxes_cxcywh: Sequence[NDArray[np.float64]], class_rates: Tensor) -> None:
+    def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the mean box and the class rates.
 
         The last layer follows a normalisation: only its bias, by about the learning rate per step, moves the mean box.
         """
-        mean_box_cxcywh = torch.from_numpy(mean_largest_box(boxes_cxcywh)).float()
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
-        corners = box_convert(mean_box_cxcywh, "cxcywh", "xyxy").clamp(0.01, 0.99)
+        corners = box_convert(mean_largest_box(boxes_cxcywh), "cxcywh", "xyxy").clamp(0.01, 0.99)
         with torch.no_grad():
             last.weight.mul_(0.1)
             last.bias.copy_(torch.cat([corners.logit(), class_rates.clamp(min=1e-3).log()]))
@@ -84,24 +74,21 @@ class FastaiModel(DetectionModel):
         Without full_image_negatives the L1 counts on images with a box only.
         """
         entropy = cross_entropy(outputs["logits"], targets["label"])
-        target_box, counts = largest_boxes(targets)
+        target_box, counts = targets["boxes"][:, 0], targets["mask"][:, 0]  # the largest; whether it counts
         corners = box_convert(target_box, "cxcywh", "xyxy")
         if self.full_image_negatives:
             corners = torch.where(counts[:, None], corners, corners.new_tensor([0.0, 0.0, 1.0, 1.0]))
             counts = torch.ones_like(counts)
-        distance = l1_loss(outputs["boxes"][counts], corners[counts] * self.size) if counts.any() else None
+        with_box = counts.any()
+        box = l1_loss(outputs["boxes"][counts], corners[counts] * self.size) if with_box else torch.zeros_like(entropy)
         if self.training and self.sums[3] < MEASURED:
-            self.measure_scale(distance, entropy)
-        loss = self.scale * entropy + (0 if distance is None else distance)
-        box = torch.zeros_like(entropy) if distance is None else distance
-        return {"loss": loss, "class": entropy.detach(), "box": box.detach()}
+            self.measure_scale(torch.stack([box, entropy, with_box.to(box.dtype), torch.ones_like(box)]))
+        return {"loss": self.scale * entropy + box, "class": entropy.detach(), "box": box.detach()}
 
     @torch.no_grad()
-    def measure_scale(self, distance: Tensor | None, entropy: Tensor) -> None:
-        """Take a batch into the running ratio of the two losses."""
-        ones = torch.ones_like(entropy)
-        l1, with_box = [torch.zeros_like(entropy)] * 2 if distance is None else [distance, ones]
-        self.sums += torch.stack([l1, entropy, with_box, ones])
+    def measure_scale(self, sums: Tensor) -> None:
+        """Take a batch into the running ratio of the two losses; sums: of the batch, see __init__."""
+        self.sums += sums
         if self.sums[2] > 0:
             self.scale.copy_(self.sums[0] / self.sums[2] / (self.sums[1] / self.sums[3]))
 

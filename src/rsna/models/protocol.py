@@ -8,11 +8,13 @@ label (B,) int64; row (B,) int64, the image's place in its samples.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Outputs = dict[str, Tensor]
 Targets = dict[str, Tensor]
+BoxesOfImages = Sequence[NDArray[np.float64]]  # of each image (n_k, 4)
 
 
 class DetectionModel(nn.Module):
@@ -22,8 +24,7 @@ class DetectionModel(nn.Module):
     """
 
     encoder: nn.Module
-    # whether the loss measures the weights of its parts while it trains
-    measures_loss_weights = False
+    measures_loss_weights = False  # whether the loss measures the weights of its parts while it trains
 
     def forward(self, images: Tensor) -> Outputs:
         """images (B, 1, S, S) uint8 -> whatever loss and decode need; float32 also under mixed precision."""
@@ -37,21 +38,16 @@ class DetectionModel(nn.Module):
         """Boxes (B, n, 4) xyxy in [0, 1], scores (B, n) in [0, 1], class probabilities (B, num_classes)."""
         raise NotImplementedError
 
-    def init_priors(self, boxes_cxcywh: Sequence[NDArray[np.float64]], class_rates: Tensor) -> None:
+    def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Initialise the biases, so that an untrained network answers with the training set's averages.
 
-        boxes_cxcywh: of each training image (n_k, 4) in [0, 1], by falling area; class_rates: (num_classes,).
+        boxes_cxcywh: of the training images, in [0, 1], by falling area; class_rates: (num_classes,).
         """
 
     def hold_loss_weights(self) -> None:
         """Stop measuring the weights of the loss and keep them: a range test needs one and the same loss."""
 
 
-def largest_boxes(targets: Targets) -> tuple[Tensor, Tensor]:
-    """What a model with a single box trains on: (B, 4) cxcywh in [0, 1], zeros without one; (B,) bool: has one."""
-    return targets["boxes"][:, 0], targets["mask"][:, 0]
-
-
-def mean_largest_box(boxes_cxcywh: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """(4,) cxcywh: the mean of the largest box of each image that has boxes; see init_priors."""
-    return np.asarray(np.array([boxes[0] for boxes in boxes_cxcywh if len(boxes)]).mean(axis=0))
+def mean_largest_box(boxes_cxcywh: BoxesOfImages) -> Tensor:
+    """(4,) float32 cxcywh: the mean of the largest box of each image that has boxes; see init_priors."""
+    return torch.from_numpy(np.mean([boxes[0] for boxes in boxes_cxcywh if len(boxes)], axis=0)).float()

@@ -11,8 +11,7 @@ from rsna.core.errors import UserError
 if TYPE_CHECKING:
     from rsna.models.protocol import DetectionModel
 
-# what else is in this folder
-OTHERS = ("registry", "protocol", "backbone", "checkpoint", "device")
+NO_MODELS = {"registry", "protocol", "backbone", "checkpoint", "device"}  # what else is in this folder
 REGISTERED: dict[str, tuple[Any, type]] = {}
 
 
@@ -32,7 +31,7 @@ def register(name: str, settings: type) -> Callable[[type], type]:
 def names() -> list[str]:
     """The names of all models: those of the files here, and those registered by other modules."""
     files = {path.stem for path in Path(__file__).parent.glob("[a-z]*.py")}
-    return sorted(files - set(OTHERS) | set(REGISTERED))
+    return sorted(files - NO_MODELS | set(REGISTERED))
 
 
 def check_name(name: str) -> None:
@@ -60,5 +59,4 @@ def build_model(cfg: Config, weights: str | None = None) -> "DetectionModel":
 
     model, settings = find(cfg.model)
     encoder = make_encoder(cfg.encoder, weights or cfg.weights)
-    built: DetectionModel = model(encoder, cfg.size, cfg.num_classes, settings(**cfg.model_settings))
-    return built
+    return model(encoder, cfg.size, cfg.num_classes, settings(**cfg.model_settings))

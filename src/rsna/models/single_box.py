@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import DetectionModel, Outputs, Targets, largest_boxes, mean_largest_box
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
 from rsna.models.registry import register
 
 MAX_CENTER_OFFSET = 0.15  # of a box's centre from its location, fraction of the image
@@ -34,10 +32,9 @@ class Settings:
 class SingleBoxModel(DetectionModel):
     """Encoder, a feature pyramid down to stride 8, and at each of its locations a box and an objectness logit.
 
-    The image's box is that of the most likely location; all locations together also tell whether there is an opacity at
-    all, so that images without one train them too. A box regressed from the whole image drifts to the middle between
-    the lungs where the image leaves the side open; a choice between locations cannot.
-    The size of the map follows from the encoder and the input.
+    The image's box is that of the most likely location; all together also tell whether there is an opacity at all, so
+    that images without one train them too. A box regressed from the whole image drifts to the middle between the lungs
+    where the image leaves the side open; a choice between locations cannot.
     """
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
@@ -45,26 +42,24 @@ class SingleBoxModel(DetectionModel):
         super().__init__()
         self.encoder = encoder
         self.box_weight = settings.box_weight
-        width = settings.fpn_channels
-        channels = cast(Sequence[int], self.encoder.out_channels)
+        channels, width = cast(Sequence[int], self.encoder.out_channels), settings.fpn_channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
-        self.fpn_conv = nn.Sequential(
-            nn.Conv2d(width + 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: the position
+        self.fpn_conv = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
         self.objectness = nn.Conv2d(width, 1, 1)
         self.box_head = nn.Conv2d(width, 4, 1)
         self.classifier = nn.Linear(channels[-1] + width, num_classes)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def init_priors(self, boxes_cxcywh: Sequence[NDArray[np.float64]], class_rates: Tensor) -> None:
+    def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the mean box's size and the class rates; the first epochs would go into learning them."""
         assert self.box_head.bias is not None
         assert self.objectness.bias is not None
-        mean_box_cxcywh = torch.from_numpy(mean_largest_box(boxes_cxcywh)).float()
+        log_size = mean_largest_box(boxes_cxcywh)[2:].log()
         with torch.no_grad():
             self.objectness.bias.copy_(class_rates[-1:].clamp(0.01, 0.99).logit())
             self.box_head.weight.mul_(0.1)
-            self.box_head.bias.copy_(torch.cat([torch.zeros(2), mean_box_cxcywh[2:].log()]))
+            self.box_head.bias.copy_(torch.cat([torch.zeros(2), log_size]))
             self.classifier.weight.mul_(0.1)
             self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
 
@@ -96,7 +91,7 @@ class SingleBoxModel(DetectionModel):
         box only. box: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the locations near the true centre; location:
         cross-entropy of the objectness with these assignment weights.
         """
-        target_box, has_box = largest_boxes(targets)
+        target_box, has_box = targets["boxes"][:, 0], targets["mask"][:, 0]  # the largest
         class_loss = cross_entropy(outputs["logits"], targets["label"])
         image_loss = binary_cross_entropy_with_logits(pooled_image_logit(outputs["objectness"]), has_box.float())
         # images without a box take part with weight 0: selecting the others would make a GPU wait
@@ -105,11 +100,9 @@ class SingleBoxModel(DetectionModel):
         distance = (outputs["centres"] - target_boxes[..., :2]) / target_boxes[..., 2:]
         assignment = (distance.square().sum(2) / (-2 * ASSIGNMENT_SIGMA**2)).softmax(dim=1)
         location = -(assignment * outputs["objectness"].log_softmax(1)).sum(1)
-        boxes = outputs["boxes"]
-        target_boxes = target_boxes.expand_as(boxes)
+        boxes, target_boxes = outputs["boxes"], target_boxes.expand_as(outputs["boxes"])
         giou = generalized_box_iou_loss(to_xyxy(boxes), to_xyxy(target_boxes))
-        l1 = (boxes - target_boxes).abs().mean(2)
-        box = ((giou + 4 * l1) * assignment).sum(1)
+        box = ((giou + 4 * (boxes - target_boxes).abs().mean(2)) * assignment).sum(1)
         return {
             "loss": class_loss + image_loss + self.box_weight * (weight * (box + location / 2)).sum(),
             "class": class_loss.detach(),

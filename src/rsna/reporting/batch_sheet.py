@@ -7,7 +7,7 @@ from rsna.data.boxes import box_area, cxcywh_to_xyxy
 from rsna.data.competition import CLASSES
 from rsna.data.dataset import ImageDataset, load_fold
 from rsna.reporting.montage import GREEN, Picture, draw_tile, stack_rows
-from rsna.training.setup import make_train_set
+from rsna.training.fold import make_train_set
 
 PER_ROW, EPOCHS = 6, 4
 

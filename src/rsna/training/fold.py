@@ -10,19 +10,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rsna.core.artifacts import current_manifest, is_current, record, withdraw
 from rsna.core.config import Config
 from rsna.core.errors import UserError
+from rsna.core.executor import count_workers
+from rsna.core.files import write_then_rename
 from rsna.core.locks import file_lock
 from rsna.core.phases import phase_at
 from rsna.core.tables import read_table, write_table
-from rsna.data.dataset import FoldData, load_fold
-from rsna.models.checkpoint import load_checkpoint, save_checkpoint, save_config
-from rsna.models.device import device_name, explain_failures, pick_device
+from rsna.data.augment import Augmentation
+from rsna.data.boxes import xyxy_to_cxcywh
+from rsna.data.dataset import FoldData, ImageDataset, Samples, load_fold
+from rsna.data.loader import EpochBatches, ImageMemory, make_loader, memory_for
+from rsna.models.checkpoint import load_checkpoint, save_checkpoint
+from rsna.models.device import explain_failures, pick_device
+from rsna.models.protocol import DetectionModel
+from rsna.models.registry import build_model
 from rsna.training.loop import Training, dtype_name, start_phase, train_epoch, validate
-from rsna.training.setup import make_loaders, start_model
 
 
 def train_fold(cfg: Config, fold: int) -> None:
@@ -40,44 +48,77 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     """Train the epochs that the fold's last.pt lacks."""
     folder = cfg.fold_dir(fold)
     saved = load_saved(cfg, fold)
-    if saved and len(saved["history"]) == cfg.total_epochs:
+    done = len(saved["history"]) if saved else 0
+    if saved and done == cfg.total_epochs:
         write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
         print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
         return
     data = load_fold(cfg, fold)
-    torch.manual_seed(cfg.seed * 1000 + fold)
-    device = pick_device(cfg.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    model = start_model(cfg, data, device)
-    done = len(saved["history"]) if saved else 0
-    run = start_phase(cfg, model, len(data.train.ids), phase_at(cfg.phase_list, max(done - 1, 0))[0])
+    phase, _ = phase_at(cfg.phase_list, max(done - 1, 0))
+    run = start_phase(cfg, start_model(cfg, fold, data), len(data.train.ids), phase)
     if saved:
         run.load(saved)
         print(f"fold {fold}: resumes after epoch {done} of {cfg.total_epochs}, so far in {saved['dtype']}")
-    print(f"fold {fold}: on {device_name(device)} in {dtype_name(run.dtype)}")
+    if run.device.type == "cpu":
+        keep_freed_memory()
+    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type.upper()
+    print(f"fold {fold}: on {device} in {dtype_name(run.dtype)}")
     withdraw(cfg, "train", fold)
-    save_config(cfg, folder / "config.yaml")
+    with write_then_rename(folder / "config.yaml") as temporary:
+        OmegaConf.save(OmegaConf.structured(cfg), temporary)
     run_epochs(cfg, fold, run, data, manifest)
 
 
 def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
-    """What last.pt holds, if it and best.pt, the best epoch so far, are there. Raises as load_checkpoint does."""
+    """What last.pt holds, if it and best.pt are there. Raises as load_checkpoint does."""
     last, best = (cfg.fold_dir(fold) / f"{name}.pt" for name in ("last", "best"))
-    if not last.is_file():
+    saved = load_checkpoint(last, cfg, fold) if last.is_file() else None
+    if saved and not best.is_file():
+        print(f"fold {fold}: starts over, since {best} is missing and with it the best epoch so far")
         return None
-    saved = load_checkpoint(last, cfg, fold)
-    if best.is_file():
-        return saved
-    print(f"fold {fold}: starts over, since {best} is missing and with it the best epoch so far")
-    return None
+    return saved
+
+
+def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
+    """The fold's network on the device; with prior_init its biases follow from the training set's boxes and classes."""
+    device = pick_device(cfg.device)
+    torch.manual_seed(cfg.seed * 1000 + fold)
+    model = build_model(cfg)
+    if not any(map(len, data.train.boxes_xyxy)):
+        raise UserError(f"{cfg.folds_csv}: no positive image to train on")
+    if cfg.prior_init:
+        class_rates = np.bincount(data.train.labels, minlength=cfg.num_classes) / len(data.train.labels)
+        boxes_cxcywh = [xyxy_to_cxcywh(boxes) / cfg.size if len(boxes) else boxes for boxes in data.train.boxes_xyxy]
+        model.init_priors(boxes_cxcywh, torch.from_numpy(class_rates).float())
+    model.to(device).to(memory_format=torch.channels_last)
+    if cfg.compile:
+        model.compile()
+    return model
+
+
+def make_loaders(
+    cfg: Config, fold: int, data: FoldData, device: torch.device, epochs: range
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """The loaders of the training images, augmented, for these epochs, and of the validation images."""
+    train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
+    train = make_train_set(cfg, fold, data.train, train_memory)
+    valid = ImageDataset(data.valid, read=valid_memory.read if valid_memory else None)
+    workers = count_workers(cfg.workers, cfg.jobs) if device.type != "cpu" else 0
+    train_loader = make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device)
+    # validation has no augmentation, and the other processes load the next epoch meanwhile
+    return train_loader, make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device)
+
+
+def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
+    """The training images of a fold, augmented as the settings say."""
+    augmentation = Augmentation(cfg.flip, cfg.rotate, cfg.translate, cfg.scale, cfg.brightness_contrast)
+    return ImageDataset(samples, augmentation, (cfg.seed, fold), memory.read if memory else None)
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what is freed, where it is glibc's; for training on the CPU.
+    """Let glibc's allocator keep what is freed; for training on the CPU.
 
-    By default it returns large blocks to the kernel, and each step gets them again, zeroed page by page: a tenth to a
-    fifth of a step's time.
+    By default large blocks go back to the kernel and come again zeroed: a tenth to a fifth of a step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -90,8 +131,7 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: 
     """Train, validate, save; epoch by epoch, phase by phase."""
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
-    steps = len(train_loader) // max(1, len(epochs))
-    stream = iter(train_loader)
+    steps, stream = len(train_loader) // len(epochs), iter(train_loader)
     for epoch in epochs:
         phase, within = phase_at(cfg.phase_list, epoch)
         if within == 0 and epoch > 0:
@@ -104,33 +144,30 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: 
         lr, train_losses = train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
         valid_losses, scores = validate(run, valid_loader, data, cfg.size)
         row = {"epoch": epoch + 1, "phase": phase.part, "lr": lr, **loss_columns(train_losses, valid_losses), **scores}
-        check_and_print(row, title)
+        check_and_print(row, [*scores], title)
         run.history.append(row)
         save_epoch(cfg, fold, run, manifest)
         note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
-    best = max(run.history, key=rank)
-    path = cfg.fold_dir(fold) / "best.pt"
-    print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']:.0f} -> {path}")
+    best, path = max(run.history, key=rank), cfg.fold_dir(fold) / "best.pt"
+    print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']} -> {path}")
 
 
 def loss_columns(train: dict[str, float], valid: dict[str, float]) -> dict[str, float]:
     """train_loss, valid_loss, then the parts: train_<part> ..., valid_<part> ..."""
     sides = {"train": train, "valid": valid}
-    totals = {f"{side}_loss": losses["loss"] for side, losses in sides.items()}
-    return totals | {
-        f"{side}_{name}": value for side, losses in sides.items() for name, value in losses.items() if name != "loss"
-    }
+    parts = {f"{side}_{name}": value for side, losses in sides.items() for name, value in losses.items()}
+    return {"train_loss": train["loss"], "valid_loss": valid["loss"]} | parts
 
 
-def check_and_print(row: dict[str, Any], title: str) -> None:
+def check_and_print(row: dict[str, Any], scores: list[str], title: str) -> None:
     """Print an epoch's losses and scores in one line. Raises UserError if the validation loss is not finite."""
     if not np.isfinite(row["valid_loss"]):
         raise UserError(
             f"{title}: the loss on the validation images is not finite. Finished epochs are kept. The same command "
             "would come here again: lower the learning rates, and give the run another name="
         )
-    names = ["train_loss", "valid_loss", *list(row)[list(row).index("accuracy") :]]
-    print(f"{title}: " + "  ".join(f"{name} {row[name]:.4f}" for name in names), flush=True)
+    shown = (f"{name} {row[name]:.4f}" for name in ("train_loss", "valid_loss", *scores))
+    print(f"{title}: {'  '.join(shown)}", flush=True)
 
 
 def save_epoch(cfg: Config, fold: int, run: Training, manifest: dict[str, Any]) -> None:
@@ -145,10 +182,11 @@ def save_epoch(cfg: Config, fold: int, run: Training, manifest: dict[str, Any]) 
 
 def note_seconds(path: Path, epoch: int, seconds: float) -> None:
     """Append an epoch's duration; not in history.csv, which is identical to the byte for the same seed."""
-    noted = read_table(path, ["epoch", "seconds"]) if path.is_file() and epoch > 1 else pd.DataFrame()
-    earlier = noted[noted["epoch"] < epoch] if len(noted) else noted
-    row = pd.DataFrame({"epoch": [epoch], "seconds": [round(seconds, 3)]})
-    write_table(pd.concat([earlier, row]), path)
+    table = pd.DataFrame({"epoch": [epoch], "seconds": [round(seconds, 3)]})
+    if path.is_file() and epoch > 1:
+        noted = read_table(path, ["epoch", "seconds"])
+        table = pd.concat([noted[noted["epoch"] < epoch], table])
+    write_table(table, path)
 
 
 def rank(scores: dict[str, Any]) -> tuple[float, float]:

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.phases import Phase
-from rsna.data.dataset import FoldData, Samples
+from rsna.data.dataset import FoldData
 from rsna.data.loader import to_device
 from rsna.evaluation.scores import accuracy, best_score, corner_errors, iou_on_positives, opacity_auc
 from rsna.inference.predictor import prediction_table, to_numpy
 from rsna.models.device import mixed_precision, pick_precision
-from rsna.models.protocol import DetectionModel
-from rsna.training.optim import check_encoder_stages, freeze, make_optimizer, make_schedule, train_mode
+from rsna.models.protocol import DetectionModel, Outputs
+from rsna.training.optim import freeze, make_optimizer, make_schedule, train_mode
 
 Floats = NDArray[np.float64]
+STATEFUL = ("model", "optimizer", "schedule", "scaler")  # the parts of a Training that have a state_dict
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Training:
 
     model: DetectionModel
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     device: torch.device
     dtype: torch.dtype  # of the forward pass: float32, or that of mixed precision
@@ -41,22 +41,21 @@ class Training:
     history: list[dict[str, Any]]
 
     def state(self) -> dict[str, Any]:
-        return {
-            "dtype": dtype_name(self.dtype),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "history": self.history,
-        }
+        states = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return {"dtype": dtype_name(self.dtype), **states, "history": self.history}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"]:  # empty for any dtype but float16; then it starts over
-            self.scaler.load_state_dict(state["scaler"])
+        for name in STATEFUL:
+            if state[name]:  # the scaler's is empty for any dtype but float16; then it starts over
+                getattr(self, name).load_state_dict(state[name])
         self.history = state["history"]
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Outputs, dict[str, Tensor]]:
+        """A batch, on whatever device it is -> the model's outputs, and its loss and the parts."""
+        targets = to_device(batch, self.device)
+        with mixed_precision(self.device, self.dtype):
+            outputs = self.model(targets["image"])
+        return outputs, self.model.loss(outputs, targets)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -68,8 +67,7 @@ def start_phase(
 ) -> Training:
     """Freeze what the phase does not train, and start with a new optimiser and schedule."""
     device = next(model.parameters()).device
-    check_encoder_stages(model.encoder, phase)
-    freeze(model, phase.first_stage)
+    freeze(model, phase)
     encoder_lr = 1.0 if cfg.weights == "none" else cfg.encoder_lr
     optimizer = make_optimizer(model, phase.lrs, encoder_lr, cfg.weight_decay)
     steps = n_images // min(cfg.batch_size, n_images) * phase.epochs
@@ -87,38 +85,35 @@ def train_epoch(
     ids: the patientId of each `row`. Raises UserError if the loss is not finite.
     """
     train_mode(run.model, run.phase.first_stage)
-    losses: list[dict[str, Tensor]] = []
+    steps: list[tuple[Tensor, dict[str, Tensor]]] = []  # the rows of each batch and its losses
     lrs: list[float] = []
-    rows: list[Tensor] = []
     for batch in batches:
         lrs.append(run.optimizer.param_groups[-1]["lr"])
-        losses.append(train_step(run, to_device(batch, run.device), grad_clip))
-        rows.append(batch["row"])
+        steps.append((batch["row"], train_step(run, batch, grad_clip)))
         # check one step late; reading the current loss would stall the GPU
-        check_finite(losses[:-1], rows[:-1], ids, title)
-    check_finite(losses, rows, ids, title)
-    return max(lrs), {name: float(torch.stack([step[name] for step in losses]).mean()) for name in losses[0]}
+        check_finite(steps[:-1], ids, title)
+    check_finite(steps, ids, title)
+    names = steps[0][1]
+    return max(lrs), {name: float(torch.stack([losses[name] for _, losses in steps]).mean()) for name in names}
 
 
-def check_finite(losses: list[dict[str, Tensor]], rows: list[Tensor], ids: Sequence[str], title: str) -> None:
+def check_finite(steps: list[tuple[Tensor, dict[str, Tensor]]], ids: Sequence[str], title: str) -> None:
     """Raise UserError, with the batch's images, if the last of these losses, as of train_step, is not finite."""
-    if losses and not torch.isfinite(losses[-1]["loss"]):
-        names = [ids[row] for row in rows[-1].tolist()]
+    if steps and not torch.isfinite(steps[-1][1]["loss"]):
+        names = [ids[row] for row in steps[-1][0].tolist()]
         raise UserError(
-            f"{title}, batch {len(losses)}: the loss or its gradient is not finite; images {', '.join(names)}. "
+            f"{title}, batch {len(steps)}: the loss or its gradient is not finite; images {', '.join(names)}. "
             "Finished epochs are kept. The same command would meet this batch again: lower the learning rates, or "
             "look at these images, and give the run another name="
         )
 
 
-def train_step(run: Training, targets: dict[str, Tensor], grad_clip: float = 0.0) -> dict[str, Tensor]:
+def train_step(run: Training, batch: dict[str, Any], grad_clip: float) -> dict[str, Tensor]:
     """Forward, backward, a step of weights and learning rates; returns the loss and its parts without stalling a GPU.
 
     All detached. `loss` is NaN where the gradient is not finite, except in float16, whose scaler skips such steps.
     """
-    with mixed_precision(run.device, run.dtype):
-        outputs = run.model(targets["image"])
-    losses = run.model.loss(outputs, targets)
+    _, losses = run.forward(batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(losses["loss"]).backward()
     run.scaler.unscale_(run.optimizer)
@@ -142,31 +137,25 @@ def validate(
     sums: dict[str, float] = {}
     boxes, scores = [], []
     for batch in loader:
-        targets = to_device(batch, run.device)
-        with mixed_precision(run.device, run.dtype):
-            outputs = run.model(targets["image"])
-        for name, value in run.model.loss(outputs, targets).items():
+        outputs, losses = run.forward(batch)
+        for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(batch["row"])
         found = run.model.decode(outputs)
         boxes.append(to_numpy(found[0]))
         scores.append(to_numpy(found[1]))
-    losses = {name: total / len(data.valid.ids) for name, total in sums.items()}
-    return losses, validation_scores(data, np.concatenate(boxes), np.concatenate(scores), size)
+    means = {name: total / len(data.valid.ids) for name, total in sums.items()}
+    return means, validation_scores(data, np.concatenate(boxes), np.concatenate(scores), size)
 
 
 def validation_scores(data: FoldData, boxes_xyxy: Floats, scores: Floats, size: int) -> dict[str, float]:
     """What boxes (N, n, 4) in [0, 1] with scores (N, n) are worth on the validation images."""
     table = prediction_table(data.valid, boxes_xyxy, scores, size)
     most_confident = boxes_xyxy[np.arange(len(boxes_xyxy)), scores.argmax(axis=1)]
+    largest_true = np.array([boxes[0] if len(boxes) else [np.nan] * 4 for boxes in data.valid.boxes_xyxy])
     return {
         "accuracy": accuracy(table, data.truth),
-        **corner_errors(most_confident, largest_true_boxes(data.valid) / size),
+        **corner_errors(most_confident, largest_true / size),
         "AUC": opacity_auc(table, data.truth),
         "IoU": iou_on_positives(table, data.truth),
         "mAP": best_score(table, data.truth),
     }
-
-
-def largest_true_boxes(samples: Samples) -> Floats:
-    """(N, 4) xyxy in cached pixels: the largest box of each image, NaN where there is none."""
-    return np.array([boxes[0] if len(boxes) else [np.nan] * 4 for boxes in samples.boxes_xyxy])

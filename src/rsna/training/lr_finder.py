@@ -1,7 +1,6 @@
 """The learning-rate range test (Smith 2017): the rates rise step by step until the loss diverges."""
 
 import copy
-from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -14,13 +13,13 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.phases import Phase
 from rsna.data.dataset import load_fold
-from rsna.data.loader import EpochBatches, make_loader, to_device
+from rsna.data.loader import EpochBatches, make_loader
 from rsna.models.checkpoint import load_checkpoint
-from rsna.models.device import explain_failures, mixed_precision, pick_device
+from rsna.models.device import explain_failures, pick_device
 from rsna.models.protocol import DetectionModel
-from rsna.training.loop import Training, start_phase, train_step
+from rsna.training.fold import make_train_set, start_model
+from rsna.training.loop import start_phase, train_step
 from rsna.training.optim import train_mode
-from rsna.training.setup import make_train_set, start_model
 
 LOWEST, HIGHEST = 1e-7, 1.0  # of the head's learning rate; the other groups keep their ratio to it
 STEPS = 100
@@ -35,22 +34,23 @@ FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "grad_
 def find_lr(cfg: Config, fold: int) -> pd.DataFrame:
     """The range test of each phase, with a copy of the network for each; prints what follows from it.
 
-    Columns phase, part, lr (the head's), loss, smoothed. Starts from the fold's last.pt where training has not
+    Columns lr (the head's), loss, smoothed, phase, part. Starts from the fold's last.pt where training has not
     finished, else as training would; changes no weights on disk.
     """
     with explain_failures(cfg):
         data = load_fold(cfg, fold)
-        torch.manual_seed(cfg.seed * 1000 + fold)
-        device = pick_device(cfg.device)
-        model = start_model(cfg, data, device)
+        model = start_model(cfg, fold, data)
         load_saved_weights(cfg, fold, model)
         train = make_train_set(cfg, fold, data.train)
         # every epoch has at least one batch
-        loader = make_loader(train, EpochBatches(train, cfg.batch_size, range(STEPS)), 0, device)
+        loader = make_loader(train, EpochBatches(train, cfg.batch_size, range(STEPS)), 0, pick_device(cfg.device))
         tables = []
         for number, phase in enumerate(cfg.phase_list, 1):
             table = range_test(cfg, copy.deepcopy(model), loader, phase)
-            print(f"phase {number}, {phase}: {describe(table)}")
+            print(
+                f"phase {number}, {phase}: the loss falls most steeply at {steepest_lr(table):.1e} and diverges above "
+                f"{highest_lr(table):.1e}; try a peak of about {suggested_lr(table):.0e}"
+            )
             tables.append(table.assign(phase=number, part=phase.part))
         return pd.concat(tables)
 
@@ -58,15 +58,13 @@ def find_lr(cfg: Config, fold: int) -> pd.DataFrame:
 def load_saved_weights(cfg: Config, fold: int, model: DetectionModel) -> None:
     """Fill the model from the fold's last.pt, if there is one of these settings, and print where it starts."""
     path = cfg.fold_dir(fold) / "last.pt"
-    if not path.is_file():
-        print(f"fold {fold}: from the initial weights")
-        return
-    saved = load_checkpoint(path, cfg, fold, ignore=FREE_TO_DIFFER)
-    if saved["epoch"] >= cfg.total_epochs:
-        print(f"fold {fold}: {path} has finished its epochs; from the initial weights")
-        return
-    model.load_state_dict(saved["model"])
-    print(f"fold {fold}: from {path}, after epoch {saved['epoch']}")
+    saved = load_checkpoint(path, cfg, fold, ignore=FREE_TO_DIFFER) if path.is_file() else None
+    if saved and saved["epoch"] < cfg.total_epochs:
+        model.load_state_dict(saved["model"])
+        print(f"fold {fold}: from {path}, after epoch {saved['epoch']}")
+    else:
+        finished = f"{path} has finished its epochs; " if saved else ""
+        print(f"fold {fold}: {finished}from the initial weights")
 
 
 def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) -> pd.DataFrame:
@@ -77,13 +75,16 @@ def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) ->
         group["lr"] = group["initial_lr"] = group["lr"] / head * LOWEST
     run.schedule = LambdaLR(run.optimizer, lambda step: (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
     train_mode(model, phase.first_stage)
-    if model.measures_loss_weights:
-        settle_loss_weights(run, islice(loader, SETTLE))
+    if model.measures_loss_weights:  # the test needs one and the same loss
+        with torch.no_grad():
+            for batch in islice(loader, SETTLE):
+                run.forward(batch)
+        model.hold_loss_weights()
     rows: list[dict[str, float]] = []
     average = 0.0
     for step, batch in enumerate(islice(loader, STEPS), 1):
         lr = run.optimizer.param_groups[-1]["lr"]
-        loss = float(train_step(run, to_device(batch, run.device), cfg.grad_clip)["loss"])
+        loss = float(train_step(run, batch, cfg.grad_clip)["loss"])
         if not np.isfinite(loss):
             break
         average = SMOOTH * average + (1 - SMOOTH) * loss
@@ -95,22 +96,10 @@ def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) ->
     return pd.DataFrame(rows)
 
 
-@torch.no_grad()
-def settle_loss_weights(run: Training, batches: Iterable[Any]) -> None:
-    """Let the loss measure the weights of its parts on these batches, and hold them: the test needs one loss."""
-    for batch in batches:
-        targets = to_device(batch, run.device)
-        with mixed_precision(run.device, run.dtype):
-            outputs = run.model(targets["image"])
-        run.model.loss(outputs, targets)
-    run.model.hold_loss_weights()
-
-
 def steepest_lr(table: pd.DataFrame) -> float:
     """Where the smoothed loss falls most steeply over the logarithm of the learning rate, before its minimum.
 
-    The first tenth is left out: there the running mean is of a few batches only. The slope is a mean over WINDOW
-    steps, as single batches differ more than neighbouring rates.
+    Without the first tenth, whose running mean is of few batches. The slope is a mean over WINDOW steps.
     """
     lrs, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
     slope = np.convolve(np.gradient(smoothed, np.log(lrs)), np.ones(WINDOW) / WINDOW, mode="same")
@@ -125,10 +114,3 @@ def highest_lr(table: pd.DataFrame) -> float:
 
 def suggested_lr(table: pd.DataFrame) -> float:
     return highest_lr(table) / 3
-
-
-def describe(table: pd.DataFrame) -> str:
-    return (
-        f"the loss falls most steeply at {steepest_lr(table):.1e} and diverges above {highest_lr(table):.1e}; "
-        f"try a peak of about {suggested_lr(table):.0e}"
-    )
