@@ -48,6 +48,13 @@ def mixed_precision(device: torch.device, precision: torch.dtype) -> contextlib.
 @contextlib.contextmanager
 def explain_failures(cfg: Config) -> Iterator[None]:
     """Turn PyTorch's and Python's errors about memory and loader processes into a UserError with a remedy."""
+    # twice: PyTorch's handler for a dead loader process can raise while another error of it is being explained
+    with explain_failure(cfg), explain_failure(cfg):
+        yield
+
+
+@contextlib.contextmanager
+def explain_failure(cfg: Config) -> Iterator[None]:
     try:
         yield
     except UserError as error:
