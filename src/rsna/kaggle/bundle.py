@@ -20,9 +20,8 @@ SOURCE = Path(__file__).resolve().parents[2]
 METADATA_JSON = "dataset-metadata.json"
 BUNDLE_JSON = "bundle.json"
 
-# Kaggle's image is Colab's plus the list kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as
-# of 2026, lack the first three; older images lacked the others too, and without
-# internet nothing can be installed there. What the image has in a suitable version is left alone.
+# Kaggle's image is Colab's plus kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as of 2026,
+# lack the first three; older images lacked the others too, and without internet nothing can be installed there.
 PACKAGES = {
     "segmentation-models-pytorch": ">=0.4,<0.7",
     "python-gdcm": ">=3.0.24,<4",
@@ -38,8 +37,7 @@ FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
 
-# kaggle.com/docs/datasets, "Technical Specifications": 200 GB per dataset, 50 files at its top level (folders that
-# are uploaded as archives count as one)
+# kaggle.com/docs/datasets, "Technical Specifications"; folders that are uploaded as archives count as one
 MAX_DATASET_BYTES = 200 * 10**9
 MAX_TOP_LEVEL = 50
 # a dataset's address has 6 to 50 characters (the client refuses others), and so has a title
@@ -78,11 +76,6 @@ def user_slug(user: str) -> str:
             "(kaggle.com/<user>): letters, digits and '-'"
         )
     return slug
-
-
-def requirements() -> list[str]:
-    """What the kernels ask pip for; pip leaves alone what the image has already."""
-    return [name + limits for name, limits in PACKAGES.items()]
 
 
 def pins() -> list[str]:
@@ -129,12 +122,6 @@ def pip_download(words: Sequence[str]) -> str:
     return (errors or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
 
 
-def copy_code(target: Path) -> None:
-    """The commands and the package of src/ and the licence."""
-    shutil.copytree(SOURCE, target / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    shutil.copyfile(SOURCE.parent / "LICENSE", target / "LICENSE")
-
-
 def link_files(paths: dict[str, Path], target: Path) -> None:
     """Put files below `target` under these names, as hard links where possible.
 
@@ -150,10 +137,9 @@ def link_files(paths: dict[str, Path], target: Path) -> None:
 
 def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -> None:
     """dataset-metadata.json for the client, and bundle.json for the notebooks."""
-    address = address_of(run)
     metadata = {
-        "title": title_of(address),
-        "id": f"{user}/{address}",
+        "title": title_of(address_of(run)),
+        "id": f"{user}/{address_of(run)}",
         "subtitle": "Code, wheels and weights of a pneumonia detector",
         "description": "Code under the MIT licence (LICENSE). The weights were trained on the images of the RSNA "
         "Pneumonia Detection Challenge, whose rules hold for them.",
@@ -165,13 +151,11 @@ def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -
 
 def sizes(folder: Path) -> dict[str, int]:
     """Bytes of each file and folder at the top level of a folder, largest first."""
-    found = {entry.name: folder_bytes(entry) for entry in folder.iterdir()}
+    found = {
+        entry.name: sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())
+        for entry in folder.iterdir()
+    }
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def folder_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
-    return sum(entry.stat().st_size for entry in files)
 
 
 def check_limits(folder: Path, max_bytes: int = MAX_DATASET_BYTES) -> None:

@@ -3,7 +3,6 @@
 Not imported by the notebooks: on Kaggle these are the cells themselves, so they are short and run the commands.
 """
 
-WHERE_TITLE = "\n\n## Where things are"
 WHERE = """\
 import json, os, shutil, subprocess, sys
 from pathlib import Path
