@@ -7,16 +7,21 @@ both have, each run at its own threshold, with a 95 % interval from resampling p
 that contains 0 does not settle which of the two is better.
 """
 
+from pathlib import Path
+
 from rsna.startup import run
 from rsna.core.config import Config
-from rsna.reporting.comparison import print_refused, print_table, tabulate_runs, write_comparison
+from rsna.core.tables import write_table
+from rsna.reporting.comparison import print_table, tabulate_runs
 
 
 def main(cfg: Config) -> None:
     table, refused = tabulate_runs(cfg)
-    path = write_comparison(table, cfg)
+    path = Path(cfg.working) / "compare.csv"
+    write_table(table, path)
     print_table(table)
-    print_refused(refused)
+    for name, reason in refused.items():
+        print(f"NOTE: {name} is left out: {reason}")
     print(f"comparison -> {path}")
 
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rsna.core.config import Config, command
+from rsna.core.files import write_then_rename
 from rsna.core.tables import read_table
-from rsna.reporting.montage import new_figure, save_figure
+from rsna.reporting.sections import loss_parts
 from rsna.training.lr_finder import STEPS, suggested_lr
 
 CURVES = {
@@ -19,7 +23,6 @@ CURVES = {
     "IoU on positives": ["IoU"],
     "mAP at each epoch's best threshold": ["mAP"],
 }
-STYLES = ("-", "--")
 
 
 def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
@@ -27,15 +30,6 @@ def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
     columns = ["epoch", "phase", *(column for curves in CURVES.values() for column in curves)]
     train = command(cfg, "train")
     return {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
-
-
-def loss_parts(history: pd.DataFrame) -> list[str]:
-    """The names of the parts of a model's loss: those with both a train_ and a valid_ column."""
-    sides = [
-        [column.removeprefix(side) for column in history.columns if column.startswith(side)]
-        for side in ("train_", "valid_")
-    ]
-    return [name for name in sides[0] if name in sides[1] and name != "loss"]
 
 
 def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path) -> None:
@@ -48,7 +42,7 @@ def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path
         axis.set_axis_off()
     for axis, (name, curves) in zip(axes, plots.items(), strict=False):
         for number, (fold, history) in enumerate(histories.items()):
-            for style, column in zip(STYLES, curves, strict=False):
+            for style, column in zip(("-", "--"), curves, strict=False):
                 label = f"fold {fold}" + (f", {column}" if len(curves) > 1 else "")
                 axis.plot(history["epoch"], history[column], style, color=f"C{number}", label=label, marker=".")
         for epoch in first.index[first["phase"] != first["phase"].shift()][1:]:
@@ -59,26 +53,18 @@ def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path
     save_figure(figure, path)
 
 
-def last_epochs(histories: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
-    """The last row of each history."""
-    return pd.concat(history.tail(1) for history in histories.values())
-
-
-def compare_with_post(last: pd.DataFrame, all_negative: float) -> str:
-    """The last epochs' scores, a row per fold, as their mean beside the fast.ai post's figures.
+def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float) -> str:
+    """The scores after the last epoch, as their mean over the folds, beside the fast.ai post's figures.
 
     all_negative: the accuracy of answering "no opacity" to every image.
     """
-    mean = last.mean(numeric_only=True)
-    spread = f"mean over {len(last)} folds" if len(last) > 1 else "one fold"
-    return "\n".join(
-        [
-            f"validation scores after the last epoch, {spread}; L1 in pixels of a 512 px image:",
-            f"  accuracy {mean['accuracy']:.4f} (post: .8278; 'no opacity' for every image: {all_negative:.4f})",
-            f"  L1 {mean['L1_post']:.1f} with the whole image as the truth of negatives (post: 39.1)",
-            f"  L1 {mean['L1']:.1f} and IoU {mean['IoU']:.4f} on positives, AUC {mean['AUC']:.4f}, "
-            f"mAP {mean['mAP']:.4f}",
-        ]
+    mean = pd.concat(history.tail(1) for history in histories.values()).mean(numeric_only=True)
+    spread = f"mean over {len(histories)} folds" if len(histories) > 1 else "one fold"
+    return (
+        f"validation scores after the last epoch, {spread}; L1 in pixels of a 512 px image:\n"
+        f"  accuracy {mean['accuracy']:.4f} (post: .8278; 'no opacity' for every image: {all_negative:.4f})\n"
+        f"  L1 {mean['L1_post']:.1f} with the whole image as the truth of negatives (post: 39.1)\n"
+        f"  L1 {mean['L1']:.1f} and IoU {mean['IoU']:.4f} on positives, AUC {mean['AUC']:.4f}, mAP {mean['mAP']:.4f}"
     )
 
 
@@ -93,3 +79,16 @@ def draw_range_test(table: pd.DataFrame, path: Path) -> None:
         # the first steps hardly learn: the curve starts at about their loss, whatever single batches scatter
         axis.set_ylim(0.9 * rows["smoothed"].min(), 1.3 * rows["loss"].iloc[: STEPS // 3].median())
     save_figure(figure, path)
+
+
+def new_figure(rows: int, columns: int, title: str) -> tuple[Any, list[Any]]:
+    """A figure of the plotting library without a window, and its axes row by row."""
+    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
+    figure.suptitle(title)
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG."""
+    with write_then_rename(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

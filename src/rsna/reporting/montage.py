@@ -1,4 +1,4 @@
-"""Montages: rows of small images with boxes and captions; and the plots of the show commands."""
+"""Montages: rows of small images with boxes and captions."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -123,29 +122,26 @@ def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFra
     Images that the cache refused are left out. Raises UserError if none is left.
     """
     known = cached_images(cfg, split)
-    tiles: list[list[Picture]] = []
-    for title, names in rows.items():
-        tiles.append([])
-        for name in (name for name in names if name in known.index):
-            image = read_png(cfg.cache_dir / split / f"{name}.png", cfg.size)
-            own = [(table[table["patientId"] == name], colour) for table, colour in tables]
-            boxes = [(to_cached(table, known.loc[name].to_numpy(dtype=float)), colour) for table, colour in own]
-            confidences = own[-1][0]["confidence"].sort_values(ascending=False)
-            tiles[-1].append(draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title))
-    if not any(tiles):
+    tiles: dict[str, list[Picture]] = {}
+    for title, name in ((title, name) for title, names in rows.items() for name in names if name in known.index):
+        image = read_png(cfg.cache_dir / split / f"{name}.png", cfg.size)
+        geometry, boxes = known.loc[name].to_numpy(dtype=float), []
+        for table, colour in tables:
+            own = table[table["patientId"] == name]
+            boxes_xyxy = xywh_to_xyxy(own[BOX_COLUMNS].to_numpy(dtype=float))
+            boxes.append((original_to_cached(boxes_xyxy, geometry), colour))
+        confidences = own["confidence"].sort_values(ascending=False)
+        tile = draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title)
+        tiles.setdefault(title, []).append(tile)
+    if not tiles:
         raise UserError(f"{cfg.cache_dir}: none of the {split} images is there; nothing to draw")
-    return stack_rows([row for row in tiles if row])
+    return stack_rows(list(tiles.values()))
 
 
 def cached_images(cfg: Config, split: str) -> pd.DataFrame:
     """The geometry of the cached images of a split that could be decoded; index patientId."""
     index = read_index(cfg.cache_dir, cfg.size)
     return index[(index["split"] == split) & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]
-
-
-def to_cached(boxes: pd.DataFrame, geometry: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Boxes of one image in original pixels -> (n, 4) xyxy in pixels of the cached image."""
-    return original_to_cached(xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)), geometry)
 
 
 def optional(module: str) -> Any:
@@ -155,16 +151,3 @@ def optional(module: str) -> Any:
     except ModuleNotFoundError:
         package = module.split(".")[0]
         raise UserError(f"this needs {package}; run: pip install -r requirements-show.txt") from None
-
-
-def new_figure(rows: int, columns: int, title: str) -> tuple[Any, list[Any]]:
-    """A figure of the plotting library without a window, and its axes row by row."""
-    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
-    figure.suptitle(title)
-    return figure, list(np.ravel(figure.subplots(rows, columns)))
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG."""
-    with write_then_rename(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
