@@ -6,7 +6,7 @@
 from rsna.startup import run
 from rsna.core.config import Config, command
 from rsna.data.competition import read_folds
-from rsna.reporting.history import compare_with_post, draw_histories, read_histories
+from rsna.reporting.training_pictures import compare_with_post, draw_histories, read_histories
 
 
 def main(cfg: Config) -> None:

@@ -17,7 +17,6 @@ from rsna.core.files import write_json
 
 COMPETITION = "rsna-pneumonia-detection-challenge"
 SOURCE = Path(__file__).resolve().parents[2]
-METADATA_JSON = "dataset-metadata.json"
 BUNDLE_JSON = "bundle.json"
 
 # Kaggle's image is Colab's plus kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as of 2026,
@@ -33,8 +32,7 @@ PACKAGES = {
 }
 # omegaconf 2.3 needs a package that has no wheel; of the others the versions are those the run was made with
 FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
-# the image has Python 3.12, older ones 3.11; 3.13 is expected
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13")  # of older images, of today's, and what is expected
 PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
 
 # kaggle.com/docs/datasets, "Technical Specifications"; folders that are uploaded as archives count as one
@@ -95,21 +93,15 @@ def collect_wheels(target: Path, source: str) -> list[str]:
         raise UserError(f"wheels={source}: no such folder")
     target.mkdir(parents=True)
     where = ["--no-index", "--find-links", source] if source else ["--retries", "1", "--timeout", "20"]
-    complete, reasons = [], []
-    for python in PYTHONS:
-        words = [*where, "--python-version", python, *(f"--platform={name}" for name in PLATFORMS)]
-        reason = pip_download([*words, "--dest", str(target), *pins()])
-        if reason:
-            reasons.append(reason)
-        else:
-            complete.append(python)
-    if not complete:
+    words = [*where, *(f"--platform={name}" for name in PLATFORMS), "--dest", str(target), *pins()]
+    reasons = {python: pip_download([*words, "--python-version", python]) for python in PYTHONS}
+    if all(reasons.values()):
         way_out = f"wheels={source} lacks some" if source else "Is there internet? Without it, set wheels=<folder>"
         raise UserError(
-            f"no wheels for Kaggle: pip says '{reasons[0]}'. {way_out}: filled on another machine by "
+            f"no wheels for Kaggle: pip says '{reasons[PYTHONS[0]]}'. {way_out}: filled on another machine by "
             f"pip download --no-deps --only-binary=:all: {shlex.join(pins())}"
         )
-    return complete
+    return [python for python, reason in reasons.items() if not reason]
 
 
 def pip_download(words: Sequence[str]) -> str:
@@ -120,6 +112,15 @@ def pip_download(words: Sequence[str]) -> str:
         return ""
     errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
     return (errors or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+
+
+def write_files(files: dict[str, Path], folder: Path, wheels: str) -> list[str]:
+    """Put code, licence, files (name in the dataset -> path here) and wheels into a folder; see collect_wheels."""
+    shutil.copytree(SOURCE, folder / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copyfile(SOURCE.parent / "LICENSE", folder / "LICENSE")
+    link_files(files, folder)
+    check_limits(folder)
+    return collect_wheels(folder / "wheels", wheels)
 
 
 def link_files(paths: dict[str, Path], target: Path) -> None:
@@ -136,7 +137,7 @@ def link_files(paths: dict[str, Path], target: Path) -> None:
 
 
 def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -> None:
-    """dataset-metadata.json for the client, and bundle.json for the notebooks."""
+    """dataset-metadata.json for the client, and bundle.json for the notebooks. Raises UserError, see check_limits."""
     metadata = {
         "title": title_of(address_of(run)),
         "id": f"{user}/{address_of(run)}",
@@ -145,8 +146,9 @@ def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -
         "Pneumonia Detection Challenge, whose rules hold for them.",
         "licenses": [{"name": "other"}],
     }
-    write_json(metadata, folder / METADATA_JSON)
+    write_json(metadata, folder / "dataset-metadata.json")
     write_json(content, folder / BUNDLE_JSON)
+    check_limits(folder)
 
 
 def sizes(folder: Path) -> dict[str, int]:

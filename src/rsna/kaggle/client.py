@@ -20,8 +20,7 @@ SECONDS_BETWEEN_POLLS = 20.0
 # the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU
 SECONDS_FOR_DATASET = 3600.0
 SECONDS_FOR_KERNEL = 12 * 3600.0
-# more failed requests in a row than a short failure of the network explains
-MAX_UNANSWERED = 10
+MAX_UNANSWERED = 10  # more failed requests in a row than a short failure of the network explains
 ENDED_BADLY = ("error", "failed", "deleted", "cancel")
 FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
 

@@ -15,18 +15,7 @@ from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
 from rsna.core.stages import FREE_TO_USERS, STAGES
 from rsna.evaluation.scores import read_scores
-from rsna.kaggle.bundle import (
-    BUNDLE_JSON,
-    SOURCE,
-    address_of,
-    check_limits,
-    collect_wheels,
-    link_files,
-    megabytes,
-    sizes,
-    user_slug,
-    write_metadata,
-)
+from rsna.kaggle.bundle import BUNDLE_JSON, address_of, megabytes, sizes, user_slug, write_files, write_metadata
 from rsna.kaggle.client import Upload, instructions
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
@@ -116,15 +105,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 def write_dataset(bundle: Bundle, folder: Path) -> None:
     """Code, wheels, files of the run, metadata."""
     cfg = bundle.cfg
-    shutil.copytree(SOURCE, folder / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    shutil.copyfile(SOURCE.parent / "LICENSE", folder / "LICENSE")
-    link_files(bundle.files, folder)
-    check_limits(folder)
-    pythons = collect_wheels(folder / "wheels", cfg.wheels)
+    pythons = write_files(bundle.files, folder, cfg.wheels)
     submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
     content = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
     write_metadata(folder, bundle.user, cfg.name, content)
-    check_limits(folder)
 
 
 def write_kernels(bundle: Bundle, folder: Path) -> None:

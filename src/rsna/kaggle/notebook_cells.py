@@ -1,7 +1,4 @@
-"""Code of the notebooks for Kaggle, cell by cell; `$name` is filled in by notebooks.py.
-
-Not imported by the notebooks: on Kaggle these are the cells themselves, so they are short and run the commands.
-"""
+"""Code of the notebooks for Kaggle, cell by cell: short, as the commands do the work. notebooks.py fills in `$name`."""
 
 WHERE = """\
 import json, os, shutil, subprocess, sys

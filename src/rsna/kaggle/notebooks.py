@@ -13,9 +13,7 @@ from rsna.kaggle.bundle import COMPETITION, PACKAGES, address_of, megabytes, tit
 from rsna.reporting.montage import optional
 from rsna.reporting.summary import digits
 
-METADATA_JSON = "kernel-metadata.json"
-# Kaggle refuses a kernel whose source is larger than 1 megabyte ("Maximum source size exceeded")
-MAX_SOURCE_BYTES = 10**6
+MAX_SOURCE_BYTES = 10**6  # Kaggle refuses a kernel with more ("Maximum source size exceeded")
 
 
 @dataclass(frozen=True)
@@ -153,6 +151,6 @@ def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Pat
             "kernel_sources": [],
             "model_sources": [],
         },
-        folder / METADATA_JSON,
+        folder / "kernel-metadata.json",
     )
     return path

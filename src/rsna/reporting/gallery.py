@@ -23,8 +23,6 @@ KINDS = {
     "miss": "an opacity without a box, largest opacity first",
 }
 
-Tile = dict[str, Any]
-
 
 def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind: int) -> dict[str, list[str]]:
     """The patientIds of each kind, in the order in which they are shown; an image is of one kind only.
@@ -45,14 +43,14 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
     return {kind: table["id"].tolist()[:per_kind] for kind, table in chosen.items()}
 
 
-def make_tiles(data: ReportData, cache_dir: Path) -> list[Tile]:
+def make_tiles(data: ReportData, cache_dir: Path) -> list[dict[str, Any]]:
     """The chosen images as tiles; one that the cache refused is left out."""
     chosen = choose(data.scores, data.truth, data.kept, PER_KIND)
     known = ((kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index)
     return [make_tile(data, cache_dir, kind, name) for kind, name in known]
 
 
-def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> Tile:
+def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> dict[str, Any]:
     """What the page shows of an image: patient_id, kind, view, words, image (a data URI), and its boxes.
 
     Boxes are (n, 4) lists of left, top, width, height in percent of the square: true, predicted, and below (the most

@@ -55,8 +55,7 @@ def draw_tile(image: Picture, boxes: Sequence[Boxes], value: str = "", title: st
 def stack_rows(rows: Sequence[Sequence[Picture]]) -> Picture:
     """Rows of tiles as one picture, black where a row is shorter than the longest."""
     longest = max(map(len, rows))
-    black = np.zeros((TILE + CAPTION, TILE, 3), np.uint8)
-    gap = np.zeros((TILE + CAPTION, GAP, 3), np.uint8)
+    black, gap = (np.zeros((TILE + CAPTION, width, 3), np.uint8) for width in (TILE, GAP))
     padded = [[*row, *[black] * (longest - len(row))] for row in rows]
     return np.vstack([np.hstack([part for tile in row for part in (tile, gap)][:-1]) for row in padded])
 
@@ -81,15 +80,14 @@ def results_montage(cfg: Config) -> Picture:
 def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed: int) -> Rows:
     """The rows of the montage. Best and worst share the images with a true and a predicted box; random is of all."""
     scores = image_scores(truth, kept).mean(axis=1).sort_values(ascending=False, kind="stable")
-    both = set(truth["patientId"]) & set(kept["patientId"])
-    hits = [name for name in scores.index if name in both]
-    missed = sorted(set(truth["patientId"]) - set(kept["patientId"]))
+    positive, boxed = set(truth["patientId"]), set(kept["patientId"])
+    hits = [name for name in scores.index if name in positive & boxed]
     alarms = kept[~kept["patientId"].isin(truth["patientId"])].sort_values("confidence", ascending=False)
     half = min(PER_ROW, (len(hits) + 1) // 2)
     rows = {
         "best": hits[:half],
         "worst": hits[half:][::-1],
-        "missed": missed,
+        "missed": sorted(positive - boxed),
         "false alarm": alarms["patientId"].drop_duplicates().tolist(),
         "random": np.random.default_rng(seed).permutation(sorted(ids)).tolist(),
     }
@@ -108,12 +106,9 @@ def choose_submitted(table: pd.DataFrame, seed: int) -> Rows:
     """The rows of the montage."""
     top = table.dropna(subset=["confidence"]).groupby("patientId")["confidence"].max()
     order = top.sort_values(ascending=False, kind="stable").index.tolist()
-    names = np.random.default_rng(seed).permutation(table["patientId"].unique())
-    return {
-        "most confident": order[:PER_ROW],
-        "least confident": order[PER_ROW:][-PER_ROW:],
-        "random": names[:PER_ROW].tolist(),
-    }
+    most, least = order[:PER_ROW], order[PER_ROW:][-PER_ROW:]
+    random = np.random.default_rng(seed).permutation(table["patientId"].unique())[:PER_ROW].tolist()
+    return {"most confident": most, "least confident": least, "random": random}
 
 
 def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFrame, Colour]]) -> Picture:
