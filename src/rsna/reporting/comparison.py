@@ -16,7 +16,7 @@ from rsna.reporting.summary import digits
 
 
 def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A table of all scored runs, best first, and the reason of each that is left out. Raises UserError without a run."""
+    """A table of all scored runs, best first, and the reason of each one left out. Raises UserError without a run."""
     runs, refused = find_runs(cfg)
     if not runs:
         reasons = f" ({'; '.join(refused.values())})" if refused else ""
