@@ -5,16 +5,21 @@ python src/compare.py [working=...]   -> working/compare.csv
 The best is the highest score among the runs with the most images; docs/report.md explains the difference to it.
 """
 
+from pathlib import Path
+
 from rsna.startup import run
 from rsna.core.config import Config
-from rsna.reporting.comparison import print_refused, print_table, tabulate_runs, write_comparison
+from rsna.core.tables import write_table
+from rsna.reporting.comparison import print_table, tabulate_runs
 
 
 def main(cfg: Config) -> None:
     table, refused = tabulate_runs(cfg)
-    path = write_comparison(table, cfg)
+    path = Path(cfg.working) / "compare.csv"
+    write_table(table, path)
     print_table(table)
-    print_refused(refused)
+    for name, reason in refused.items():
+        print(f"NOTE: {name} is left out: {reason}")
     print(f"comparison -> {path}")
 
 

@@ -6,7 +6,7 @@
 from rsna.startup import run
 from rsna.core.config import Config
 from rsna.core.tables import write_table
-from rsna.reporting.history import draw_range_test
+from rsna.reporting.training_pictures import draw_range_test
 from rsna.training.lr_finder import find_lr
 
 

@@ -6,7 +6,7 @@
 from rsna.startup import run
 from rsna.core.config import Config
 from rsna.data.cache import write_png
-from rsna.reporting.batch_sheet import draw_batch_sheet
+from rsna.reporting.training_pictures import draw_batch_sheet
 
 
 def main(cfg: Config) -> None:

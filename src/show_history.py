@@ -6,7 +6,7 @@
 from rsna.startup import run
 from rsna.core.config import Config, command
 from rsna.data.competition import read_folds
-from rsna.reporting.history import compare_with_post, draw_histories, last_epochs, read_histories
+from rsna.reporting.training_pictures import compare_with_post, draw_histories, read_histories
 
 
 def main(cfg: Config) -> None:
@@ -14,7 +14,7 @@ def main(cfg: Config) -> None:
     path = cfg.run_dir / "history.png"
     draw_histories(histories, f"run {cfg.name}", path)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
-    print(compare_with_post(last_epochs(histories), all_negative=1 - folds["target"].mean()))
+    print(compare_with_post(histories, all_negative=1 - folds["target"].mean()))
     print(f"history -> {path}")
 
 

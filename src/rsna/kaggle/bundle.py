@@ -17,12 +17,10 @@ from rsna.core.files import write_json
 
 COMPETITION = "rsna-pneumonia-detection-challenge"
 SOURCE = Path(__file__).resolve().parents[2]
-METADATA_JSON = "dataset-metadata.json"
 BUNDLE_JSON = "bundle.json"
 
-# Kaggle's image is Colab's plus the list kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as
-# of 2026, lack the first three; older images lacked the others too, and without
-# internet nothing can be installed there. What the image has in a suitable version is left alone.
+# Kaggle's image is Colab's plus kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as of 2026,
+# lack the first three; older images lacked the others too, and without internet nothing can be installed there.
 PACKAGES = {
     "segmentation-models-pytorch": ">=0.4,<0.7",
     "python-gdcm": ">=3.0.24,<4",
@@ -34,12 +32,10 @@ PACKAGES = {
 }
 # omegaconf 2.3 needs a package that has no wheel; of the others the versions are those the run was made with
 FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
-# the image has Python 3.12, older ones 3.11; 3.13 is expected
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13")  # of older images, of today's, and what is expected
 PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
 
-# kaggle.com/docs/datasets, "Technical Specifications": 200 GB per dataset, 50 files at its top level (folders that
-# are uploaded as archives count as one)
+# kaggle.com/docs/datasets, "Technical Specifications"; folders that are uploaded as archives count as one
 MAX_DATASET_BYTES = 200 * 10**9
 MAX_TOP_LEVEL = 50
 # a dataset's address has 6 to 50 characters (the client refuses others), and so has a title
@@ -80,11 +76,6 @@ def user_slug(user: str) -> str:
     return slug
 
 
-def requirements() -> list[str]:
-    """What the kernels ask pip for; pip leaves alone what the image has already."""
-    return [name + limits for name, limits in PACKAGES.items()]
-
-
 def pins() -> list[str]:
     """The versions of the bundle's wheels: those that the run was made with. Raises UserError."""
     try:
@@ -102,21 +93,15 @@ def collect_wheels(target: Path, source: str) -> list[str]:
         raise UserError(f"wheels={source}: no such folder")
     target.mkdir(parents=True)
     where = ["--no-index", "--find-links", source] if source else ["--retries", "1", "--timeout", "20"]
-    complete, reasons = [], []
-    for python in PYTHONS:
-        words = [*where, "--python-version", python, *(f"--platform={name}" for name in PLATFORMS)]
-        reason = pip_download([*words, "--dest", str(target), *pins()])
-        if reason:
-            reasons.append(reason)
-        else:
-            complete.append(python)
-    if not complete:
+    words = [*where, *(f"--platform={name}" for name in PLATFORMS), "--dest", str(target), *pins()]
+    reasons = {python: pip_download([*words, "--python-version", python]) for python in PYTHONS}
+    if all(reasons.values()):
         way_out = f"wheels={source} lacks some" if source else "Is there internet? Without it, set wheels=<folder>"
         raise UserError(
-            f"no wheels for Kaggle: pip says '{reasons[0]}'. {way_out}: filled on another machine by "
+            f"no wheels for Kaggle: pip says '{reasons[PYTHONS[0]]}'. {way_out}: filled on another machine by "
             f"pip download --no-deps --only-binary=:all: {shlex.join(pins())}"
         )
-    return complete
+    return [python for python, reason in reasons.items() if not reason]
 
 
 def pip_download(words: Sequence[str]) -> str:
@@ -129,10 +114,13 @@ def pip_download(words: Sequence[str]) -> str:
     return (errors or done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
 
 
-def copy_code(target: Path) -> None:
-    """The commands and the package of src/ and the licence."""
-    shutil.copytree(SOURCE, target / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    shutil.copyfile(SOURCE.parent / "LICENSE", target / "LICENSE")
+def write_files(files: dict[str, Path], folder: Path, wheels: str) -> list[str]:
+    """Put code, licence, files (name in the dataset -> path here) and wheels into a folder; see collect_wheels."""
+    shutil.copytree(SOURCE, folder / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copyfile(SOURCE.parent / "LICENSE", folder / "LICENSE")
+    link_files(files, folder)
+    check_limits(folder)
+    return collect_wheels(folder / "wheels", wheels)
 
 
 def link_files(paths: dict[str, Path], target: Path) -> None:
@@ -149,29 +137,27 @@ def link_files(paths: dict[str, Path], target: Path) -> None:
 
 
 def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -> None:
-    """dataset-metadata.json for the client, and bundle.json for the notebooks."""
-    address = address_of(run)
+    """dataset-metadata.json for the client, and bundle.json for the notebooks. Raises UserError, see check_limits."""
     metadata = {
-        "title": title_of(address),
-        "id": f"{user}/{address}",
+        "title": title_of(address_of(run)),
+        "id": f"{user}/{address_of(run)}",
         "subtitle": "Code, wheels and weights of a pneumonia detector",
         "description": "Code under the MIT licence (LICENSE). The weights were trained on the images of the RSNA "
         "Pneumonia Detection Challenge, whose rules hold for them.",
         "licenses": [{"name": "other"}],
     }
-    write_json(metadata, folder / METADATA_JSON)
+    write_json(metadata, folder / "dataset-metadata.json")
     write_json(content, folder / BUNDLE_JSON)
+    check_limits(folder)
 
 
 def sizes(folder: Path) -> dict[str, int]:
     """Bytes of each file and folder at the top level of a folder, largest first."""
-    found = {entry.name: folder_bytes(entry) for entry in folder.iterdir()}
+    found = {
+        entry.name: sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())
+        for entry in folder.iterdir()
+    }
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def folder_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
-    return sum(entry.stat().st_size for entry in files)
 
 
 def check_limits(folder: Path, max_bytes: int = MAX_DATASET_BYTES) -> None:

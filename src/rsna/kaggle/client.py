@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,7 @@ SECONDS_BETWEEN_POLLS = 20.0
 # the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU
 SECONDS_FOR_DATASET = 3600.0
 SECONDS_FOR_KERNEL = 12 * 3600.0
-# more failed requests in a row than a short failure of the network explains
-MAX_UNANSWERED = 10
+MAX_UNANSWERED = 10  # more failed requests in a row than a short failure of the network explains
 ENDED_BADLY = ("error", "failed", "deleted", "cancel")
 FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
 
@@ -41,77 +40,61 @@ class Upload:
         """Folder that the kernel's submission is fetched into."""
         return self.kernel_folder.parent / "output"
 
-    def create(self) -> list[str]:
-        return ["kaggle", "datasets", "create", "-p", str(self.dataset_folder), "--dir-mode", "zip"]
-
-    def renew(self) -> list[str]:
-        words = ["kaggle", "datasets", "version", "-p", str(self.dataset_folder), "--dir-mode", "zip"]
-        return [*words, "-m", self.message]
-
-    def dataset_status(self) -> list[str]:
-        return ["kaggle", "datasets", "status", self.dataset]
-
-    def push(self) -> list[str]:
-        return push_command(self.kernel_folder)
-
-    def kernel_status(self) -> list[str]:
-        return ["kaggle", "kernels", "status", self.kernel]
-
-    def fetch(self) -> list[str]:
-        words = ["kaggle", "kernels", "output", self.kernel, "-p", str(self.output), "--force"]
-        return [*words, "--file-pattern", r"^submission\.csv$"]
-
-    def submit(self) -> list[str]:
-        return submit_command(self.output / "submission.csv", self.message)
-
-
-def push_command(folder: Path) -> list[str]:
-    return ["kaggle", "kernels", "push", "-p", str(folder)]
-
-
-def submit_command(path: Path, message: str) -> list[str]:
-    return ["kaggle", "competitions", "submit", "-c", COMPETITION, "-f", str(path), "-m", message]
+    @property
+    def commands(self) -> dict[str, list[str]]:
+        """The commands from the bundle to a score, in order."""
+        datasets, kernels = ["kaggle", "datasets"], ["kaggle", "kernels"]
+        folder = ["-p", str(self.dataset_folder), "--dir-mode", "zip"]
+        output = ["-p", str(self.output), "--force", "--file-pattern", r"^submission\.csv$"]
+        submit = ["kaggle", "competitions", "submit", "-c", COMPETITION, "-f", str(self.output / "submission.csv")]
+        return {
+            "create": [*datasets, "create", *folder],
+            "renew": [*datasets, "version", *folder, "-m", self.message],
+            "dataset status": [*datasets, "status", self.dataset],
+            "push": [*kernels, "push", "-p", str(self.kernel_folder)],
+            "kernel status": [*kernels, "status", self.kernel],
+            "fetch": [*kernels, "output", self.kernel, *output],
+            "submit": [*submit, "-m", self.message],
+        }
 
 
 def instructions(upload: Upload) -> list[str]:
     """The commands in order, as lines for a shell, each with a comment."""
-    lines = [
-        (upload.create(), "the first time; private unless you add --public"),
-        (upload.renew(), "instead, if the dataset exists already"),
-        (upload.dataset_status(), "repeat until it says ready"),
-        (upload.push(), "uploads the notebook and runs it"),
-        (upload.kernel_status(), "repeat until it says COMPLETE"),
-        (upload.fetch(), ""),
-        (upload.submit(), "a late submission is scored at once"),
-    ]
-    return [shlex.join(words) + (f"    # {why}" if why else "") for words, why in lines]
+    comments = {
+        "create": "    # the first time; private unless you add --public",
+        "renew": "    # instead, if the dataset exists already",
+        "dataset status": "    # repeat until it says ready",
+        "push": "    # uploads the notebook and runs it",
+        "kernel status": "    # repeat until it says COMPLETE",
+        "submit": "    # a late submission is scored at once",
+    }
+    return [shlex.join(words) + comments.get(name, "") for name, words in upload.commands.items()]
 
 
 def upload_and_submit(upload: Upload) -> None:
     """Run the instructions. Raises UserError at the first that fails."""
-    there, _ = ask(upload.dataset_status())
-    demand(upload.renew() if there else upload.create())
+    commands, submission = upload.commands, upload.output / "submission.csv"
+    there, _ = ask(commands["dataset status"])
+    demand(commands["renew" if there else "create"])
     # while a new version is unpacked the client reports the status of the old one for some seconds
-    wait_until(upload.dataset_status(), "ready", SECONDS_FOR_DATASET, time.sleep, first=there)
-    demand(upload.push())
-    wait_until(upload.kernel_status(), "complete", SECONDS_FOR_KERNEL, time.sleep, first=True)
-    (upload.output / "submission.csv").unlink(missing_ok=True)
-    demand(upload.fetch())
-    if not (upload.output / "submission.csv").is_file():
+    wait_until(commands["dataset status"], "ready", SECONDS_FOR_DATASET, first=there)
+    demand(commands["push"])
+    wait_until(commands["kernel status"], "complete", SECONDS_FOR_KERNEL, first=True)
+    submission.unlink(missing_ok=True)
+    demand(commands["fetch"])
+    if not submission.is_file():
         raise UserError(f"{upload.kernel} has no submission.csv among its output; see its log on kaggle.com")
-    demand(upload.submit())
+    demand(commands["submit"])
 
 
-def wait_until(
-    words: Sequence[str], wanted: str, limit: float, sleep: Callable[[float], None], first: bool = False
-) -> None:
+def wait_until(words: Sequence[str], wanted: str, limit: float, first: bool = False) -> None:
     """Poll a status until it is the wanted one; `first`: wait before the first request too.
 
     Raises UserError if the status is final, after many failed requests in a row, or after `limit` seconds.
     """
     waited, unanswered = 0.0, 0
     if first:
-        sleep(SECONDS_BETWEEN_POLLS)
+        time.sleep(SECONDS_BETWEEN_POLLS)
     while True:
         answered, output = ask(words)
         unanswered = 0 if answered else unanswered + 1
@@ -123,7 +106,7 @@ def wait_until(
             raise UserError(f"{words[-1]}: {status}; its page on kaggle.com says why")
         if waited >= limit or unanswered > MAX_UNANSWERED:
             raise UserError(f"{words[-1]}: still {status} after {waited / 3600:.1f} h; to ask: {shlex.join(words)}")
-        sleep(SECONDS_BETWEEN_POLLS)
+        time.sleep(SECONDS_BETWEEN_POLLS)
         waited += SECONDS_BETWEEN_POLLS
 
 

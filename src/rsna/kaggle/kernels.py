@@ -4,51 +4,23 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rsna.core.artifacts import is_file_of_weights, require
-from rsna.core.config import (
-    AugmentSettings,
-    CacheSettings,
-    ComputeSettings,
-    Config,
-    FoldSettings,
-    FusionSettings,
-    ModelSettings,
-    PredictSettings,
-    SeedSettings,
-    SubmissionSettings,
-    TrainSettings,
-    command,
-    parse,
-)
+from rsna.core.config import Config, command, parse
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
-from rsna.core.stages import FREE_TO_USERS
+from rsna.core.stages import FREE_TO_USERS, STAGES
 from rsna.evaluation.scores import read_scores
-from rsna.kaggle.bundle import (
-    BUNDLE_JSON,
-    address_of,
-    check_limits,
-    collect_wheels,
-    copy_code,
-    link_files,
-    megabytes,
-    sizes,
-    user_slug,
-    write_metadata,
-)
-from rsna.kaggle.client import Upload, instructions, push_command
+from rsna.kaggle.bundle import BUNDLE_JSON, address_of, megabytes, sizes, user_slug, write_files, write_metadata
+from rsna.kaggle.client import Upload, instructions
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
 
-RUN_SETTINGS = (
-    *(FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings, TrainSettings, AugmentSettings),
-    *(PredictSettings, FusionSettings, SubmissionSettings),
-)
+RUN_SETTINGS = [kind for name in ("train", "predict", "ensemble", "make_submission") for kind in STAGES[name].settings]
 
 
 @dataclass(frozen=True)
@@ -133,14 +105,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 def write_dataset(bundle: Bundle, folder: Path) -> None:
     """Code, wheels, files of the run, metadata."""
     cfg = bundle.cfg
-    copy_code(folder)
-    link_files(bundle.files, folder)
-    check_limits(folder)
-    pythons = collect_wheels(folder / "wheels", cfg.wheels)
+    pythons = write_files(bundle.files, folder, cfg.wheels)
     submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
     content = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
     write_metadata(folder, bundle.user, cfg.name, content)
-    check_limits(folder)
 
 
 def write_kernels(bundle: Bundle, folder: Path) -> None:
@@ -193,5 +161,5 @@ def print_commands(bundle: Bundle) -> None:
         print(f"run {bundle.cfg.name} is not trained: the training kernel trains it and ends with a submission")
     print("\n".join(instructions(bundle.upload)))
     if bundle.trained:
-        push = shlex.join(push_command(bundle.folder / "training"))
-        print(f"to train on Kaggle instead of here, push this notebook in place of the one above: {push}")
+        push = replace(bundle.upload, kernel_folder=bundle.folder / "training").commands["push"]
+        print(f"to train on Kaggle instead of here, push this notebook in place of the one above: {shlex.join(push)}")

@@ -1,9 +1,5 @@
-"""Code of the notebooks for Kaggle, cell by cell; `$name` is filled in by notebooks.py.
+"""Code of the notebooks for Kaggle, cell by cell: short, as the commands do the work. notebooks.py fills in `$name`."""
 
-Not imported by the notebooks: on Kaggle these are the cells themselves, so they are short and run the commands.
-"""
-
-WHERE_TITLE = "\n\n## Where things are"
 WHERE = """\
 import json, os, shutil, subprocess, sys
 from pathlib import Path

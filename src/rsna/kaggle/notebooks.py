@@ -8,25 +8,12 @@ from typing import Any
 
 from rsna.core.errors import UserError
 from rsna.core.files import write_json, write_then_rename
-from rsna.kaggle.bundle import COMPETITION, address_of, megabytes, requirements, title_of
-from rsna.kaggle.notebook_cells import (
-    COMPARE,
-    FINISH,
-    HISTORY,
-    KEEP,
-    LAY_OUT,
-    PACKAGES,
-    PICTURES,
-    SETTINGS,
-    START,
-    WHERE,
-    WHERE_TITLE,
-)
+from rsna.kaggle import notebook_cells as code
+from rsna.kaggle.bundle import COMPETITION, PACKAGES, address_of, megabytes, title_of
 from rsna.reporting.montage import optional
+from rsna.reporting.summary import digits
 
-METADATA_JSON = "kernel-metadata.json"
-# Kaggle refuses a kernel whose source is larger than 1 megabyte ("Maximum source size exceeded")
-MAX_SOURCE_BYTES = 10**6
+MAX_SOURCE_BYTES = 10**6  # Kaggle refuses a kernel with more ("Maximum source size exceeded")
 
 
 @dataclass(frozen=True)
@@ -47,14 +34,11 @@ def inference_notebook(kernel: Kernel) -> Any:
         kernel,
         f"# Pneumonia detection: a submission from run `{kernel.run}`\n\n"
         "Reads the competition's test images and the trained folds of the attached dataset; writes `submission.csv`. "
-        "It needs a GPU and no internet.\n\n" + score_table(kernel.scores) + WHERE_TITLE,
-        WHERE,
-        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a suitable version stays.",
-        PACKAGES,
+        "It needs a GPU and no internet.\n\n" + score_table(kernel.scores),
         "## Settings\n\nThose of training, prediction and threshold.",
-        SETTINGS,
+        code.SETTINGS,
         "## The trained folds\n\nLinked to where the commands look for them; the dataset itself is read-only.",
-        LAY_OUT,
+        code.LAY_OUT,
         "## From DICOM to pixels, test images only",
         'run("cache_images", "only_test=true")',
         "## Prediction\n\nEach fold predicts each test image in all views.",
@@ -63,13 +47,13 @@ def inference_notebook(kernel: Kernel) -> Any:
         "out-of-fold predictions in the dataset, which are scored again here.",
         'run("ensemble")\nrun("evaluate")\nrun("make_submission")',
         "## The file to submit",
-        FINISH,
+        code.FINISH,
         "On the same kind of device this is the file that was made at home. GPU and CPU round differently (mixed "
         "precision, order of sums): then confidences can differ in the third digit and boxes by about a pixel.",
-        COMPARE,
+        code.COMPARE,
         "## Predictions on test images\n\nThe most and the least confident, and some at random; yellow: predicted "
         "boxes and their confidences.",
-        PICTURES,
+        code.PICTURES,
     )
 
 
@@ -81,42 +65,41 @@ def training_notebook(kernel: Kernel) -> Any:
         "Trains the folds on the competition's images and ends with a submission. It needs a GPU"
         + (", and internet for the pretrained weights.\n\n" if kernel.internet else " and no internet.\n\n")
         + "A session ends after 12 hours, and a fold that is not finished by then is lost: train fewer folds at a time "
-        "if they do not fit (`fold=0..1` in the settings)." + WHERE_TITLE,
-        WHERE,
-        "## Packages\n\nWhat Kaggle's image lacks comes from the dataset. What it has in a suitable version stays.",
-        PACKAGES,
+        "if they do not fit (`fold=0..1` in the settings).",
         "## Settings",
-        SETTINGS
+        code.SETTINGS
         + ("\nSETTINGS += [f\"weights={part('weights') / " + repr(kernel.weights) + '}"]') * bool(kernel.weights),
         "## Folds and image cache",
-        START,
+        code.START,
         "## Training\n\nEach line is an epoch: losses, and scores on the fold's validation images.",
         'run("train")',
         "## Prediction, ensemble, scores, submission",
         'for name in ("predict", "ensemble", "evaluate", "make_submission", "summary"):\n    run(name)',
         "## The file to submit",
-        FINISH,
+        code.FINISH,
         "## What to keep\n\nDownload `run/` from the output into your workspace; the commands there continue from it.",
-        KEEP,
+        code.KEEP,
         "## History and predictions\n\nLosses and scores over the epochs; then true (green) and "
         "out-of-fold predicted (yellow) boxes.",
-        HISTORY,
+        code.HISTORY,
     )
 
 
-def notebook(kernel: Kernel, *texts: str) -> Any:
-    """Text and code in turn as a notebook; the same texts give the same bytes."""
+def notebook(kernel: Kernel, introduction: str, *texts: str) -> Any:
+    """Text and code in turn as a notebook, after the cells that both begin with; the same texts give the same bytes."""
+    packages = "What Kaggle's image lacks comes from the dataset. What it has in a suitable version stays."
+    first = (f"{introduction}\n\n## Where things are", code.WHERE, f"## Packages\n\n{packages}", code.PACKAGES)
     names = {
         "competition": COMPETITION,
         "address": address_of(kernel.run),
         "user": kernel.user,
         "run": kernel.run,
-        "packages": as_list(requirements()),
+        "packages": as_list([name + limits for name, limits in PACKAGES.items()]),
         "words": as_list(kernel.words),
     }
     v4 = optional("nbformat.v4")
     cells = []
-    for number, text in enumerate(texts):
+    for number, text in enumerate(first + texts):
         make = v4.new_code_cell if number % 2 else v4.new_markdown_cell
         cells.append(make(Template(text).substitute(names) if number % 2 else text, id=f"cell-{number}"))
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -133,25 +116,12 @@ def score_table(scores: dict[str, Any] | None) -> str:
     if not scores:
         return ""
     low, high = scores["interval"]
-    rows = [
-        f"| {fold['fold']} | {fold['images']} | "
-        + " | ".join(in_digits(fold[key]) for key in ("AUC", "IoU", "mAP"))
-        + " |"
-        for fold in scores["per_fold"]
-    ]
-    return "\n".join(
-        [
-            f"Out of fold: mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}.",
-            "",
-            "| fold | images | AUC | IoU | mAP |",
-            "|---|---|---|---|---|",
-            *rows,
-        ]
-    )
-
-
-def in_digits(score: float | None) -> str:
-    return "-" if score is None else f"{score:.4f}"
+    lines = [f"Out of fold: mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}.", ""]
+    lines += ["| fold | images | AUC | IoU | mAP |", "|---|---|---|---|---|"]
+    for fold in scores["per_fold"]:
+        figures = " | ".join(digits(fold[key], ".4f") for key in ("AUC", "IoU", "mAP"))
+        lines.append(f"| {fold['fold']} | {fold['images']} | {figures} |")
+    return "\n".join(lines)
 
 
 def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Path:
@@ -181,6 +151,6 @@ def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Pat
             "kernel_sources": [],
             "model_sources": [],
         },
-        folder / METADATA_JSON,
+        folder / "kernel-metadata.json",
     )
     return path

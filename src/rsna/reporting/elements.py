@@ -9,7 +9,7 @@ import pandas as pd
 from rsna.data.competition import CLASSES
 from rsna.evaluation.error_analysis import top_confidences
 from rsna.evaluation.metric import image_scores
-from rsna.evaluation.runs import Run
+from rsna.evaluation.runs import Resampling, Run
 from rsna.evaluation.subgroups import groups_of_images, one_of
 
 
@@ -22,8 +22,8 @@ class Plot:
     svg: str
     how: str  # how to read it
     alt: str  # text alternative
-    source: str  # file that holds the numbers
-    command: str  # what writes that file
+    source: str = "oof.csv"  # file that holds the numbers
+    writer: str = "ensemble"  # the command that writes that file
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class ReportData:
     size: int  # px, side of the cached images
     sweep: pd.DataFrame  # threshold.csv
     histories: dict[int, pd.DataFrame]  # fold -> history.csv
+    resampling: Resampling
     command: Callable[[str], str]  # name of a command -> what to type
-    n_resamples: int
-    seed: int
 
     @cached_property
     def kept(self) -> pd.DataFrame:
@@ -79,8 +78,3 @@ class ReportData:
     @cached_property
     def groups(self) -> pd.DataFrame:
         return groups_of_images(self.folds, self.truth, self.geometry, self.size)
-
-
-def digits(value: float | None, form: str = ".3f") -> str:
-    """A number for a table; a dash where there is none."""
-    return "-" if value is None or pd.isna(value) else format(value, form)

@@ -7,43 +7,36 @@ from rsna.data.competition import CLASSES
 from rsna.evaluation import error_analysis as analysis
 from rsna.evaluation.subgroups import scores_by_group, to_relative
 from rsna.reporting import figures
-from rsna.reporting.elements import Plot, ReportData, Table, digits
+from rsna.reporting.elements import Plot, ReportData, Table
+from rsna.reporting.summary import digits
 
-GROUP_TITLES = {
-    "view": "View position",
-    "sex": "Sex",
-    "age": "Age, years",
-    "box size": "Largest true box",
-    "side": "Side of true boxes",
-}
+GROUP_TITLES = {"view": "View position", "sex": "Sex", "age": "Age, years"}
+GROUP_TITLES |= {"box size": "Largest true box", "side": "Side of true boxes"}
 
 
 def losses(data: ReportData) -> tuple[Plot, Table]:
     """Where score is lost, by kind of error; the parts add up to 1 - mAP."""
     parts, images = analysis.loss_parts(data.truth, data.kept, data.classes.astype(object))
     scored = data.by_iou.mean().to_numpy(dtype=float)
-    lost = {part: float(parts.loc[part].to_numpy().mean()) for part in analysis.PARTS}
-    total = sum(lost.values())
-    fractions = {part: value / total if total else 0.0 for part, value in lost.items()}
+    lost = parts.mean(axis=1)
+    total = lost.sum(skipna=False)
+    fractions = lost / total if total else lost
     # rows by class: only those that apply, where all or none of the classes are known
     superfluous = "unknown" if data.classes.isin(CLASSES).any() else "Normal"
     named = [part for part in analysis.PARTS if images[part] or superfluous not in part]
     rows = [
-        [part, str(images[part]), digits(lost[part], ".4f"), digits(fractions[part], ".1%"), analysis.PARTS[part]]
+        [part, str(images[part]), digits(lost[part]), digits(fractions[part], ".1%"), analysis.PARTS[part]]
         for part in named
     ]
-    every = digits(sum(fractions.values()), ".1%")
-    rows.append(["total", str(len(data.scores)), digits(total, ".4f"), every, "1 - mAP"])
+    rows.append(["total", str(len(data.scores)), digits(total), digits(fractions.sum(), ".1%"), "1 - mAP"])
     words = ", ".join(f"{part} {lost[part]:.3f}" for part in named)
     plot = Plot(
-        name="losses",
-        title="Score, and losses by kind of error",
-        svg=figures.draw_parts("losses", parts, scored),
+        "losses",
+        "Score, and losses by kind of error",
+        figures.draw_parts("losses", parts, scored),
         how="Each bar is one IoU threshold of the metric and adds up to 1; mAP is the mean height of the lowest part. "
         "What grows to the right are boxes near the truth that do not overlap enough.",
         alt=f"Of the score that is possible, {scored.mean():.3f} is reached. Lost to: {words}.",
-        source="oof.csv",
-        command=data.command("ensemble"),
     )
     header = ["error", "images", "lost mAP", "fraction of the loss", "meaning"]
     return plot, Table("Mean over the images that count and the eight IoU thresholds", header, rows)
@@ -51,8 +44,7 @@ def losses(data: ReportData) -> tuple[Plot, Table]:
 
 def confidence(data: ReportData) -> list[Plot]:
     """Calibration, ROC, and the overlaps of the boxes; those for which there is data."""
-    plots = (calibration_plot(data), roc_plot(data), overlap_plot(data))
-    return [plot for plot in plots if plot]
+    return [plot for plot in (calibration_plot(data), roc_plot(data), overlap_plot(data)) if plot]
 
 
 def calibration_plot(data: ReportData) -> Plot:
@@ -60,9 +52,9 @@ def calibration_plot(data: ReportData) -> Plot:
     bins = analysis.calibration(data.top, positive)
     error, brier = analysis.calibration_error(bins), analysis.brier(data.top, positive)
     return Plot(
-        name="calibration",
-        title="Calibration",
-        svg=figures.draw_calibration("calibration", bins),
+        "calibration",
+        "Calibration",
+        figures.draw_calibration("calibration", bins),
         how="Each point is a tenth of the images. On the dotted line a confidence of 0.7 means that 7 in 10 have "
         "an opacity; below it the network is overconfident. Bars: 95 % intervals. The metric depends on the order "
         "only.",
@@ -70,8 +62,6 @@ def calibration_plot(data: ReportData) -> Plot:
         f"{figures.series_words(bins['confidence'].tolist(), 2)}; "
         f"fraction with an opacity {figures.series_words(bins['share'].tolist(), 2)}. "
         f"Expected calibration error {error:.3f}, Brier score {brier:.3f}.",
-        source="oof.csv",
-        command=data.command("ensemble"),
     )
 
 
@@ -81,15 +71,13 @@ def roc_plot(data: ReportData) -> Plot | None:
     if curve.empty:
         return None
     return Plot(
-        name="roc",
-        title="ROC: opacity or not",
-        svg=figures.draw_roc("roc", curve, at),
+        "roc",
+        "ROC: opacity or not",
+        figures.draw_roc("roc", curve, at),
         how="The further to the upper left, the better confidence separates opacity from none. The point is the "
         "threshold. View position alone reaches an area of 0.71 on the challenge's images.",
         alt=f"ROC curve with an area of {data.run.scores['AUC']:.3f}. At the threshold {at[1]:.1%} of the "
         f"opacities get a box, and {at[0]:.1%} of the other images.",
-        source="oof.csv",
-        command=data.command("ensemble"),
     )
 
 
@@ -99,54 +87,39 @@ def overlap_plot(data: ReportData) -> Plot | None:
     if not len(iou):
         return None
     return Plot(
-        name="overlaps",
-        title="Overlap of boxes with the truth",
-        svg=figures.draw_overlaps("overlaps", iou),
+        "overlaps",
+        "Overlap of boxes with the truth",
+        figures.draw_overlaps("overlaps", iou),
         how="Every box above the threshold on an image with an opacity, and its IoU with the true box that it "
         "overlaps most. The metric's thresholds are shaded: right of it a box always counts, left of it never.",
         alt=f"{len(iou)} boxes: median IoU {np.median(iou):.3f}; {np.mean(iou > 0.4):.1%} above 0.40, "
         f"{np.mean(iou > 0.75):.1%} above 0.75.",
-        source="oof.csv",
-        command=data.command("ensemble"),
     )
 
 
 def groups(data: ReportData) -> tuple[Plot, Table]:
     """Scores by view position, sex, age, box size and side."""
-    images = pd.DataFrame(
-        {
-            "score": data.scores.reindex(data.folds.index),
-            "top": data.top,
-            "positive": data.positive,
-            "with_box": data.folds.index.isin(data.kept["patientId"]),
-            "person": data.folds["group"].astype(str),
-        }
-    )
-    table = scores_by_group(data.groups.rename(columns=GROUP_TITLES), images, data.n_resamples, data.seed)
-    rows = [
-        [
-            f"{row['group']}: {row['value']}",
-            str(row["images"]),
-            str(row["positives"]),
-            digits(row["with_box"], ".1%"),
-            digits(row["AUC"]),
-            digits(row["mAP"]),
-            f"{digits(row['low'])} to {digits(row['high'])}" if not pd.isna(row["low"]) else "-",
-        ]
-        for row in table.to_dict("records")
-    ]
-    scored = table.dropna(subset=["mAP"])
+    resampling, ids = data.resampling, data.folds.index
+    columns = {"score": data.scores, "top": data.top, "positive": data.positive, "person": resampling.people}
+    images = pd.DataFrame(columns, index=ids).assign(with_box=ids.isin(data.kept["patientId"]))
+    named = data.groups.rename(columns=GROUP_TITLES)
+    table = scores_by_group(named, images, resampling.n_resamples, resampling.seed)
+    rows = []
+    for row in table.to_dict("records"):
+        counts = [str(row["images"]), str(row["positives"]), digits(row["with_box"], ".1%")]
+        between = "-" if pd.isna(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}"
+        scores = [digits(row["AUC"], ".3f"), digits(row["mAP"], ".3f"), between]
+        rows.append([f"{row['group']}: {row['value']}", *counts, *scores])
+    scored = table.dropna(subset=["mAP"]).to_dict("records")
+    words = [f"{row['group']} {row['value']} {row['mAP']:.3f}" for row in scored]
     plot = Plot(
-        name="groups",
-        title="mAP by group of images",
-        svg=figures.draw_groups("groups", table, data.run.scores["mAP"]),
+        "groups",
+        "mAP by group of images",
+        figures.draw_groups("groups", table, data.run.scores["mAP"]),
         how="Points are scores, lines 95 % intervals over patients, in brackets the number of images; the dashed line "
         "is the score of all. Groups by box contain images with an opacity only, so no false alarms.",
-        alt="mAP by group: "
-        + "; ".join(f"{row['group']} {row['value']} {row['mAP']:.3f}" for row in scored.to_dict("records"))
-        + ".",
+        alt="mAP by group: " + "; ".join(words) + ".",
         source="oof.csv and folds.csv",
-        command=data.command("ensemble"),
     )
     header = ["group", "images", "with opacity", "get a box", "AUC", "mAP", "95 % interval"]
     return plot, Table("The same as numbers; the score of a small group is uncertain", header, rows)
@@ -154,21 +127,15 @@ def groups(data: ReportData) -> tuple[Plot, Table]:
 
 def coverage(data: ReportData) -> Plot:
     """Where true and predicted boxes lie."""
-    boxes = [to_relative(table, data.geometry, data.size) for table in (data.truth, data.kept)]
-    maps = [analysis.coverage(table) for table in boxes]
-    words = [
-        f"{len(table)} {kind} boxes{centre_words(table)}"
-        for table, kind in zip(boxes, ("true", "predicted"), strict=True)
-    ]
+    true, predicted = (to_relative(table, data.geometry, data.size) for table in (data.truth, data.kept))
     return Plot(
-        name="coverage",
-        title="Where boxes lie",
-        svg=figures.draw_coverage("coverage", *maps),
+        "coverage",
+        "Where boxes lie",
+        figures.draw_coverage("coverage", analysis.coverage(true), analysis.coverage(predicted)),
         how="The brighter a pixel, the more boxes cover it; both maps share one scale. The patient's right is on the "
         "left. Where the truth is bright and the predictions are not, opacities are missed systematically.",
-        alt=f"Two maps of the image: {'; '.join(words)}.",
-        source="oof.csv",
-        command=data.command("ensemble"),
+        alt=f"Two maps of the image: {len(true)} true boxes{centre_words(true)}; "
+        f"{len(predicted)} predicted boxes{centre_words(predicted)}.",
     )
 
 

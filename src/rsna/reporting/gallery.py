@@ -1,8 +1,8 @@
 """The report's gallery: which images are shown, and what a page needs to draw their boxes."""
 
 import base64
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,30 +17,14 @@ PER_KIND = 12
 LARGEST_SIDE = 512  # px; with PER_KIND it decides the size of a page: about 40 kB an image
 JPEG_QUALITY = 82
 KINDS = {
-    "best": "best: an opacity that was boxed, highest score first",
-    "worst": "worst: an opacity with a box that scores low, lowest score first",
-    "false alarm": "false alarm: a box on an image without an opacity, most confident first",
-    "miss": "miss: an opacity without a box, largest opacity first",
+    "best": "an opacity that was boxed, highest score first",
+    "worst": "an opacity with a box that scores low, lowest score first",
+    "false alarm": "a box on an image without an opacity, most confident first",
+    "miss": "an opacity without a box, largest opacity first",
 }
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One image of the gallery. Boxes are (n, 4) lists of left, top, width, height in percent of the square."""
-
-    patient_id: str
-    kind: str
-    view: str  # AP, PA
-    words: str
-    image: str  # data URI
-    true: list[list[float]]
-    predicted: list[list[float]]
-    below: list[list[float]]  # the most confident box below the threshold, where none is above
-
-
-def choose(
-    scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind: int = PER_KIND
-) -> dict[str, list[str]]:
+def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind: int) -> dict[str, list[str]]:
     """The patientIds of each kind, in the order in which they are shown; an image is of one kind only.
 
     scores: image scores by patientId, of the images that count.
@@ -59,31 +43,32 @@ def choose(
     return {kind: table["id"].tolist()[:per_kind] for kind, table in chosen.items()}
 
 
-def make_tiles(data: ReportData, cache_dir: Path) -> list[Tile]:
+def make_tiles(data: ReportData, cache_dir: Path) -> list[dict[str, Any]]:
     """The chosen images as tiles; one that the cache refused is left out."""
-    chosen = choose(data.scores, data.truth, data.kept)
-    return [
-        make_tile(data, cache_dir, kind, name)
-        for kind, ids in chosen.items()
-        for name in ids
-        if name in data.geometry.index
-    ]
+    chosen = choose(data.scores, data.truth, data.kept, PER_KIND)
+    known = ((kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index)
+    return [make_tile(data, cache_dir, kind, name) for kind, name in known]
 
 
-def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> Tile:
+def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> dict[str, Any]:
+    """What the page shows of an image: patient_id, kind, view, words, image (a data URI), and its boxes.
+
+    Boxes are (n, 4) lists of left, top, width, height in percent of the square: true, predicted, and below (the most
+    confident one below the threshold, where none is above).
+    """
     tables = {"true": data.truth, "predicted": data.kept, "below": data.run.predictions}
     own = {key: table[table["patientId"] == name] for key, table in tables.items()}
     weak = own["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
     own["below"] = weak if own["predicted"].empty else weak.iloc[:0]
     view = str(data.groups.loc[name, "view"])
-    return Tile(
-        patient_id=name,
-        kind=kind,
-        view=view,
-        words=describe(float(data.scores[name]), str(data.classes[name]), view, own),
-        image=data_uri(read_png(cache_dir / "train" / f"{name}.png", data.size)),
+    return {
+        "patient_id": name,
+        "kind": kind,
+        "view": view,
+        "words": describe(float(data.scores[name]), str(data.classes[name]), view, own),
+        "image": data_uri(read_png(cache_dir / "train" / f"{name}.png", data.size)),
         **{key: percent(to_relative(table, data.geometry, data.size)) for key, table in own.items()},
-    )
+    }
 
 
 def percent(boxes_xyxy: NDArray[np.float64]) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Montages: rows of small images with boxes and captions; and the plots of the show commands."""
+"""Montages: rows of small images with boxes and captions."""
 
 import importlib
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -56,8 +55,7 @@ def draw_tile(image: Picture, boxes: Sequence[Boxes], value: str = "", title: st
 def stack_rows(rows: Sequence[Sequence[Picture]]) -> Picture:
     """Rows of tiles as one picture, black where a row is shorter than the longest."""
     longest = max(map(len, rows))
-    black = np.zeros((TILE + CAPTION, TILE, 3), np.uint8)
-    gap = np.zeros((TILE + CAPTION, GAP, 3), np.uint8)
+    black, gap = (np.zeros((TILE + CAPTION, width, 3), np.uint8) for width in (TILE, GAP))
     padded = [[*row, *[black] * (longest - len(row))] for row in rows]
     return np.vstack([np.hstack([part for tile in row for part in (tile, gap)][:-1]) for row in padded])
 
@@ -82,15 +80,14 @@ def results_montage(cfg: Config) -> Picture:
 def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed: int) -> Rows:
     """The rows of the montage. Best and worst share the images with a true and a predicted box; random is of all."""
     scores = image_scores(truth, kept).mean(axis=1).sort_values(ascending=False, kind="stable")
-    both = set(truth["patientId"]) & set(kept["patientId"])
-    hits = [name for name in scores.index if name in both]
-    missed = sorted(set(truth["patientId"]) - set(kept["patientId"]))
+    positive, boxed = set(truth["patientId"]), set(kept["patientId"])
+    hits = [name for name in scores.index if name in positive & boxed]
     alarms = kept[~kept["patientId"].isin(truth["patientId"])].sort_values("confidence", ascending=False)
     half = min(PER_ROW, (len(hits) + 1) // 2)
     rows = {
         "best": hits[:half],
         "worst": hits[half:][::-1],
-        "missed": missed,
+        "missed": sorted(positive - boxed),
         "false alarm": alarms["patientId"].drop_duplicates().tolist(),
         "random": np.random.default_rng(seed).permutation(sorted(ids)).tolist(),
     }
@@ -109,12 +106,9 @@ def choose_submitted(table: pd.DataFrame, seed: int) -> Rows:
     """The rows of the montage."""
     top = table.dropna(subset=["confidence"]).groupby("patientId")["confidence"].max()
     order = top.sort_values(ascending=False, kind="stable").index.tolist()
-    names = np.random.default_rng(seed).permutation(table["patientId"].unique())
-    return {
-        "most confident": order[:PER_ROW],
-        "least confident": order[PER_ROW:][-PER_ROW:],
-        "random": names[:PER_ROW].tolist(),
-    }
+    most, least = order[:PER_ROW], order[PER_ROW:][-PER_ROW:]
+    random = np.random.default_rng(seed).permutation(table["patientId"].unique())[:PER_ROW].tolist()
+    return {"most confident": most, "least confident": least, "random": random}
 
 
 def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFrame, Colour]]) -> Picture:
@@ -123,29 +117,26 @@ def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFra
     Images that the cache refused are left out. Raises UserError if none is left.
     """
     known = cached_images(cfg, split)
-    tiles: list[list[Picture]] = []
-    for title, names in rows.items():
-        tiles.append([])
-        for name in (name for name in names if name in known.index):
-            image = read_png(cfg.cache_dir / split / f"{name}.png", cfg.size)
-            own = [(table[table["patientId"] == name], colour) for table, colour in tables]
-            boxes = [(to_cached(table, known.loc[name].to_numpy(dtype=float)), colour) for table, colour in own]
-            confidences = own[-1][0]["confidence"].sort_values(ascending=False)
-            tiles[-1].append(draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title))
-    if not any(tiles):
+    tiles: dict[str, list[Picture]] = {}
+    for title, name in ((title, name) for title, names in rows.items() for name in names if name in known.index):
+        image = read_png(cfg.cache_dir / split / f"{name}.png", cfg.size)
+        geometry, boxes = known.loc[name].to_numpy(dtype=float), []
+        for table, colour in tables:
+            own = table[table["patientId"] == name]
+            boxes_xyxy = xywh_to_xyxy(own[BOX_COLUMNS].to_numpy(dtype=float))
+            boxes.append((original_to_cached(boxes_xyxy, geometry), colour))
+        confidences = own["confidence"].sort_values(ascending=False)
+        tile = draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title)
+        tiles.setdefault(title, []).append(tile)
+    if not tiles:
         raise UserError(f"{cfg.cache_dir}: none of the {split} images is there; nothing to draw")
-    return stack_rows([row for row in tiles if row])
+    return stack_rows(list(tiles.values()))
 
 
 def cached_images(cfg: Config, split: str) -> pd.DataFrame:
     """The geometry of the cached images of a split that could be decoded; index patientId."""
     index = read_index(cfg.cache_dir, cfg.size)
     return index[(index["split"] == split) & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]
-
-
-def to_cached(boxes: pd.DataFrame, geometry: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Boxes of one image in original pixels -> (n, 4) xyxy in pixels of the cached image."""
-    return original_to_cached(xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)), geometry)
 
 
 def optional(module: str) -> Any:
@@ -155,16 +146,3 @@ def optional(module: str) -> Any:
     except ModuleNotFoundError:
         package = module.split(".")[0]
         raise UserError(f"this needs {package}; run: pip install -r requirements-show.txt") from None
-
-
-def new_figure(rows: int, columns: int, title: str) -> tuple[Any, list[Any]]:
-    """A figure of the plotting library without a window, and its axes row by row."""
-    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
-    figure.suptitle(title)
-    return figure, list(np.ravel(figure.subplots(rows, columns)))
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG."""
-    with write_then_rename(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)

@@ -1,12 +1,14 @@
 """The report's sections on threshold, training and folds, from the files of a finished run."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from rsna.reporting import figures
-from rsna.reporting.elements import Plot, ReportData, Table, digits
+from rsna.reporting.elements import Plot, ReportData, Table
+from rsna.reporting.summary import digits
 
 
 class Curve(NamedTuple):
@@ -14,91 +16,77 @@ class Curve(NamedTuple):
 
     name: str
     title: str
-    columns: dict[str, str]  # column of history.csv -> its name in the legend
+    column: str  # of history.csv; for a loss without train_ and valid_
     label: str  # of the axis
     how: str  # how to read it
 
 
-CURVES = (
-    Curve(
-        "loss",
-        "Loss",
-        {"train_loss": "training", "valid_loss": "validation"},
-        "loss",
-        "Where validation (dashed) rises while training falls, the network overfits.",
-    ),
-    Curve(
-        "auc",
-        "AUC",
-        {"AUC": ""},
-        "AUC",
-        "How well confidence separates opacity from none: 1 is perfect, 0.5 is chance.",
-    ),
-    Curve("iou", "IoU", {"IoU": ""}, "mean IoU on positives", "Overlap of the best box with the largest true one."),
+LOSS = Curve(
+    "loss", "Loss", "loss", "loss", "Where validation (dashed) rises while training falls, the network overfits."
+)
+SCORES = (
+    Curve("auc", "AUC", "AUC", "AUC", "How well confidence separates opacity from none: 1 is perfect, 0.5 is chance."),
+    Curve("iou", "IoU", "IoU", "mean IoU on positives", "Overlap of the best box with the largest true one."),
     Curve(
         "map",
         "mAP while training",
-        {"mAP": ""},
+        "mAP",
         "mAP",
         "Each epoch is scored without test-time augmentation at its own best threshold: not the score at the top.",
     ),
 )
+HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", *(curve.column for curve in SCORES)]
 
 
 def training(data: ReportData) -> list[Plot]:
     """Losses, their parts, and scores over the epochs, a line for each fold."""
     if not data.histories:
         return []
-    loss, *scores = CURVES
-    return [training_plot(data, curve) for curve in (loss, *part_curves(data.histories), *scores)]
+    losses = [LOSS, *part_curves(data.histories)]
+    plots = [training_plot(data, curve, {"train_": "training", "valid_": "validation"}) for curve in losses]
+    return plots + [training_plot(data, curve, {"": ""}) for curve in SCORES]
 
 
-def part_curves(histories: dict[int, pd.DataFrame]) -> list[Curve]:
+def part_curves(histories: Mapping[int, pd.DataFrame]) -> list[Curve]:
     """A curve for each named part of the loss that all folds recorded; which there are depends on the model."""
-    columns = [set(history.columns) for history in histories.values()]
-    first = next(iter(histories.values()))
-    parts = [
-        name.removeprefix("train_") for name in first.columns if name.startswith("train_") and name != "train_loss"
-    ]
-    shared = [part for part in parts if all({f"train_{part}", f"valid_{part}"} <= names for names in columns)]
+    first, *others = map(loss_parts, histories.values())
+    shared = [part for part in first if all(part in other for other in others)]
     return [
-        Curve(
-            f"part{number}",
-            f"Loss: {part}",
-            {f"train_{part}": "training", f"valid_{part}": "validation"},
-            part,
-            f"The part of the loss that the model calls {part}.",
-        )
+        Curve(f"part{number}", f"Loss: {part}", part, part, f"The part of the loss that the model calls {part}.")
         for number, part in enumerate(shared, 1)
     ]
 
 
-def training_plot(data: ReportData, curve: Curve) -> Plot:
-    last = list(curve.columns)[-1]
+def loss_parts(history: pd.DataFrame) -> list[str]:
+    """The names of the parts of a model's loss: those with both a train_ and a valid_ column."""
+    names = [column.removeprefix("train_") for column in history.columns if column.startswith("train_")]
+    return [name for name in names if f"valid_{name}" in history.columns and name != "loss"]
+
+
+def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot:
+    """sides: prefix of the curve's column -> its name in the legend."""
+    columns = {prefix + curve.column: legend for prefix, legend in sides.items()}
+    last = list(columns)[-1]
     ends = [float(history[last].iloc[-1]) for history in data.histories.values()]
     n_epochs = max(map(len, data.histories.values()))
     return Plot(
-        name=curve.name,
-        title=curve.title,
-        svg=figures.draw_history(curve.name, data.histories, curve.columns, curve.label),
-        how=curve.how,
+        curve.name,
+        curve.title,
+        figures.draw_history(curve.name, data.histories, columns, curve.label),
+        curve.how,
         alt=f"{curve.title} over {n_epochs} epochs, for each of {len(ends)} folds. {last} after the last epoch: "
         f"{figures.series_words(ends)}.",
         source="fold*/history.csv",
-        command=data.command("train"),
+        writer="train",
     )
 
 
 def fold_table(data: ReportData) -> Table:
     """The line of each fold."""
-    rows = [
-        [
-            f"fold {fold['fold']}",
-            *(str(fold[key]) for key in ("images", "positives")),
-            *(digits(fold[key], ".4f") for key in ("AUC", "IoU", "mAP")),
-        ]
-        for fold in data.run.scores["per_fold"]
-    ]
+    rows = []
+    for fold in data.run.scores["per_fold"]:
+        scores = [digits(fold[key]) for key in ("AUC", "IoU", "mAP")]
+        rows.append([f"fold {fold['fold']}", str(fold["images"]), str(fold["positives"]), *scores])
     header = ["", "images", "with opacity", "AUC", "IoU", "mAP"]
     return Table("Each fold, out of fold, at the threshold that all share", header, rows)
 
@@ -108,15 +96,15 @@ def threshold(data: ReportData) -> Plot:
     chosen, score = data.run.scores["threshold"], data.run.scores["mAP"]
     near = plateau(data.sweep)
     return Plot(
-        name="threshold",
-        title="mAP against the threshold",
-        svg=figures.draw_threshold("threshold", data.sweep, chosen, score),
+        "threshold",
+        "mAP against the threshold",
+        figures.draw_threshold("threshold", data.sweep, chosen, score),
         how="Boxes below the threshold are not submitted. A broad maximum tolerates a threshold that is slightly off; "
         "a narrow peak may be chance. The dashed line is the choice.",
         alt=f"mAP against the confidence threshold: highest, {score:.4f}, at {chosen:.4f}; within 5 % "
         f"of that from {near.min():.4f} to {near.max():.4f}.",
         source="threshold.csv",
-        command=data.command("evaluate"),
+        writer="evaluate",
     )
 
 
@@ -129,18 +117,12 @@ def plateau(sweep: pd.DataFrame) -> pd.Series:
 
 def threshold_table(data: ReportData) -> Table | None:
     """The cross-fitted threshold and score of each fold; None with a single fold."""
-    chosen = data.run.scores.get("cross_fitted_thresholds", {})
-    folds = [fold for fold in data.run.scores["per_fold"] if fold["cross_fitted_mAP"] is not None]
+    chosen = data.run.scores["cross_fitted_thresholds"]
     rows = [
-        [
-            f"fold {fold['fold']}",
-            digits(chosen.get(str(fold["fold"])), ".4f"),
-            digits(fold["cross_fitted_mAP"], ".4f"),
-            digits(fold["mAP"], ".4f"),
-        ]
-        for fold in folds
+        [f"fold {fold['fold']}", *map(digits, (chosen[str(fold["fold"])], fold["cross_fitted_mAP"], fold["mAP"]))]
+        for fold in data.run.scores["per_fold"]
+        if fold["cross_fitted_mAP"] is not None
     ]
     header = ["", "threshold chosen on the other folds", "mAP at that", "mAP at the common threshold"]
-    return (
-        Table("Cross-fitting: how much the choice depends on the images it is made on", header, rows) if rows else None
-    )
+    caption = "Cross-fitting: how much the choice depends on the images it is made on"
+    return Table(caption, header, rows) if rows else None

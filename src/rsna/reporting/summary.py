@@ -20,10 +20,11 @@ Row = tuple[str, Any, Any, Any, str]  # what it is, images, AUC, IoU, mAP
 def summary_table(cfg: Config) -> str:
     """The results of a run as lines of at most 80 characters. Raises UserError for what is missing or not current."""
     scores, submission = read_scores(cfg.run_dir, command(cfg, "evaluate")), read_submission(cfg)
-    rows = [fold_row(fold) for fold in scores["per_fold"]] + out_of_fold_rows(scores)
+    rows = [(f"fold {f['fold']}", f["images"], f["AUC"], f["IoU"], digits(f["mAP"])) for f in scores["per_fold"]]
+    rows += out_of_fold_rows(scores)
     share = submission["images_with_box"] / submission["images"]
     rows.append(("images that get a box, test", submission["images"], None, None, f"{share:.1%}"))
-    rows.append(("  threshold, test", None, None, None, f"{submission['threshold']:.4f}"))
+    rows.append(("  threshold, test", None, None, None, digits(submission["threshold"])))
     if Path(cfg.test_labels).is_file():
         rows += test_rows(cfg)
     elif Path(cfg.test_labels) != Path(cfg.root) / "test_labels.csv":
@@ -40,10 +41,6 @@ def format_rows(rows: list[Row]) -> str:
     return "\n".join(map(str.rstrip, table.to_string(float_format="{:.3f}".format, na_rep="").splitlines()))
 
 
-def fold_row(fold: dict[str, Any]) -> Row:
-    return f"fold {fold['fold']}", fold["images"], fold["AUC"], fold["IoU"], in_digits(fold["mAP"])
-
-
 def out_of_fold_rows(scores: dict[str, Any]) -> list[Row]:
     """All folds together, the cross-fitted score, and the baselines on the same images."""
     n = scores["images"]
@@ -51,17 +48,18 @@ def out_of_fold_rows(scores: dict[str, Any]) -> list[Row]:
     spread, name = (f" ± {by_fold.std():.4f}", " (± over folds)") if len(by_fold) > 1 else ("", "")
     low, high = scores["interval"]
     return [
-        (f"out of fold{name}", n, scores["AUC"], scores["IoU"], in_digits(scores["mAP"]) + spread),
+        (f"out of fold{name}", n, scores["AUC"], scores["IoU"], digits(scores["mAP"]) + spread),
         ("  95 % interval, people resampled", n, None, None, f"{low:.4f} to {high:.4f}"),
-        ("  cross-fitted threshold", n, None, None, in_digits(scores["cross_fitted_mAP"])),
-        ("  plain view only, its best threshold", n, None, None, in_digits(scores["no_tta_best_mAP"])),
-        *((f"  {name}", n, None, None, in_digits(value)) for name, value in scores["baselines"].items()),
+        ("  cross-fitted threshold", n, None, None, digits(scores["cross_fitted_mAP"])),
+        ("  plain view only, its best threshold", n, None, None, digits(scores["no_tta_best_mAP"])),
+        *((f"  {name}", n, None, None, digits(value)) for name, value in scores["baselines"].items()),
         ("images that get a box, out of fold", n, None, None, f"{scores['with_box']:.1%}"),
     ]
 
 
-def in_digits(score: float | None) -> str:
-    return "-" if score is None else f"{score:.4f}"
+def digits(value: float | None, form: str = ".4f") -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None or pd.isna(value) else format(value, form)
 
 
 def test_rows(cfg: Config) -> list[Row]:

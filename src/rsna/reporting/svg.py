@@ -55,6 +55,8 @@ STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
     "svg.hashsalt": "report",  # the same figure, the same bytes
 }
+# a decorator: drawing functions run in the report's style, whatever matplotlibrc says
+styled: Any = style.context(STYLE, after_reset=True)
 
 
 def new_axes(height: float = 3.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -74,8 +76,7 @@ def to_svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     svg = text[text.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)  # those of <svg> itself, which come first
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", svg)
     # screen readers read the text alternative instead
@@ -83,14 +84,3 @@ def to_svg(figure: Figure, name: str) -> str:
     for drawn, shown in COLOURS.items():
         svg = svg.replace(drawn, shown)
     return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-
-
-def styled(draw: Any) -> Any:
-    """Run a drawing function in the report's style, whatever matplotlibrc says."""
-
-    def drawing(*words: Any, **named: Any) -> str:
-        with style.context(STYLE, after_reset=True):
-            return str(draw(*words, **named))
-
-    drawing.__doc__ = draw.__doc__
-    return drawing

@@ -1,0 +1,128 @@
+"""Pictures of training: augmented images as the network sees them, curves over the epochs, and the range test."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rsna.core.config import Config, command
+from rsna.core.files import write_then_rename
+from rsna.core.tables import read_table
+from rsna.data.boxes import box_area, cxcywh_to_xyxy
+from rsna.data.competition import CLASSES
+from rsna.data.dataset import ImageDataset, load_fold
+from rsna.reporting.montage import GREEN, Picture, draw_tile, stack_rows
+from rsna.reporting.sections import loss_parts
+from rsna.training.fold import make_train_set
+from rsna.training.lr_finder import STEPS, suggested_lr
+
+PER_ROW, EPOCHS = 6, 4  # of the sheet of augmented images
+CURVES = {
+    "loss": ["train_loss", "valid_loss"],
+    "learning rate of the head, each epoch's highest": ["lr"],
+    "AUC, opacity or not": ["AUC"],
+    "accuracy": ["accuracy"],
+    "IoU on positives": ["IoU"],
+    "mAP at each epoch's best threshold": ["mAP"],
+}
+
+
+def draw_batch_sheet(cfg: Config, fold: int) -> Picture:
+    """The same images of a fold in several epochs, one row each."""
+    dataset = make_train_set(cfg, fold, load_fold(cfg, fold).train)
+    rows = choose_rows(dataset)
+    names = CLASSES if cfg.num_classes == 3 else ["no opacity", "opacity"]
+    return stack_rows([draw_epoch(dataset, rows, epoch, names) for epoch in range(EPOCHS)])
+
+
+def choose_rows(dataset: ImageDataset) -> list[int]:
+    """Rows of some training images, two thirds of them with a box; the same for the same settings."""
+    order = np.random.default_rng(dataset.seed).permutation(len(dataset))
+    positive = np.array([len(boxes) > 0 for boxes in dataset.samples.boxes_xyxy])[order]
+    with_box, without = order[positive], order[~positive]
+    n_with = max(PER_ROW * 2 // 3, PER_ROW - len(without))
+    return [*with_box[:n_with].tolist(), *without[: PER_ROW - n_with].tolist()]
+
+
+def draw_epoch(dataset: ImageDataset, rows: list[int], epoch: int, names: list[str]) -> list[Picture]:
+    """One row of tiles: these images as they are augmented in an epoch, with all their boxes."""
+    tiles = []
+    for sample in (dataset[epoch, row] for row in rows):
+        image = sample["image"][0].numpy()
+        boxes_xyxy = cxcywh_to_xyxy(sample["boxes"].numpy().astype(float)) * len(image)
+        inside = boxes_xyxy[box_area(boxes_xyxy) > 0]
+        tiles.append(draw_tile(image, [(inside, GREEN)], f"epoch {epoch + 1}", names[sample["label"]]))
+    return tiles
+
+
+def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
+    """history.csv of each fold that is asked for. Raises UserError that names the command for a missing one."""
+    columns = ["epoch", "phase", *(column for curves in CURVES.values() for column in curves)]
+    train = command(cfg, "train")
+    return {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
+
+
+def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path) -> None:
+    """One plot per score and per part of the loss, one line per fold; dotted where a phase begins."""
+    first = next(iter(histories.values()))
+    parts = {f"{name} loss": [f"train_{name}", f"valid_{name}"] for name in loss_parts(first)}
+    plots = {**CURVES, **parts}
+    figure, axes = new_figure(-(-len(plots) // 3), 3, title)
+    for axis in axes[len(plots) :]:
+        axis.set_axis_off()
+    for axis, (name, curves) in zip(axes, plots.items(), strict=False):
+        for number, (fold, history) in enumerate(histories.items()):
+            for style, column in zip(("-", "--"), curves, strict=False):
+                label = f"fold {fold}" + (f", {column}" if len(curves) > 1 else "")
+                axis.plot(history["epoch"], history[column], style, color=f"C{number}", label=label, marker=".")
+        for epoch in first.index[first["phase"] != first["phase"].shift()][1:]:
+            axis.axvline(epoch + 0.5, linestyle=":", color="0.5")
+        axis.set(title=name, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float) -> str:
+    """The scores after the last epoch, as their mean over the folds, beside the fast.ai post's figures.
+
+    all_negative: the accuracy of answering "no opacity" to every image.
+    """
+    mean = pd.concat(history.tail(1) for history in histories.values()).mean(numeric_only=True)
+    spread = f"mean over {len(histories)} folds" if len(histories) > 1 else "one fold"
+    return (
+        f"validation scores after the last epoch, {spread}; L1 in pixels of a 512 px image:\n"
+        f"  accuracy {mean['accuracy']:.4f} (post: .8278; 'no opacity' for every image: {all_negative:.4f})\n"
+        f"  L1 {mean['L1_post']:.1f} with the whole image as the truth of negatives (post: 39.1)\n"
+        f"  L1 {mean['L1']:.1f} and IoU {mean['IoU']:.4f} on positives, AUC {mean['AUC']:.4f}, mAP {mean['mAP']:.4f}"
+    )
+
+
+def draw_range_test(table: pd.DataFrame, path: Path) -> None:
+    """The curve of each phase; table: as of lr_finder.find_lr. Dashed at the suggested peak."""
+    figure, axes = new_figure(1, table["phase"].nunique(), "loss while the learning rate rises")
+    for axis, (number, rows) in zip(axes, table.groupby("phase"), strict=True):
+        axis.semilogx(rows["lr"], rows["loss"], color="0.8")
+        axis.semilogx(rows["lr"], rows["smoothed"])
+        axis.axvline(suggested_lr(rows), linestyle="--", color="0.4")
+        axis.set(title=f"phase {number}: {rows['part'].iloc[0]}", xlabel="learning rate of the head", ylabel="loss")
+        # the first steps hardly learn: the curve starts at about their loss, whatever single batches scatter
+        axis.set_ylim(0.9 * rows["smoothed"].min(), 1.3 * rows["loss"].iloc[: STEPS // 3].median())
+    save_figure(figure, path)
+
+
+def new_figure(rows: int, columns: int, title: str) -> tuple[Any, list[Any]]:
+    """A figure of the plotting library without a window, and its axes row by row."""
+    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
+    figure.suptitle(title)
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG."""
+    with write_then_rename(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
