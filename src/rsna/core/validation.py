@@ -9,25 +9,15 @@ from rsna.core.phases import parse_phases
 
 # allowed ranges, both ends included
 RANGES = {
-    "lr": (1e-8, 10.0),
-    "encoder_lr": (1e-8, 1.0),
-    "weight_decay": (0.0, 10.0),
-    "grad_clip": (0.0, 1e6),
-    "memory": (0.0, 1.0),
-    "flip": (0.0, 1.0),
-    "rotate": (0.0, 90.0),
-    "translate": (0.0, 0.5),
-    "scale": (0.0, 0.5),
-    "brightness_contrast": (0.0, 0.9),
-    "wbf_iou": (0.01, 0.99),
-    "missing_weight": (0.0, 1.0),
-    "box_scale": (0.1, 2.0),
-    "seed": (0, 2**31 - 1),
-    "size": (32, 4096),
-    "n_folds": (2, 100),
-    "workers": (-1, 1024),
-    "jobs": (-1, 1024),
+    **{"seed": (0, 2**31 - 1), "size": (32, 4096), "n_folds": (2, 100), "workers": (-1, 1024), "jobs": (-1, 1024)},
+    **{"lr": (1e-8, 10.0), "encoder_lr": (1e-8, 1.0), "weight_decay": (0.0, 10.0), "grad_clip": (0.0, 1e6)},
+    **{"flip": (0.0, 1.0), "rotate": (0.0, 90.0), "translate": (0.0, 0.5), "scale": (0.0, 0.5)},
+    **{"brightness_contrast": (0.0, 0.9), "wbf_iou": (0.01, 0.99), "missing_weight": (0.0, 1.0)},
+    **{"box_scale": (0.1, 2.0), "memory": (0.0, 1.0)},
 }
+LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
+CHOICES = {"num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"), "checkpoint": ("best", "last")}
+FOLDERS = ("root", "input", "folds", "working", "submissions")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a run: it becomes a folder
 TTA_VIEWS = ("plain", "hflip")
 
@@ -50,43 +40,42 @@ def parse_folds(text: str, n_folds: int) -> list[int]:
 
 def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no command can work with."""
-    if not re.fullmatch(NAME, settings["name"]):
-        raise UserError(f"name={settings['name']}: letters, digits, '.', '_' and '-' only: it becomes a folder")
-    at_least = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
-    for key, lowest in at_least.items():
-        if settings[key] < lowest:
-            raise UserError(f"{key}={settings[key]}: must be at least {lowest}")
-    if settings["jobs"] == 0:
-        raise UserError("jobs=0: at least 1, or -1 for one per GPU")
-    if settings["size"] % 32:
-        raise UserError(f"size={settings['size']}: must be a multiple of 32, the encoder's stride")
-    if settings["num_classes"] not in (2, 3):
-        raise UserError(f"num_classes={settings['num_classes']}: 2 or 3")
+    runs = settings["runs"].split(",") if settings["runs"] else []
+    problems = {
+        "name": (
+            not re.fullmatch(NAME, settings["name"]),
+            "letters, digits, '.', '_' and '-' only: it becomes a folder",
+        ),
+        "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
+        "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
+        "runs": (
+            not all(re.fullmatch(NAME, run) for run in runs) or len(set(runs)) < len(runs),
+            "names of runs in working/, separated by commas, each once",
+        ),
+        "threshold": (
+            not re.fullmatch(r"auto|0?\.\d+|[01](\.0*)?", settings["threshold"]),
+            "auto, or a number from 0 to 1",
+        ),
+        **{key: (settings[key] < low, f"must be at least {low}") for key, low in LOWEST.items()},
+        **{key: (settings[key] not in allowed, " or ".join(map(str, allowed))) for key, allowed in CHOICES.items()},
+        **{key: (not settings[key].strip(), "must not be empty") for key in FOLDERS},
+    }
     for key, (low, high) in RANGES.items():
         if not low <= settings[key] <= high or not math.isfinite(settings[key]):
             raise UserError(f"{key}={settings[key]}: must be from {low:g} to {high:g}")
-    if settings["precision"] not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"precision={settings['precision']}: auto, float32 or bfloat16")
+    for key, (wrong, rule) in problems.items():
+        if wrong:
+            raise UserError(f"{key}={settings[key]}: {rule}")
     if settings["phases"]:
         parse_phases(settings["phases"])
     check_views(settings["tta"], settings["tta_scales"])
-    if settings["checkpoint"] not in ("best", "last"):
-        raise UserError(f"checkpoint={settings['checkpoint']}: best or last")
-    runs = settings["runs"].split(",") if settings["runs"] else []
-    if not all(re.fullmatch(NAME, run) for run in runs) or len(set(runs)) < len(runs):
-        raise UserError(f"runs={settings['runs']}: names of runs in working/, separated by commas, each once")
-    for key in ("root", "input", "folds", "working", "submissions"):
-        if not settings[key].strip():
-            raise UserError(f"{key}=: must not be empty")
-    if settings["threshold"] != "auto" and not re.fullmatch(r"0?\.\d+|[01](\.0*)?", settings["threshold"]):
-        raise UserError(f"threshold={settings['threshold']}: auto, or a number from 0 to 1")
     parse_folds(settings["fold"], settings["n_folds"])
 
 
-def check_views(names: str, zooms: str) -> None:
+def check_views(names: str, scales: str) -> None:
     """Raise UserError unless all views are known and the plain one, at scale 1, is among them."""
     if not set(names.split(",")) <= set(TTA_VIEWS) or "plain" not in names.split(","):
         raise UserError(f"tta={names}: views are {', '.join(TTA_VIEWS)}, and plain is always one of them")
-    numbers = [float(zoom) if re.fullmatch(r"\d+(\.\d+)?", zoom) else math.nan for zoom in zooms.split(",")]
+    numbers = [float(scale) if re.fullmatch(r"\d+(\.\d+)?", scale) else math.nan for scale in scales.split(",")]
     if not all(0.5 <= number <= 2 for number in numbers) or 1.0 not in numbers:
-        raise UserError(f"tta_scales={zooms}: numbers from 0.5 to 2 separated by commas, 1.0 among them")
+        raise UserError(f"tta_scales={scales}: numbers from 0.5 to 2 separated by commas, 1.0 among them")
