@@ -250,13 +250,14 @@ class Config(
 GROUPS: tuple[type, ...] = Config.__bases__
 NAMES = tuple(f.name for group in GROUPS for f in fields(group))
 PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels", "wheels")
+# fmt: off
 # names that settings had in earlier versions
 RENAMED = {
-    **{"head": "model", "classes": "num_classes", "start_at_mean": "prior_init", "clip": "grad_clip"},
-    **{"shift": "translate", "zoom": "scale", "light": "brightness_contrast"},
-    **{"fusion_iou": "wbf_iou", "elsewhere": "missing_weight"},
+    "head": "model", "classes": "num_classes", "start_at_mean": "prior_init", "clip": "grad_clip",
+    "shift": "translate", "zoom": "scale", "light": "brightness_contrast",
+    "fusion_iou": "wbf_iou", "elsewhere": "missing_weight",
 }
-
+# fmt: on
 SettingsOf = Callable[[str], type]  # the name of a model -> the dataclass of its settings
 
 

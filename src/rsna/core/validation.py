@@ -7,14 +7,16 @@ from typing import Any
 from rsna.core.errors import UserError
 from rsna.core.phases import parse_phases
 
+# fmt: off
 # allowed ranges, both ends included
 RANGES = {
-    **{"seed": (0, 2**31 - 1), "size": (32, 4096), "n_folds": (2, 100), "workers": (-1, 1024), "jobs": (-1, 1024)},
-    **{"lr": (1e-8, 10.0), "encoder_lr": (1e-8, 1.0), "weight_decay": (0.0, 10.0), "grad_clip": (0.0, 1e6)},
-    **{"flip": (0.0, 1.0), "rotate": (0.0, 90.0), "translate": (0.0, 0.5), "scale": (0.0, 0.5)},
-    **{"brightness_contrast": (0.0, 0.9), "wbf_iou": (0.01, 0.99), "missing_weight": (0.0, 1.0)},
-    **{"box_scale": (0.1, 2.0), "memory": (0.0, 1.0)},
+    "seed": (0, 2**31 - 1), "size": (32, 4096), "n_folds": (2, 100), "workers": (-1, 1024), "jobs": (-1, 1024),
+    "lr": (1e-8, 10.0), "encoder_lr": (1e-8, 1.0), "weight_decay": (0.0, 10.0), "grad_clip": (0.0, 1e6),
+    "flip": (0.0, 1.0), "rotate": (0.0, 90.0), "translate": (0.0, 0.5), "scale": (0.0, 0.5),
+    "brightness_contrast": (0.0, 0.9), "memory": (0.0, 1.0),
+    "wbf_iou": (0.01, 0.99), "missing_weight": (0.0, 1.0), "box_scale": (0.1, 2.0),
 }
+# fmt: on
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
 CHOICES = {"num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"), "checkpoint": ("best", "last")}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
