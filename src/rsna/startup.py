@@ -25,7 +25,7 @@ PACKAGES: tuple[str, ...] = (
     "PIL",
     "cv2",
 )
-PACKAGES += ("sklearn", "scipy", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2")
+PACKAGES += ("sklearn", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2")
 RESTARTED = "RSNA_RESTARTED_IN_VENV"  # environment variable: a .venv that lacks packages too is not started again
 
 
