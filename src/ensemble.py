@@ -9,16 +9,16 @@ No setting of these costs a forward pass: predict keeps what each view gave.
 from rsna.startup import run
 from rsna.core.artifacts import run_names
 from rsna.core.config import Config
-from rsna.inference.ensemble import count_images, fuse_run
+from rsna.inference.ensemble import fuse_run
 
 
 def main(cfg: Config) -> None:
-    if not fuse_run(cfg):
+    counts = fuse_run(cfg)
+    if counts is None:
         print(f"ensemble current -> {cfg.run_dir / 'test.csv'}")
         return
-    n_oof, n_test = count_images(cfg)
     models = f"{len(cfg.fold_list)} folds of {len(run_names(cfg))} run(s)"
-    print(f"ensemble of {models}: {n_oof} out-of-fold and {n_test} test images -> {cfg.run_dir / 'test.csv'}")
+    print(f"ensemble of {models}: {counts[0]} out-of-fold and {counts[1]} test images -> {cfg.run_dir / 'test.csv'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The competition's own files: their names and columns, read and checked."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -132,12 +133,12 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
             raise UserError(f"{name}: {problem}; {int(rows.sum())} such row(s); {remedy}")
 
 
-def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
+def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) -> pd.DataFrame:
     """Read a prediction table: patientId, confidence, x, y, width, height; the five empty for an image without box.
 
-    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
+    Raises UserError that names the first bad row; `rebuild` is the command that makes the file, `more`: other columns.
     """
-    table = read_table(path, PREDICTION_COLUMNS, rebuild)[PREDICTION_COLUMNS]
+    table = read_table(path, [*PREDICTION_COLUMNS, *more], rebuild)
     numbers = table[PREDICTION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     filled = np.isfinite(numbers.to_numpy())
     problems = {
@@ -148,7 +149,7 @@ def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
         "the box has no area": (numbers[["width", "height"]] <= 0).any(axis=1),
     }
     refuse_rows(path, table["patientId"], problems, f"run: {rebuild}" if rebuild else "fix or remove them")
-    return numbers.assign(patientId=table["patientId"])[PREDICTION_COLUMNS]
+    return table.assign(**numbers)[[*PREDICTION_COLUMNS, *more]]
 
 
 def read_sample(folder: Path) -> list[str]:
