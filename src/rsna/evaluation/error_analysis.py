@@ -48,9 +48,10 @@ def count_errors(table: Arranged, classes: pd.Series) -> tuple[dict[str, NDArray
     """Part -> wrong boxes and misses (images, 8) at each IoU threshold; and TP + FP + FN (images, 8)."""
     hits, free = match_by_rank(table)
     near = take_best(table, free, hits == 0, np.full(len(IOU_THRESHOLDS), NEAR_IOU))
-    n_images = len(table.ids)
-    n_boxes = np.bincount(table.image, minlength=n_images)[:, None]
-    matched, paired = (sum_by_image(counts, table.image, n_images) for counts in (hits, near))
+    n_boxes = np.bincount(table.image, minlength=len(table.ids))[:, None]
+    matched, paired = np.zeros((2, len(table.ids), len(IOU_THRESHOLDS)), dtype=np.int64)
+    np.add.at(matched, table.image, hits)
+    np.add.at(paired, table.image, near)
     wrong, missed = n_boxes - matched, table.n_truth[:, None] - matched
     positive, unpredicted = table.n_truth[:, None] > 0, n_boxes == 0
     kind = classes.reindex(table.ids).to_numpy()[:, None]
@@ -65,18 +66,6 @@ def count_errors(table: Arranged, classes: pd.Series) -> tuple[dict[str, NDArray
         "false alarms, class unknown": np.where(~positive & ~normal & ~not_normal, wrong, 0),
     }
     return errors, matched + wrong + missed
-
-
-def sum_by_image(values: NDArray[np.int64], image: NDArray[np.intp], n_images: int) -> NDArray[np.int64]:
-    """(boxes, 8) -> (images, 8): sums over the boxes of each image."""
-    sums = np.zeros((n_images, values.shape[1]), dtype=np.int64)
-    np.add.at(sums, image, values)
-    return sums
-
-
-def top_confidences(predictions: pd.DataFrame) -> pd.Series:
-    """The highest confidence of each image, 0 for one without a box; index patientId."""
-    return predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
 
 
 def calibration(top: pd.Series, positive: NDArray[np.bool_], n_bins: int = 10) -> pd.DataFrame:

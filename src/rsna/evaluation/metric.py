@@ -33,20 +33,19 @@ def mean_average_precision(truth: pd.DataFrame, predictions: pd.DataFrame) -> fl
 def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """The score of every image that counts: index patientId, one column per IoU threshold, values in [0, 1]."""
     steps, scores = score_steps(truth, predictions)
-    last = ~steps["patientId"].duplicated(keep="last").to_numpy()
-    predicted = pd.DataFrame(scores[last], index=steps.loc[last, "patientId"], columns=IOU_THRESHOLDS)
-    missed = pd.Index(truth["patientId"].unique()).difference(predicted.index)
-    unpredicted = pd.DataFrame(0.0, index=missed, columns=IOU_THRESHOLDS)
-    return pd.concat([predicted, unpredicted]).rename_axis("patientId").sort_index()
+    table = pd.DataFrame(scores, index=steps["patientId"], columns=IOU_THRESHOLDS)
+    predicted = table[~table.index.duplicated(keep="last")]
+    counted = predicted.index.union(pd.Index(truth["patientId"].unique()))
+    return predicted.reindex(counted, fill_value=0.0).rename_axis("patientId").sort_index()
 
 
 def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """The score for every confidence threshold that makes a difference, all in one pass.
 
-    Returns rows by falling threshold, columns threshold (keep confidence >= threshold; halfway between two
-    neighbouring confidences), score, n_boxes (how many are kept). The first row keeps nothing. Lowering the
-    threshold only appends to an image's list of boxes, and the greedy matching of the boxes before is not
-    changed by that: so each box adds a known step to its image's score, and a running sum does the rest.
+    Rows by falling threshold, columns threshold (keep confidence >= threshold; halfway between two neighbouring
+    confidences), score, n_boxes (how many are kept). The first row keeps nothing. A lower threshold only appends to
+    an image's boxes and leaves the greedy matching of those before as it is: so each box adds a known step to its
+    image's score, and a running sum does the rest.
     """
     steps, scores = score_steps(truth, predictions)
     after = scores.mean(axis=1)
@@ -88,12 +87,17 @@ def of_images(table: pd.DataFrame, ids: Any) -> pd.DataFrame:
     return table[table["patientId"].isin(ids)]
 
 
+def top_confidences(predictions: pd.DataFrame) -> pd.Series:
+    """The highest confidence of each image, 0 for one without a box; index patientId."""
+    return predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
+
+
 def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
     """Match every prediction greedily, the images side by side.
 
     Returns a table with one row per prediction, sorted by image and falling confidence (ties: as given), with
     columns patientId, confidence, n_truth; and the scores (rows, 8) of the row's image at each IoU threshold
-    if the row is the last one that is kept. Raises ValueError for boxes with missing numbers.
+    if the row is the last one that is kept.
     """
     table = arrange(truth, predictions)
     hits, _ = match_by_rank(table)

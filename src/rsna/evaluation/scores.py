@@ -1,4 +1,4 @@
-"""What predictions are worth: the metric with its interval, other scores, and all that scores.json holds.
+"""What predictions are worth: the metric with its interval, other scores, baselines, and all that scores.json holds.
 
 Images may have any number of true and predicted boxes.
 """
@@ -21,16 +21,23 @@ from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import (
     BOX_COLUMNS,
     LABELS_CSV,
+    PREDICTION_COLUMNS,
     largest_box,
     read_folds,
     read_labels,
     read_predictions,
     truth_boxes,
 )
-from rsna.evaluation.baselines import baselines, median_boxes
 from rsna.evaluation.bootstrap import interval
-from rsna.evaluation.metric import image_scores, keep_confident, of_images, threshold_sweep
-from rsna.evaluation.threshold import best_score, best_threshold, cross_fit, scale_scores
+from rsna.evaluation.metric import (
+    image_scores,
+    keep_confident,
+    mean_average_precision,
+    of_images,
+    threshold_sweep,
+    top_confidences,
+)
+from rsna.evaluation.threshold import best_score, best_threshold, cross_fit, mean_or_none, scale_scores
 
 Floats = NDArray[np.float64]
 # what others take from scores.json, and of what type
@@ -39,25 +46,29 @@ SCORES_JSON = {"threshold": int | float, "images": int, "mAP": int | float, "int
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     """Area under the ROC curve of each image's highest confidence for "has an opacity"; NaN if all are alike."""
+    top = top_confidences(predictions)
+    return auc_of_images(top, top.index.isin(truth["patientId"]))
+
+
+def auc_of_images(top: pd.Series, positive: NDArray[np.bool_]) -> float:
+    """The same of the images' highest confidences, and whether they have an opacity."""
     # here, since it takes most of a second to import: training has begun by then
     from sklearn.metrics import roc_auc_score
 
-    top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
-    positive = top.index.isin(truth["patientId"])
     return float(roc_auc_score(positive, top)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
 def accuracy(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     """Share of images whose highest confidence is above .5 if and only if they have an opacity."""
-    top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
+    top = top_confidences(predictions)
     return float(((top > 0.5) == top.index.isin(truth["patientId"])).mean())
 
 
 def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]:
-    """Mean absolute error of a corner's coordinate, in pixels of an image of 512 px: (n, 4) in [0, 1] of the input.
+    """Mean absolute error of corners (n, 4) in [0, 1] of the input, in pixels of an image of 512 px.
 
-    true_xyxy is NaN where an image has no box. `L1` is taken on images with a box; `L1_post` on all, with the whole
-    image as the truth of those without: what the fast.ai post reports, where an answer like that costs nothing.
+    true_xyxy is NaN where an image has no box: `L1` leaves it out, and for `L1_post` its truth is the whole image, as
+    in the fast.ai post.
     """
     whole = np.where(np.isnan(true_xyxy), [0.0, 0.0, 1.0, 1.0], true_xyxy)
     error = 512 * np.abs(predicted_xyxy - whole).mean(axis=1)
@@ -95,6 +106,35 @@ def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resam
     }
 
 
+def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
+    """A prediction for each image of `fold_of` (index patientId): the median box of other folds, with confidence 1."""
+    largest, parts = largest_box(truth), []
+    for ids in fold_of.groupby(fold_of).groups.values():
+        box = median_box(largest[~largest["patientId"].isin(ids)])
+        parts.append(pd.DataFrame({"patientId": ids, "confidence": 1.0, **box}))
+    return pd.concat(parts)[PREDICTION_COLUMNS]
+
+
+def median_box(boxes: pd.DataFrame) -> dict[str, float]:
+    """The median x, y, width and height of the boxes on the side of the image that has more of them.
+
+    The median of all boxes lies on the spine, between the lungs, and overlaps with none: too weak a baseline.
+    """
+    centre = boxes["x"] + boxes["width"] / 2
+    right = centre > (centre.min() + centre.max()) / 2
+    return boxes.loc[right == (right.mean() >= 0.5), BOX_COLUMNS].median().to_dict()
+
+
+def baselines(all_truth: pd.DataFrame, fold_of: pd.Series, kept: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
+    """mAP of what needs no model, given median_boxes(all_truth, fold_of) and the model's thresholded boxes `kept`."""
+    boxes = median_boxes(all_truth, fold_of)
+    return {
+        "no boxes": mean_average_precision(truth, boxes.iloc[:0]),
+        "median box on every image": mean_average_precision(truth, boxes),
+        "median box where the model puts one": mean_average_precision(truth, of_images(boxes, kept["patientId"])),
+    }
+
+
 def read_scores(run_dir: Path, rebuild: str) -> dict[str, Any]:
     """scores.json of a run. Raises UserError if it is missing or broken; rebuild: the command that makes it."""
     return read_json(run_dir / "scores.json", rebuild, SCORES_JSON)
@@ -107,11 +147,8 @@ class OutOfFold:
     predictions: pd.DataFrame  # oof.csv
     no_tta: pd.DataFrame  # oof_no_tta.csv
     folds: pd.DataFrame  # rows of folds.csv by patientId, of the predicted images
-    all_truth: pd.DataFrame  # true boxes of all training images
-
-    @property
-    def truth(self) -> pd.DataFrame:
-        return of_images(self.all_truth, self.folds.index)
+    truth: pd.DataFrame  # their true boxes
+    all_truth: pd.DataFrame  # those of all training images
 
 
 def evaluate_run(cfg: Config) -> dict[str, Any] | None:
@@ -137,11 +174,12 @@ def read_out_of_fold(cfg: Config) -> OutOfFold:
     rebuild = command(cfg, "ensemble")
     predictions, no_tta = (read_predictions(cfg.run_dir / f"{name}.csv", rebuild) for name in ("oof", "oof_no_tta"))
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
-    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
-    found = OutOfFold(predictions, no_tta, folds.loc[predictions["patientId"].drop_duplicates()], truth)
-    if found.truth.empty:
+    folds = folds.loc[predictions["patientId"].drop_duplicates()]
+    all_truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    truth = of_images(all_truth, folds.index)
+    if truth.empty:
         raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
-    return found
+    return OutOfFold(predictions, no_tta, folds, truth, all_truth)
 
 
 def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
@@ -150,7 +188,7 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
     kept = keep_confident(predictions, threshold)
     image_score = image_scores(truth, kept).mean(axis=1)
     cross_fitted, points = cross_fit(predictions, truth, folds["fold"])
-    median = median_boxes(found.all_truth, folds.index.tolist(), folds["fold"].tolist())
+    view = folds["view"].astype(object).fillna("unknown").astype(str)
     return {
         "threshold": threshold,
         **describe(kept, truth, folds["group"], n_resamples, seed),
@@ -161,8 +199,8 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
         "no_tta_best_mAP": best_score(found.no_tta, truth),
         "accuracy": accuracy(predictions, truth),
         "box_scales": scale_scores(predictions, truth, folds["fold"]),
-        "per_view_position": by_column(image_score, folds["view"].astype(object).fillna("unknown")),
-        "baselines": baselines(median, kept, truth),
+        "per_view_position": image_score.groupby(view).mean().to_dict(),
+        "baselines": baselines(found.all_truth, folds["fold"], kept, truth),
         "per_fold": score_folds(found, image_score, cross_fitted),
         "cross_fitted_thresholds": {str(fold): point.threshold for fold, point in points.items()},
     }
@@ -185,13 +223,3 @@ def score_folds(found: OutOfFold, scores: pd.Series, cross_fitted: pd.Series) ->
             }
         )
     return lines
-
-
-def mean_or_none(scores: pd.Series) -> float | None:
-    """The mean image score; None where there is none, as JSON has no NaN."""
-    return float(scores.mean()) if len(scores) else None
-
-
-def by_column(scores: pd.Series, values: pd.Series) -> dict[str, float]:
-    """Mean image score by the value that `values` (index patientId) has for the image."""
-    return {str(key): float(value) for key, value in scores.groupby(values.reindex(scores.index)).mean().items()}
