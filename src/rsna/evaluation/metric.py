@@ -21,10 +21,10 @@ Floats = NDArray[np.float64]
 
 
 def mean_average_precision(truth: pd.DataFrame, predictions: pd.DataFrame) -> float:
-    """The competition's score of predictions that are already thresholded.
+    """The competition's score of predictions that are already thresholded; NaN if no image counts.
 
-    truth: patientId, x, y, width, height, only rows of boxes that exist; predictions: patientId,
-    confidence, x, y, width, height, rows with empty boxes are ignored. Original pixels. NaN if no image counts.
+    truth: patientId, x, y, width, height, a row for each box; predictions: also confidence, and rows with empty boxes
+    are ignored. Original pixels.
     """
     scores = image_scores(truth, predictions)
     return float(scores.to_numpy().mean()) if len(scores) else float("nan")
@@ -93,17 +93,13 @@ def top_confidences(predictions: pd.DataFrame) -> pd.Series:
 
 
 def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
-    """Match every prediction greedily, the images side by side.
+    """Match every prediction greedily, and score its image as if it were the last one that is kept.
 
-    Returns a table with one row per prediction, sorted by image and falling confidence (ties: as given), with
-    columns patientId, confidence, n_truth; and the scores (rows, 8) of the row's image at each IoU threshold
-    if the row is the last one that is kept.
+    Returns patientId, confidence and n_truth of each, in the order of `arrange`, and scores (rows, 8) by IoU threshold.
     """
     table = arrange(truth, predictions)
     hits, _ = match_by_rank(table)
-    running = np.cumsum(hits, axis=0)
-    before = np.vstack([np.zeros((1, hits.shape[1]), dtype=int), running])[np.arange(len(hits)) - table.rank]
-    true_positives = running - before
+    true_positives = pd.DataFrame(hits).groupby(table.image).cumsum().to_numpy()
     n_truth = table.n_truth[table.image]
     union = (table.rank + 1 + n_truth)[:, None] - true_positives
     steps = pd.DataFrame({"patientId": table.ids[table.image], "confidence": table.confidence, "n_truth": n_truth})

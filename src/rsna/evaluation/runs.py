@@ -56,10 +56,9 @@ def read_run(cfg: Config) -> Run:
 
 
 def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
-    """The scored runs in working/, best first; and the names of those that cannot be compared, with the reason.
+    """The scored runs in working/, those of most images and highest score first; and why others are left out, by name.
 
-    The best is the highest score among those with the most images. Not compared: runs that are not scored, or whose
-    scores are older than their predictions, labels or folds.
+    Left out: runs that are not scored, or whose scores are older than their predictions, labels or folds.
     """
     runs, refused = [], {}
     for folder in sorted(Path(cfg.working).glob("*")):

@@ -21,7 +21,6 @@ from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import (
     BOX_COLUMNS,
     LABELS_CSV,
-    PREDICTION_COLUMNS,
     largest_box,
     read_folds,
     read_labels,
@@ -30,6 +29,7 @@ from rsna.data.competition import (
 )
 from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.metric import (
+    Floats,
     image_scores,
     keep_confident,
     mean_average_precision,
@@ -39,7 +39,6 @@ from rsna.evaluation.metric import (
 )
 from rsna.evaluation.threshold import best_score, best_threshold, cross_fit, mean_or_none, scale_scores
 
-Floats = NDArray[np.float64]
 # what others take from scores.json, and of what type
 SCORES_JSON = {"threshold": int | float, "images": int, "mAP": int | float, "interval": list, "per_fold": list}
 
@@ -51,7 +50,7 @@ def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def auc_of_images(top: pd.Series, positive: NDArray[np.bool_]) -> float:
-    """The same of the images' highest confidences, and whether they have an opacity."""
+    """The same, of the images' highest confidences and whether they have an opacity."""
     # here, since it takes most of a second to import: training has begun by then
     from sklearn.metrics import roc_auc_score
 
@@ -112,7 +111,7 @@ def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
     for ids in fold_of.groupby(fold_of).groups.values():
         box = median_box(largest[~largest["patientId"].isin(ids)])
         parts.append(pd.DataFrame({"patientId": ids, "confidence": 1.0, **box}))
-    return pd.concat(parts)[PREDICTION_COLUMNS]
+    return pd.concat(parts)
 
 
 def median_box(boxes: pd.DataFrame) -> dict[str, float]:

@@ -10,22 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from rsna.core.artifacts import (
-    current_manifest,
-    differences,
-    files_of,
-    hash_of,
-    is_current,
-    manifest_path,
-    read_manifest,
-    record,
-    require,
-    withdraw,
-)
+from rsna.core import artifacts
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
@@ -39,12 +27,11 @@ from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_folds, r
 from rsna.data.dataset import ImageDataset, Samples, make_samples
 from rsna.data.letterbox import cached_to_original
 from rsna.data.loader import make_loader
-from rsna.inference.tta import TtaTransform, parse_transforms
+from rsna.inference.tta import Floats, TtaTransform, parse_transforms
 from rsna.models.checkpoint import load_checkpoint
 from rsna.models.device import explain_failures, mixed_precision, pick_device, pick_precision
 from rsna.models.registry import build_model
 
-Floats = NDArray[np.float64]
 VIEW_COLUMNS = ["patientId", "view", *PREDICTION_COLUMNS[1:]]
 # number of classes -> columns of the tables of images, in the order of the network's classes
 PROBABILITY_COLUMNS = {2: ["p_negative", "p_opacity"], 3: ["p_normal", "p_not_normal", "p_opacity"]}
@@ -58,16 +45,16 @@ def predict_fold(cfg: Config, fold: int) -> bool:
     """
     with file_lock(cfg.fold_dir(fold)):
         parts = images_to_predict(cfg, fold)
-        if is_current(cfg, "predict", fold):
+        if artifacts.is_current(cfg, "predict", fold):
             return False
         made = manifest_after(cfg, fold)
         model = load_model(cfg, fold)
-        withdraw(cfg, "predict", fold)
+        artifacts.withdraw(cfg, "predict", fold)
         for name, (split, ids) in parts.items():
             boxes, images = predict_images(cfg, model, ids, split, f"fold {fold} {name}")
             write_table(boxes, cfg.fold_dir(fold) / f"{name}.csv")
             write_table(images, cfg.fold_dir(fold) / f"{name}_images.csv")
-        record(cfg, "predict", fold, made)
+        artifacts.record(cfg, "predict", fold, made)
     print(f"fold {fold}: predicted -> {', '.join(f'{name}.csv' for name in parts)} in {cfg.fold_dir(fold)}")
     return True
 
@@ -87,19 +74,19 @@ def manifest_after(cfg: Config, fold: int) -> dict[str, Any]:
     So they must be vouched for now, with the same settings and checkpoint: raises UserError if they are not. Where
     the training images are not at hand, as in Kaggle's inference kernel, their earlier hash is kept.
     """
-    made = current_manifest(cfg, "predict", fold)
+    made = artifacts.current_manifest(cfg, "predict", fold)
     if not cfg.only_test:
         return made
-    path = manifest_path(cfg, "predict", fold)
+    path = artifacts.manifest_path(cfg, "predict", fold)
     rebuild = f"run once without it: {command(cfg, 'predict', fold=str(fold), only_test='false')}"
     if not path.is_file():
         raise UserError(f"only_test=true: {path}: no such file to vouch for the validation tables; {rebuild}")
-    found = read_manifest(path)
-    changes = differences(found, made, ignore=files_of((SAMPLE, TEST_IMAGES), cfg, fold))
+    found = artifacts.read_manifest(path)
+    changes = artifacts.differences(found, made, ignore=artifacts.files_of((SAMPLE, TEST_IMAGES), cfg, fold))
     if changes:
         raise UserError(f"only_test=true: {path}: the validation tables are of other settings ({changes}); {rebuild}")
     for key in (f"fold{fold}/valid.csv", f"fold{fold}/valid_images.csv"):
-        if found["outputs"].get(key) != hash_of(cfg.run_dir / key):
+        if found["outputs"].get(key) != artifacts.hash_of(cfg.run_dir / key):
             raise UserError(f"only_test=true: {cfg.run_dir / key}: missing, or not as predict wrote it; {rebuild}")
     inputs = {key: found["inputs"].get(key, now) if now == ABSENT else now for key, now in made["inputs"].items()}
     return made | {"inputs": inputs}
@@ -107,7 +94,7 @@ def manifest_after(cfg: Config, fold: int) -> dict[str, Any]:
 
 def load_model(cfg: Config, fold: int) -> Any:
     """The fold's trained model. Raises UserError if it is missing, not trained to the end, or of other settings."""
-    require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
+    artifacts.require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
     checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", cfg, fold, ignore=FREE_TO_USERS)
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
@@ -194,6 +181,5 @@ def prediction_table(samples: Samples, boxes_xyxy: Floats, scores: Floats, size:
     original = cached_to_original(boxes_xyxy.reshape(-1, 4) * size, np.repeat(samples.geometry, count, axis=0))
     clipped = np.clip(original, 0, shapes[:, [1, 0, 1, 0]])
     table = pd.DataFrame(xyxy_to_xywh(clipped), columns=BOX_COLUMNS)
-    table.insert(0, "confidence", scores.reshape(-1))
-    table.insert(0, "patientId", np.repeat(samples.ids, count))
+    table = table.assign(patientId=np.repeat(samples.ids, count), confidence=scores.reshape(-1))
     return with_empty_rows(table[(table["width"] > 0) & (table["height"] > 0)], samples.ids)

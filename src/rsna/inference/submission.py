@@ -25,16 +25,10 @@ SUBMISSION_JSON = {"images": int, "images_with_box": int, "threshold": int | flo
 class Submission:
     """A submission that was written and read back."""
 
-    boxes: pd.DataFrame  # its prediction table; an image without a box has one row of empty fields
+    boxes: pd.DataFrame  # its boxes: patientId, confidence, x, y, width, height
     point: OperatingPoint
-
-    @property
-    def images(self) -> int:
-        return int(self.boxes["patientId"].nunique())
-
-    @property
-    def images_with_box(self) -> int:
-        return int(self.boxes.dropna(subset=["confidence"])["patientId"].nunique())
+    images: int
+    images_with_box: int
 
 
 def write_submission(cfg: Config) -> Submission | None:
@@ -59,11 +53,11 @@ def write_submission(cfg: Config) -> Submission | None:
         table = format_submission(point.apply(predictions), ids, shapes)
         with write_then_rename(cfg.submission_csv) as temporary:
             table.to_csv(temporary, index=False)
-            submission = Submission(check_submission(temporary, ids, shapes), point)
-        chosen = {"threshold": point.threshold, "threshold_from": point.how_chosen}
-        counts = {"images": submission.images, "images_with_box": submission.images_with_box}
-        record(cfg, "make_submission", fold=None, made=None, **chosen, **counts)
-    return submission
+            boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
+        results: dict[str, Any] = {"threshold": point.threshold, "threshold_from": point.how_chosen}
+        results |= {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
+        record(cfg, "make_submission", **results)
+    return Submission(boxes, point, results["images"], results["images_with_box"])
 
 
 def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
