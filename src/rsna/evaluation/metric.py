@@ -42,10 +42,9 @@ def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame
 def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """The score for every confidence threshold that makes a difference, all in one pass.
 
-    Rows by falling threshold, columns threshold (keep confidence >= threshold; halfway between two neighbouring
-    confidences), score, n_boxes (how many are kept). The first row keeps nothing. A lower threshold only appends to
-    an image's boxes and leaves the greedy matching of those before as it is: so each box adds a known step to its
-    image's score, and a running sum does the rest.
+    Rows by falling threshold, columns threshold (keep confidence >= threshold, see cut_points), score, n_boxes (how
+    many are kept). A lower threshold only appends to an image's boxes and leaves the greedy matching of those before
+    as it is: so each box adds a known step to its image's score, and a running sum does the rest.
     """
     steps, scores = score_steps(truth, predictions)
     after = scores.mean(axis=1)
@@ -56,25 +55,22 @@ def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFr
     confidence = steps["confidence"].to_numpy()[order]
     total = np.concatenate([[0.0], np.cumsum(gain[order])])
     counted = truth["patientId"].nunique() + np.concatenate([[0], np.cumsum(newly_counted[order])])
-    kept = np.append(0, np.flatnonzero(np.diff(confidence, append=-np.inf)) + 1)
-    levels = np.concatenate([[np.inf], confidence, [-np.inf]])
-    return pd.DataFrame(
-        {
-            "threshold": [halfway(levels[k], levels[k + 1]) for k in kept],
-            "score": np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0),
-            "n_boxes": kept,
-        }
-    )
+    kept, thresholds = cut_points(confidence)
+    score = np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0)
+    return pd.DataFrame({"threshold": thresholds, "score": score, "n_boxes": kept})
 
 
-def halfway(upper: float, lower: float) -> float:
-    """A threshold between two neighbouring confidences: keeps `upper`, drops `lower`."""
-    if np.isinf(upper):
-        return float(np.nextafter(lower, np.inf)) if np.isfinite(lower) else 1.0
-    if np.isinf(lower):
-        return float(upper)
+def cut_points(falling: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Falling confidences -> how many of them can be kept, from 0, equal ones together; and the threshold for each.
+
+    That is halfway between the last that is kept and the first that is not.
+    """
+    kept = np.append(0, np.flatnonzero(np.diff(falling, append=-np.inf)) + 1)
+    upper, lower = falling[kept[1:] - 1], np.append(falling[kept[1:-1]], -np.inf)
     middle = (upper + lower) / 2
-    return float(middle) if lower < middle <= upper else float(upper)
+    thresholds = np.where((lower < middle) & (middle <= upper), middle, upper)
+    above_all = np.nextafter(falling[0], np.inf) if len(falling) else 1.0
+    return kept, np.append(above_all, thresholds)
 
 
 def keep_confident(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:

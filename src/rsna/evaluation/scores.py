@@ -1,7 +1,4 @@
-"""What predictions are worth: the metric with its interval, other scores, baselines, and all that scores.json holds.
-
-Images may have any number of true and predicted boxes.
-"""
+"""What predictions are worth: the metric with its interval, other scores, baselines, and all that scores.json holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +25,10 @@ from rsna.data.competition import (
     truth_boxes,
 )
 from rsna.evaluation.bootstrap import interval
-from rsna.evaluation.metric import (
-    Floats,
-    image_scores,
-    keep_confident,
-    mean_average_precision,
-    of_images,
-    threshold_sweep,
-    top_confidences,
-)
-from rsna.evaluation.threshold import best_score, best_threshold, cross_fit, mean_or_none, scale_scores
+from rsna.evaluation.metric import image_scores, mean_average_precision, of_images, threshold_sweep, top_confidences
+from rsna.evaluation.threshold import OperatingPoint, best_score, best_threshold, cross_fit, mean_or_none, scale_scores
 
+Floats = NDArray[np.float64]
 # what others take from scores.json, and of what type
 SCORES_JSON = {"threshold": int | float, "images": int, "mAP": int | float, "interval": list, "per_fold": list}
 
@@ -75,10 +65,7 @@ def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]
 
 
 def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 without a box.
-
-    The same for models of one box and of several: it is mAP that counts all boxes.
-    """
+    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 without a box."""
     top = predictions.sort_values("confidence", ascending=False, kind="stable").drop_duplicates("patientId")
     pairs = largest_box(truth).merge(top, on="patientId", how="left", suffixes=("", "_predicted"))
     predicted = pairs[[f"{column}_predicted" for column in BOX_COLUMNS]].fillna(0.0).to_numpy(dtype=float)
@@ -87,10 +74,7 @@ def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int) -> dict[str, Any]:
-    """mAP with its 95 % interval, mAP per IoU threshold, and counts, of thresholded predictions.
-
-    people: patientId -> person, of all images that were predicted.
-    """
+    """mAP with its 95 % interval and counts, of thresholded predictions; people: patientId -> person, of all images."""
     scores = image_scores(truth, kept)
     if scores.empty:
         return {"images": len(people), "mAP": float("nan"), "interval": None, "per_iou": {}, "with_box": 0.0}
@@ -115,10 +99,8 @@ def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
 
 
 def median_box(boxes: pd.DataFrame) -> dict[str, float]:
-    """The median x, y, width and height of the boxes on the side of the image that has more of them.
-
-    The median of all boxes lies on the spine, between the lungs, and overlaps with none: too weak a baseline.
-    """
+    """The median x, y, width and height of the boxes on the side of the image that has more of them."""
+    # the median of all boxes lies on the spine, between the lungs, and overlaps with none: too weak a baseline
     centre = boxes["x"] + boxes["width"] / 2
     right = centre > (centre.min() + centre.max()) / 2
     return boxes.loc[right == (right.mean() >= 0.5), BOX_COLUMNS].median().to_dict()
@@ -161,7 +143,7 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
         if is_current(cfg, "evaluate"):
             return None
         sweep = threshold_sweep(found.truth, found.predictions)
-        scores = {"name": cfg.name, **score_run(found, best_threshold(sweep), cfg.bootstrap, cfg.seed)}
+        scores = {"name": cfg.name, **score_run(found, OperatingPoint(best_threshold(sweep)), cfg.bootstrap, cfg.seed)}
         withdraw(cfg, "evaluate")
         write_table(sweep, cfg.run_dir / "threshold.csv")
         write_json(scores, cfg.run_dir / "scores.json")
@@ -181,15 +163,15 @@ def read_out_of_fold(cfg: Config) -> OutOfFold:
     return OutOfFold(predictions, no_tta, folds, truth, all_truth)
 
 
-def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
+def score_run(found: OutOfFold, point: OperatingPoint, n_resamples: int, seed: int) -> dict[str, Any]:
     """What scores.json holds but for the name."""
     predictions, folds, truth = found.predictions, found.folds, found.truth
-    kept = keep_confident(predictions, threshold)
+    kept = point.apply(predictions)
     image_score = image_scores(truth, kept).mean(axis=1)
     cross_fitted, points = cross_fit(predictions, truth, folds["fold"])
     view = folds["view"].astype(object).fillna("unknown").astype(str)
     return {
-        "threshold": threshold,
+        "threshold": point.threshold,
         **describe(kept, truth, folds["group"], n_resamples, seed),
         "cross_fitted_mAP": mean_or_none(cross_fitted),
         "AUC": opacity_auc(predictions, truth),
@@ -201,7 +183,7 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
         "per_view_position": image_score.groupby(view).mean().to_dict(),
         "baselines": baselines(found.all_truth, folds["fold"], kept, truth),
         "per_fold": score_folds(found, image_score, cross_fitted),
-        "cross_fitted_thresholds": {str(fold): point.threshold for fold, point in points.items()},
+        "cross_fitted_thresholds": {str(fold): chosen.threshold for fold, chosen in points.items()},
     }
 
 

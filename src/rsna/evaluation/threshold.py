@@ -12,7 +12,7 @@ import pandas as pd
 
 from rsna.data.boxes import scale_boxes
 from rsna.data.competition import BOX_COLUMNS
-from rsna.evaluation.metric import halfway, image_scores, keep_confident, of_images, threshold_sweep, top_confidences
+from rsna.evaluation.metric import cut_points, image_scores, keep_confident, of_images, threshold_sweep, top_confidences
 
 # factors on the sides of predicted boxes that are tried: the challenge's best found that smaller ones score higher
 BOX_SCALES = (0.8, 0.875, 0.95, 1.0, 1.05)
@@ -113,6 +113,5 @@ def point_for_test(predictions: pd.DataFrame, by_fold: pd.DataFrame, threshold: 
 def threshold_of_share(predictions: pd.DataFrame, share: float) -> float:
     """The confidence threshold that gives a share of the images a box that is as near to `share` as ties allow."""
     top = top_confidences(predictions).sort_values(ascending=False).to_numpy()
-    ends = np.append(0, np.flatnonzero(np.diff(top, append=-np.inf)) + 1)
-    n_kept = int(ends[np.abs(ends - share * len(top)).argmin()])
-    return float(halfway(top[n_kept - 1] if n_kept else np.inf, top[n_kept] if n_kept < len(top) else -np.inf))
+    kept, thresholds = cut_points(top)
+    return float(thresholds[np.abs(kept - share * len(top)).argmin()])

@@ -65,8 +65,7 @@ def fuse_boxes(
             fused = np.vstack([fused, boxes_xyxy[k]])
     best = best_by_model(confidence, model, n_models)
     inside = [best_by_model(confidence[cluster], model[cluster], n_models) for cluster in clusters]
-    contributed = [np.where(own > 0, own, settings.missing_weight * best) for own in inside]
-    return fused, np.array([values.mean() for values in contributed])
+    return fused, np.array([np.where(own > 0, own, settings.missing_weight * best).mean() for own in inside])
 
 
 def best_by_model(confidence: Floats, model: Ints, n_models: int) -> Floats:
