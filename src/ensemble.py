@@ -9,16 +9,15 @@ No setting of these costs a forward pass: predict keeps what each view gave.
 from rsna.startup import run
 from rsna.core.artifacts import run_names
 from rsna.core.config import Config
-from rsna.inference.ensemble import count_images, fuse_run
+from rsna.inference.ensemble import fuse_run
 
 
 def main(cfg: Config) -> None:
-    state = "current"
-    if fuse_run(cfg):
-        n_oof, n_test = count_images(cfg)
+    counts, state = fuse_run(cfg), "current"
+    if counts:
         models = f"{len(cfg.fold_list)} folds of {len(run_names(cfg))} run(s)"
-        state = f"of {models}: {n_oof} out-of-fold and {n_test} test images"
-    print(f"ensemble {state} -> {cfg.run_dir / 'test.csv'}")
+        state = f"{models}, {counts[0]} out-of-fold and {counts[1]} test images"
+    print(f"ensemble: {state} -> {cfg.run_dir / 'test.csv'}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ python src/evaluate.py predictions=<table or submission> [labels=<labels csv>] [
 
 from rsna.startup import run
 from rsna.core.config import Config
-from rsna.evaluation.score_file import score_file
-from rsna.evaluation.score_text import print_scores
+from rsna.evaluation.score_text import print_scores, score_file
 from rsna.evaluation.scores import evaluate_run
 
 

@@ -23,7 +23,7 @@ def main(cfg: Config) -> None:
 
 
 def print_counts(submission: Submission) -> None:
-    boxes, total, with_box = submission.boxes.dropna(), submission.images, submission.images_with_box
+    boxes, total, with_box = submission.boxes, submission.images, submission.images_with_box
     print(f"threshold {submission.point.threshold:.4f} ({submission.point.how_chosen})")
     print(f"{with_box} of {total} images ({with_box / total:.1%}) got a box, {len(boxes)} boxes")
     if len(boxes):

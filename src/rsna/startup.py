@@ -18,7 +18,7 @@ WORKSPACE = Path(__file__).resolve().parents[2]
 # what commands import, by the names of the modules; requirements.txt says what each package is for
 PACKAGES = (
     *("torch", "torchvision", "segmentation_models_pytorch", "safetensors", "pydicom", "gdcm", "PIL", "cv2"),
-    *("sklearn", "scipy", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2"),
+    *("sklearn", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2"),
 )
 RESTARTED = "RSNA_RESTARTED_IN_VENV"  # environment variable: a .venv that lacks packages too is not started again
 

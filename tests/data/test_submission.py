@@ -11,7 +11,7 @@ from rsna.core.errors import UserError
 from rsna.core.tables import write_table
 from rsna.data.competition import PREDICTION_COLUMNS
 from rsna.data.submission_format import check_submission, format_submission, parse_submission
-from rsna.evaluation.score_file import score_file
+from rsna.evaluation.score_text import score_file
 
 
 def shapes_of(ids, rows=1024, cols=1024):

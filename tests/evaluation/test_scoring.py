@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from rsna.core.errors import UserError
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
 from rsna.evaluation import scores as scoring
-from rsna.evaluation.baselines import median_box, median_boxes
 from rsna.evaluation.metric import mean_average_precision, threshold_sweep
-from rsna.evaluation.scores import accuracy, corner_errors
+from rsna.evaluation.scores import accuracy, corner_errors, median_box, median_boxes
 from rsna.evaluation.threshold import (
     best_point,
     cross_fit,
@@ -63,7 +62,7 @@ def test_median_box_is_of_the_busier_side_and_of_other_folds():
         ("a", 100, 1, 10, 10), ("b", 110, 3, 12, 10), ("c", 120, 5, 14, 10), ("d", 800, 7, 90, 90), ("e", 500, 0, 9, 9)
     )
     assert median_box(truth.iloc[:4]) == {"x": 110, "y": 3, "width": 12, "height": 10}
-    boxes = median_boxes(truth.iloc[:4], ["c", "z"], [0, 1]).set_index("patientId")
+    boxes = median_boxes(truth.iloc[:4], pd.Series({"c": 0, "z": 1})).set_index("patientId")
     assert boxes.loc["c", "x"] == 105  # not from c itself
     assert boxes.loc["z", "x"] == 110
 

@@ -127,9 +127,12 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
             raise UserError(f"{name}: {problem}; {int(rows.sum())} such row(s); {remedy}")
 
 
-def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
-    """Read PREDICTION_COLUMNS; all but the first are empty for an image without box. Raises UserError for a bad row."""
-    table = read_table(path, PREDICTION_COLUMNS, rebuild)[PREDICTION_COLUMNS]
+def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) -> pd.DataFrame:
+    """Read PREDICTION_COLUMNS and `more`; all but the first are empty for an image without box.
+
+    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
+    """
+    table = read_table(path, [*PREDICTION_COLUMNS, *more], rebuild)
     numbers = table[PREDICTION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
     filled = np.isfinite(numbers.to_numpy())
     problems = {
@@ -140,7 +143,7 @@ def read_predictions(path: Path, rebuild: str = "") -> pd.DataFrame:
         "the box has no area": (numbers[["width", "height"]] <= 0).any(axis=1),
     }
     refuse_rows(path, table["patientId"], problems, f"run: {rebuild}" if rebuild else "fix or remove them")
-    return numbers.assign(patientId=table["patientId"])[PREDICTION_COLUMNS]
+    return table.assign(**numbers)[[*PREDICTION_COLUMNS, *more]]
 
 
 def list_images(folder: Path) -> list[Path]:

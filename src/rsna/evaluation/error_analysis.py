@@ -9,9 +9,7 @@ from sklearn.metrics import brier_score_loss, roc_curve
 
 from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, CLASSES
-from rsna.evaluation.metric import IOU_THRESHOLDS, Arranged, arrange, match_by_rank, take_best
-
-Floats = NDArray[np.float64]
+from rsna.evaluation.metric import IOU_THRESHOLDS, Arranged, Floats, arrange, match_by_rank, take_best
 
 NORMAL, NOT_NORMAL, _ = CLASSES
 # a box that overlaps more than this with a true box that it does not match is a localisation error
@@ -30,11 +28,10 @@ PARTS = {
 def loss_parts(truth: pd.DataFrame, kept: pd.DataFrame, classes: pd.Series) -> tuple[pd.DataFrame, pd.Series]:
     """Split 1 - mAP into PARTS: the mean loss (part x IoU threshold), and in how many images each part occurs.
 
-    truth, kept: as in metric.image_scores; classes: index patientId. An image with true positives TP, false ones FP
-    and misses FN scores TP / (TP + FP + FN), so it loses (FP + FN) / (TP + FP + FN): each wrong box and each miss
-    costs the same, and each belongs to one part. A wrong box and a missed one that overlap by more than NEAR_IOU are
-    paired, most confident first, and both count as localisation errors. So the parts of each threshold add up to
-    1 - score of that threshold, and their means to 1 - mAP. With no image that counts all are NaN.
+    truth, kept: as in metric.image_scores; classes: index patientId. An image loses (FP + FN) / (TP + FP + FN): each
+    wrong box and each miss costs the same, and each belongs to one part. A wrong box and a missed one that overlap by
+    more than NEAR_IOU are paired, most confident first, and both count as localisation errors. So the parts add up to
+    1 - score at each threshold, and their means to 1 - mAP. With no image that counts all are NaN.
     """
     table = arrange(truth, kept)
     errors, union = count_errors(table, classes)
@@ -48,35 +45,24 @@ def count_errors(table: Arranged, classes: pd.Series) -> tuple[dict[str, NDArray
     """Part -> wrong boxes and misses (images, 8) at each IoU threshold; and TP + FP + FN (images, 8)."""
     hits, free = match_by_rank(table)
     near = take_best(table, free, hits == 0, np.full(len(IOU_THRESHOLDS), NEAR_IOU))
-    n_images = len(table.ids)
-    n_boxes = np.bincount(table.image, minlength=n_images)[:, None]
-    matched, paired = (sum_by_image(counts, table.image, n_images) for counts in (hits, near))
+    n_boxes = np.bincount(table.image, minlength=len(table.ids))[:, None]
+    matched, paired = np.zeros((2, len(table.ids), len(IOU_THRESHOLDS)), dtype=np.int64)
+    np.add.at(matched, table.image, hits)
+    np.add.at(paired, table.image, near)
     wrong, missed = n_boxes - matched, table.n_truth[:, None] - matched
     positive, unpredicted = table.n_truth[:, None] > 0, n_boxes == 0
+    false_alarms = np.where(positive, 0, wrong)
     kind = classes.reindex(table.ids).to_numpy()[:, None]
-    normal, not_normal = kind == NORMAL, kind == NOT_NORMAL
     errors = {
         "missed images": np.where(positive & unpredicted, missed, 0),
         "missed boxes": np.where(positive & ~unpredicted, missed - paired, 0),
         "localisation errors": 2 * paired,
         "background boxes": np.where(positive, wrong - paired, 0),
-        "false alarms on Normal": np.where(~positive & normal, wrong, 0),
-        "false alarms on Not Normal": np.where(~positive & not_normal, wrong, 0),
-        "false alarms, class unknown": np.where(~positive & ~normal & ~not_normal, wrong, 0),
+        "false alarms on Normal": np.where(kind == NORMAL, false_alarms, 0),
+        "false alarms on Not Normal": np.where(kind == NOT_NORMAL, false_alarms, 0),
+        "false alarms, class unknown": np.where((kind != NORMAL) & (kind != NOT_NORMAL), false_alarms, 0),
     }
     return errors, matched + wrong + missed
-
-
-def sum_by_image(values: NDArray[np.int64], image: NDArray[np.intp], n_images: int) -> NDArray[np.int64]:
-    """(boxes, 8) -> (images, 8): sums over the boxes of each image."""
-    sums = np.zeros((n_images, values.shape[1]), dtype=np.int64)
-    np.add.at(sums, image, values)
-    return sums
-
-
-def top_confidences(predictions: pd.DataFrame) -> pd.Series:
-    """The highest confidence of each image, 0 for one without a box; index patientId."""
-    return predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
 
 
 def calibration(top: pd.Series, positive: NDArray[np.bool_], n_bins: int = 10) -> pd.DataFrame:
@@ -118,10 +104,8 @@ def roc(top: pd.Series, positive: NDArray[np.bool_], threshold: float) -> tuple[
         return pd.DataFrame(columns=["false_alarms", "found"], dtype=float), (np.nan, np.nan)
     false_alarms, found, _ = roc_curve(positive, top)
     called = top.to_numpy() >= threshold
-    return (
-        pd.DataFrame({"false_alarms": false_alarms, "found": found}),
-        (float(called[~positive].mean()), float(called[positive].mean())),
-    )
+    at = float(called[~positive].mean()), float(called[positive].mean())
+    return pd.DataFrame({"false_alarms": false_alarms, "found": found}), at
 
 
 def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
@@ -133,15 +117,11 @@ def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
 
 
 def thin(table: pd.DataFrame, x: str, y: str, n: int = 400) -> pd.DataFrame:
-    """At most about 2n rows of a curve that looks the same: of each of n slices of x the lowest and the highest y.
-
-    The first and the last row always stay.
-    """
+    """At most about 2n rows of a curve that looks the same: its ends, the lowest and highest y of n slices of x."""
     if len(table) <= 2 * n:
         return table
     rows = table.reset_index(drop=True)
-    slices = pd.cut(rows[x], n, labels=False)
-    by_slice = rows[y].groupby(slices)
+    by_slice = rows[y].groupby(pd.cut(rows[x], n, labels=False))
     keep = sorted({0, len(rows) - 1, *by_slice.idxmin().astype(int), *by_slice.idxmax().astype(int)})
     return rows.iloc[keep].reset_index(drop=True)
 

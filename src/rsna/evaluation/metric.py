@@ -21,10 +21,10 @@ Floats = NDArray[np.float64]
 
 
 def mean_average_precision(truth: pd.DataFrame, predictions: pd.DataFrame) -> float:
-    """The competition's score of predictions that are already thresholded.
+    """The competition's score of predictions that are already thresholded; NaN if no image counts.
 
-    truth: patientId, x, y, width, height, only rows of boxes that exist; predictions: patientId,
-    confidence, x, y, width, height, rows with empty boxes are ignored. Original pixels. NaN if no image counts.
+    truth: patientId, x, y, width, height, a row for each box; predictions: also confidence, and rows with empty boxes
+    are ignored. Original pixels.
     """
     scores = image_scores(truth, predictions)
     return float(scores.to_numpy().mean()) if len(scores) else float("nan")
@@ -33,20 +33,18 @@ def mean_average_precision(truth: pd.DataFrame, predictions: pd.DataFrame) -> fl
 def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """The score of every image that counts: index patientId, one column per IoU threshold, values in [0, 1]."""
     steps, scores = score_steps(truth, predictions)
-    last = ~steps["patientId"].duplicated(keep="last").to_numpy()
-    predicted = pd.DataFrame(scores[last], index=steps.loc[last, "patientId"], columns=IOU_THRESHOLDS)
-    missed = pd.Index(truth["patientId"].unique()).difference(predicted.index)
-    unpredicted = pd.DataFrame(0.0, index=missed, columns=IOU_THRESHOLDS)
-    return pd.concat([predicted, unpredicted]).rename_axis("patientId").sort_index()
+    table = pd.DataFrame(scores, index=steps["patientId"], columns=IOU_THRESHOLDS)
+    predicted = table[~table.index.duplicated(keep="last")]
+    counted = predicted.index.union(pd.Index(truth["patientId"].unique()))
+    return predicted.reindex(counted, fill_value=0.0).rename_axis("patientId").sort_index()
 
 
 def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     """The score for every confidence threshold that makes a difference, all in one pass.
 
-    Returns rows by falling threshold, columns threshold (keep confidence >= threshold; halfway between two
-    neighbouring confidences), score, n_boxes (how many are kept). The first row keeps nothing. Lowering the
-    threshold only appends to an image's list of boxes, and the greedy matching of the boxes before is not
-    changed by that: so each box adds a known step to its image's score, and a running sum does the rest.
+    Rows by falling threshold, columns threshold (keep confidence >= threshold, see cut_points), score, n_boxes (how
+    many are kept). A lower threshold only appends to an image's boxes and leaves the greedy matching of those before
+    as it is: so each box adds a known step to its image's score, and a running sum does the rest.
     """
     steps, scores = score_steps(truth, predictions)
     after = scores.mean(axis=1)
@@ -57,25 +55,22 @@ def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFr
     confidence = steps["confidence"].to_numpy()[order]
     total = np.concatenate([[0.0], np.cumsum(gain[order])])
     counted = truth["patientId"].nunique() + np.concatenate([[0], np.cumsum(newly_counted[order])])
-    kept = np.append(0, np.flatnonzero(np.diff(confidence, append=-np.inf)) + 1)
-    levels = np.concatenate([[np.inf], confidence, [-np.inf]])
-    return pd.DataFrame(
-        {
-            "threshold": [halfway(levels[k], levels[k + 1]) for k in kept],
-            "score": np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0),
-            "n_boxes": kept,
-        }
-    )
+    kept, thresholds = cut_points(confidence)
+    score = np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0)
+    return pd.DataFrame({"threshold": thresholds, "score": score, "n_boxes": kept})
 
 
-def halfway(upper: float, lower: float) -> float:
-    """A threshold between two neighbouring confidences: keeps `upper`, drops `lower`."""
-    if np.isinf(upper):
-        return float(np.nextafter(lower, np.inf)) if np.isfinite(lower) else 1.0
-    if np.isinf(lower):
-        return float(upper)
+def cut_points(falling: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Falling confidences -> how many of them can be kept, from 0, equal ones together; and the threshold for each.
+
+    That is halfway between the last that is kept and the first that is not.
+    """
+    kept = np.append(0, np.flatnonzero(np.diff(falling, append=-np.inf)) + 1)
+    upper, lower = falling[kept[1:] - 1], np.append(falling[kept[1:-1]], -np.inf)
     middle = (upper + lower) / 2
-    return float(middle) if lower < middle <= upper else float(upper)
+    thresholds = np.where((lower < middle) & (middle <= upper), middle, upper)
+    above_all = np.nextafter(falling[0], np.inf) if len(falling) else 1.0
+    return kept, np.append(above_all, thresholds)
 
 
 def keep_confident(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -88,18 +83,19 @@ def of_images(table: pd.DataFrame, ids: Any) -> pd.DataFrame:
     return table[table["patientId"].isin(ids)]
 
 
-def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
-    """Match every prediction greedily, the images side by side.
+def top_confidences(predictions: pd.DataFrame) -> pd.Series:
+    """The highest confidence of each image, 0 for one without a box; index patientId."""
+    return predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
 
-    Returns a table with one row per prediction, sorted by image and falling confidence (ties: as given), with
-    columns patientId, confidence, n_truth; and the scores (rows, 8) of the row's image at each IoU threshold
-    if the row is the last one that is kept. Raises ValueError for boxes with missing numbers.
+
+def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
+    """Match every prediction greedily, and score its image as if it were the last one that is kept.
+
+    Returns patientId, confidence and n_truth of each, in the order of `arrange`, and scores (rows, 8) by IoU threshold.
     """
     table = arrange(truth, predictions)
     hits, _ = match_by_rank(table)
-    running = np.cumsum(hits, axis=0)
-    before = np.vstack([np.zeros((1, hits.shape[1]), dtype=int), running])[np.arange(len(hits)) - table.rank]
-    true_positives = running - before
+    true_positives = pd.DataFrame(hits).groupby(table.image).cumsum().to_numpy()
     n_truth = table.n_truth[table.image]
     union = (table.rank + 1 + n_truth)[:, None] - true_positives
     steps = pd.DataFrame({"patientId": table.ids[table.image], "confidence": table.confidence, "n_truth": n_truth})

@@ -13,7 +13,7 @@ from rsna.core.errors import UserError
 from rsna.core.tables import read_table
 from rsna.data.competition import read_predictions
 from rsna.evaluation.bootstrap import paired_interval
-from rsna.evaluation.metric import image_scores, keep_confident
+from rsna.evaluation.metric import image_scores, keep_confident, of_images
 from rsna.evaluation.scores import read_scores
 
 
@@ -56,13 +56,15 @@ def read_run(cfg: Config) -> Run:
 
 
 def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
-    """The scored runs in working/, best first; and the names of those that cannot be compared, with the reason.
+    """The scored runs in working/, those of most images and highest score first; and why others are left out, by name.
 
-    The best is the highest score among those with the most images. Not compared: runs that are not scored, or whose
-    scores are older than their predictions, labels or folds.
+    Left out: runs that are not scored, or whose scores are older than their predictions, labels or folds.
     """
     runs, refused = [], {}
-    for folder in sorted(path for path in Path(cfg.working).glob("*") if is_run(path)):
+    for folder in sorted(Path(cfg.working).glob("*")):
+        # made by training or by fusing runs: not the cache, not something else
+        if not any(folder.glob("fold*/config.yaml")) and not (folder / "ensemble.json").is_file():
+            continue
         try:
             runs.append(read_run(as_made(replace(cfg, name=folder.name, fold="all", runs=""))))
         except UserError as error:
@@ -70,33 +72,23 @@ def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
     return sorted(runs, key=lambda run: (-len(run.ids), -run.scores["mAP"], run.name)), refused
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder was made by training or by fusing runs: not the cache, not something else."""
-    return any(folder.glob("fold*/config.yaml")) or (folder / "ensemble.json").is_file()
-
-
 def compare_runs(runs: list[Run], reference: Run, truth: pd.DataFrame, resampling: Resampling) -> pd.DataFrame:
     """One row per run: its score and spread, and the paired difference to the reference on the images of both.
 
     Each run is taken at its own threshold. Images that `resampling.people` lacks are left out.
     """
-    of_run = {run.folder: all_scores(run, truth) for run in [*runs, reference]}
+    scores = {run.folder: image_scores(of_images(truth, run.ids), run.kept).mean(axis=1) for run in [*runs, reference]}
     rows = []
     for run in runs:
         shared = resampling.people.index.intersection(run.ids).intersection(reference.ids)
-        pair = [of_run[one.folder][of_run[one.folder].index.isin(shared)] for one in (run, reference)]
-        difference = (np.nan, np.nan, np.nan)
+        own, other = (table[table.index.isin(shared)] for table in (scores[run.folder], scores[reference.folder]))
+        difference = low = high = np.nan
         if run is not reference:
             people = resampling.people[shared]
-            difference = paired_interval(pair[0], pair[1], people, resampling.n_resamples, resampling.seed)
-        named = dict(zip(("difference", "low", "high"), difference, strict=True))
-        rows.append({"run": run.name, **describe(run), **named, "shared images": len(shared)})
+            difference, low, high = paired_interval(own, other, people, resampling.n_resamples, resampling.seed)
+        paired = {"difference": difference, "low": low, "high": high, "shared images": len(shared)}
+        rows.append({"run": run.name, **describe(run), **paired})
     return pd.DataFrame(rows)
-
-
-def all_scores(run: Run, truth: pd.DataFrame) -> pd.Series:
-    """The run's image scores at its own threshold, of the images that count."""
-    return image_scores(truth[truth["patientId"].isin(run.ids)], run.kept).mean(axis=1)
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -119,16 +111,15 @@ def describe(run: Run) -> dict[str, Any]:
 
 def training_seconds(folder: Path) -> float:
     """Seconds that all recorded epochs of all folds took together; NaN if nothing was recorded."""
-    paths = sorted(folder.glob("fold*/seconds.csv"))
-    tables = [read_table(path, ["epoch", "seconds"]) for path in paths]
+    tables = [read_table(path, ["epoch", "seconds"]) for path in sorted(folder.glob("fold*/seconds.csv"))]
     return float(sum(table["seconds"].sum() for table in tables)) if tables else np.nan
 
 
 def manifests(folder: Path) -> list[dict[str, Any]]:
     """Of a run: the manifests of fusion, prediction and training (first fold each), those that are there."""
-    firsts = [sorted(folder.glob(f"fold*/{name}.json"))[:1] for name in ("predict", "train")]
-    paths = [folder / "ensemble.json", *(path for found in firsts for path in found)]
-    return [read_manifest(path) for path in paths if path.is_file()]
+    patterns = ("ensemble.json", "fold*/predict.json", "fold*/train.json")
+    firsts = (sorted(folder.glob(pattern))[:1] for pattern in patterns)
+    return [read_manifest(path) for found in firsts for path in found]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -157,4 +148,4 @@ def differing_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[st
 
 def people_of(folds: pd.DataFrame) -> pd.Series:
     """patientId -> person, from folds.csv."""
-    return folds.drop_duplicates("patientId").set_index("patientId")["group"].astype(str)
+    return folds.set_index("patientId")["group"].astype(str)

@@ -1,20 +1,26 @@
-"""The scores of a run as lines that a person can read."""
+"""Scores as lines that a person can read: of a run, and of any prediction table or submission, whoever made it."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from rsna.core.config import Config
+from rsna.core.errors import UserError
+from rsna.core.tables import read_table
+from rsna.data.competition import LABELS_CSV, read_labels, read_people, read_predictions, truth_boxes
+from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
+from rsna.evaluation.metric import keep_confident, of_images
+from rsna.evaluation.scores import describe
+from rsna.evaluation.threshold import best_point
 
 
 def print_scores(scores: dict[str, Any], path: Path) -> None:
     """Print everything that decides between runs; path: the file that holds all of it."""
-    folds = pd.DataFrame(scores["per_fold"])
-    low, high = scores["interval"]
-    spread = f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else ""
-    folds = folds.rename(columns={"cross_fitted_mAP": "cross-fitted mAP"})
+    folds = pd.DataFrame(scores["per_fold"]).rename(columns={"cross_fitted_mAP": "cross-fitted mAP"})
     print(folds.to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
-    print(f"mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}{spread}")
-    print(by_name("mAP by IoU threshold", scores["per_iou"], 3))
+    print_map(scores, f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else "")
     print(by_name("mAP by view position", scores["per_view_position"]))
     print(f"threshold {scores['threshold']:.4f}: the best on these predictions, {scores['with_box']:.1%} get a box")
     if scores["cross_fitted_mAP"] is None:
@@ -27,6 +33,12 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     print(f"scores -> {path}")
 
 
+def print_map(scores: dict[str, Any], spread: str = "") -> None:
+    low, high = scores["interval"]
+    print(f"mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}{spread}")
+    print(by_name("mAP by IoU threshold", scores["per_iou"], 3))
+
+
 def by_name(title: str, values: dict[str, float], digits: int = 4) -> str:
     return f"{title}: " + "  ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
 
@@ -35,21 +47,58 @@ def print_scales(scores: dict[str, Any]) -> None:
     """What smaller or larger boxes would score, and whether the choice carries over to other folds."""
     found = scores["box_scales"]
     print(by_name("boxes scaled about their centres, each at its best threshold", found["best"]))
-    both, threshold_alone = found["cross_fitted_mAP"], scores["cross_fitted_mAP"]
-    if both is not None and threshold_alone is not None:
-        print(
-            f"cross-fitted, scale and threshold: {both:.4f}, the threshold alone {threshold_alone:.4f}: "
-            + ("it pays, see box_scale=" if both > threshold_alone else "it does not pay")
-        )
+    both, alone = found["cross_fitted_mAP"], scores["cross_fitted_mAP"]
+    if both is not None and alone is not None:
+        advice = "it pays, see box_scale=" if both > alone else "it does not pay"
+        print(f"cross-fitted, scale and threshold: {both:.4f}, the threshold alone {alone:.4f}: {advice}")
 
 
 def print_tta(scores: dict[str, Any]) -> None:
     """Whether test-time augmentation pays, each way at the threshold that suits it best."""
     fused, plain = scores["best_mAP"], scores["no_tta_best_mAP"]
     if plain > fused:
-        print(
-            f"NOTE: test-time augmentation costs here: the plain view alone scores {plain:.4f}, "
-            f"fused {fused:.4f} (tta=plain)"
-        )
+        costs = "NOTE: test-time augmentation costs here: the plain view alone scores"
+        print(f"{costs} {plain:.4f}, fused {fused:.4f} (tta=plain)")
     else:
         print(f"test-time augmentation: {fused:.4f}, the plain view alone {plain:.4f}")
+
+
+def score_file(cfg: Config) -> None:
+    """Print the score of the file predictions= against labels=. Raises UserError for images without labels."""
+    path, labels_csv = Path(cfg.predictions), Path(cfg.labels or Path(cfg.input) / LABELS_CSV)
+    labels = read_labels(labels_csv)
+    is_submission = path.is_file() and set(SUBMISSION_COLUMNS) <= set(read_table(path, ["patientId"]).columns)
+    predictions = parse_submission(path) if is_submission else read_predictions(path)
+    ids, n_labelled = predictions["patientId"].drop_duplicates(), labels["patientId"].nunique()
+    unknown = set(ids) - set(labels["patientId"])
+    if unknown:
+        raise UserError(
+            f"{path}: {len(unknown)} images have no row in {labels_csv}, such as {min(unknown)}; set labels="
+        )
+    truth = of_images(truth_boxes(labels), ids)
+    kept = keep_confident(predictions, threshold_for(cfg, predictions, truth, is_submission))
+    scores = describe(kept, truth, people_of_images(cfg, ids), cfg.bootstrap, cfg.seed)
+    if len(ids) < n_labelled:
+        print(f"scored {len(ids)} images; {n_labelled - len(ids)} labelled images are not in {path}")
+    if not scores["per_iou"]:
+        raise UserError(f"{path}: no image counts: there is neither a truth box nor a prediction")
+    print_map(scores)
+    print(f"{scores['images']} images, {scores['positives']} positive, {scores['with_box']:.1%} with a box")
+    print(f"IoU of the most confident box with the largest truth box, on positives: {scores['IoU']:.4f}")
+
+
+def threshold_for(cfg: Config, predictions: pd.DataFrame, truth: pd.DataFrame, is_submission: bool) -> float:
+    """threshold=, or none for a submission, or the best for a table."""
+    if cfg.threshold != "auto":
+        return float(cfg.threshold)
+    if is_submission:
+        return -np.inf
+    threshold = best_point(predictions, truth).threshold
+    print(f"threshold {threshold:.4f}: chosen on these very labels, so the score is too high; or set threshold=")
+    return threshold
+
+
+def people_of_images(cfg: Config, ids: pd.Series) -> pd.Series:
+    """patientId -> person; an image that the mapping lacks is a person of its own."""
+    alone, people = ids.set_axis(ids), read_people(Path(cfg.input))
+    return alone if people is None else people.reindex(ids).fillna(alone)

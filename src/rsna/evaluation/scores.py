@@ -1,7 +1,4 @@
-"""What predictions are worth: the metric with its interval, other scores, and all that scores.json holds.
-
-Images may have any number of true and predicted boxes.
-"""
+"""What predictions are worth: the metric with its interval, other scores, baselines, and all that scores.json holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +24,9 @@ from rsna.data.competition import (
     read_predictions,
     truth_boxes,
 )
-from rsna.evaluation.baselines import baselines, median_boxes
 from rsna.evaluation.bootstrap import interval
-from rsna.evaluation.metric import image_scores, keep_confident, of_images, threshold_sweep
-from rsna.evaluation.threshold import best_score, best_threshold, cross_fit, scale_scores
+from rsna.evaluation.metric import image_scores, mean_average_precision, of_images, threshold_sweep, top_confidences
+from rsna.evaluation.threshold import OperatingPoint, best_score, best_threshold, cross_fit, mean_or_none, scale_scores
 
 Floats = NDArray[np.float64]
 # what others take from scores.json, and of what type
@@ -39,25 +35,29 @@ SCORES_JSON = {"threshold": int | float, "images": int, "mAP": int | float, "int
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     """Area under the ROC curve of each image's highest confidence for "has an opacity"; NaN if all are alike."""
+    top = top_confidences(predictions)
+    return auc_of_images(top, top.index.isin(truth["patientId"]))
+
+
+def auc_of_images(top: pd.Series, positive: NDArray[np.bool_]) -> float:
+    """The same, of the images' highest confidences and whether they have an opacity."""
     # here, since it takes most of a second to import: training has begun by then
     from sklearn.metrics import roc_auc_score
 
-    top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
-    positive = top.index.isin(truth["patientId"])
     return float(roc_auc_score(positive, top)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
 def accuracy(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
     """Share of images whose highest confidence is above .5 if and only if they have an opacity."""
-    top = predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
+    top = top_confidences(predictions)
     return float(((top > 0.5) == top.index.isin(truth["patientId"])).mean())
 
 
 def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]:
-    """Mean absolute error of a corner's coordinate, in pixels of an image of 512 px: (n, 4) in [0, 1] of the input.
+    """Mean absolute error of corners (n, 4) in [0, 1] of the input, in pixels of an image of 512 px.
 
-    true_xyxy is NaN where an image has no box. `L1` is taken on images with a box; `L1_post` on all, with the whole
-    image as the truth of those without: what the fast.ai post reports, where an answer like that costs nothing.
+    true_xyxy is NaN where an image has no box: `L1` leaves it out, and for `L1_post` its truth is the whole image, as
+    in the fast.ai post.
     """
     whole = np.where(np.isnan(true_xyxy), [0.0, 0.0, 1.0, 1.0], true_xyxy)
     error = 512 * np.abs(predicted_xyxy - whole).mean(axis=1)
@@ -65,10 +65,7 @@ def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]
 
 
 def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 without a box.
-
-    The same for models of one box and of several: it is mAP that counts all boxes.
-    """
+    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 without a box."""
     top = predictions.sort_values("confidence", ascending=False, kind="stable").drop_duplicates("patientId")
     pairs = largest_box(truth).merge(top, on="patientId", how="left", suffixes=("", "_predicted"))
     predicted = pairs[[f"{column}_predicted" for column in BOX_COLUMNS]].fillna(0.0).to_numpy(dtype=float)
@@ -77,10 +74,7 @@ def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int) -> dict[str, Any]:
-    """mAP with its 95 % interval, mAP per IoU threshold, and counts, of thresholded predictions.
-
-    people: patientId -> person, of all images that were predicted.
-    """
+    """mAP with its 95 % interval and counts, of thresholded predictions; people: patientId -> person, of all images."""
     scores = image_scores(truth, kept)
     if scores.empty:
         return {"images": len(people), "mAP": float("nan"), "interval": None, "per_iou": {}, "with_box": 0.0}
@@ -92,6 +86,33 @@ def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resam
         "interval": interval(scores.mean(axis=1), people, n_resamples, seed),
         "per_iou": {f"{threshold:.2f}": float(value) for threshold, value in scores.mean().items()},
         "IoU": iou_on_positives(kept, truth),
+    }
+
+
+def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
+    """A prediction for each image of `fold_of` (index patientId): the median box of other folds, with confidence 1."""
+    largest, parts = largest_box(truth), []
+    for ids in fold_of.groupby(fold_of).groups.values():
+        box = median_box(largest[~largest["patientId"].isin(ids)])
+        parts.append(pd.DataFrame({"patientId": ids, "confidence": 1.0, **box}))
+    return pd.concat(parts)
+
+
+def median_box(boxes: pd.DataFrame) -> dict[str, float]:
+    """The median x, y, width and height of the boxes on the side of the image that has more of them."""
+    # the median of all boxes lies on the spine, between the lungs, and overlaps with none: too weak a baseline
+    centre = boxes["x"] + boxes["width"] / 2
+    right = centre > (centre.min() + centre.max()) / 2
+    return boxes.loc[right == (right.mean() >= 0.5), BOX_COLUMNS].median().to_dict()
+
+
+def baselines(all_truth: pd.DataFrame, fold_of: pd.Series, kept: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
+    """mAP of what needs no model, given median_boxes(all_truth, fold_of) and the model's thresholded boxes `kept`."""
+    boxes = median_boxes(all_truth, fold_of)
+    return {
+        "no boxes": mean_average_precision(truth, boxes.iloc[:0]),
+        "median box on every image": mean_average_precision(truth, boxes),
+        "median box where the model puts one": mean_average_precision(truth, of_images(boxes, kept["patientId"])),
     }
 
 
@@ -107,11 +128,8 @@ class OutOfFold:
     predictions: pd.DataFrame  # oof.csv
     no_tta: pd.DataFrame  # oof_no_tta.csv
     folds: pd.DataFrame  # rows of folds.csv by patientId, of the predicted images
-    all_truth: pd.DataFrame  # true boxes of all training images
-
-    @property
-    def truth(self) -> pd.DataFrame:
-        return of_images(self.all_truth, self.folds.index)
+    truth: pd.DataFrame  # their true boxes
+    all_truth: pd.DataFrame  # those of all training images
 
 
 def evaluate_run(cfg: Config) -> dict[str, Any] | None:
@@ -125,7 +143,7 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
         if is_current(cfg, "evaluate"):
             return None
         sweep = threshold_sweep(found.truth, found.predictions)
-        scores = {"name": cfg.name, **score_run(found, best_threshold(sweep), cfg.bootstrap, cfg.seed)}
+        scores = {"name": cfg.name, **score_run(found, OperatingPoint(best_threshold(sweep)), cfg.bootstrap, cfg.seed)}
         withdraw(cfg, "evaluate")
         write_table(sweep, cfg.run_dir / "threshold.csv")
         write_json(scores, cfg.run_dir / "scores.json")
@@ -137,22 +155,23 @@ def read_out_of_fold(cfg: Config) -> OutOfFold:
     rebuild = command(cfg, "ensemble")
     predictions, no_tta = (read_predictions(cfg.run_dir / f"{name}.csv", rebuild) for name in ("oof", "oof_no_tta"))
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
-    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
-    found = OutOfFold(predictions, no_tta, folds.loc[predictions["patientId"].drop_duplicates()], truth)
-    if found.truth.empty:
+    folds = folds.loc[predictions["patientId"].drop_duplicates()]
+    all_truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    truth = of_images(all_truth, folds.index)
+    if truth.empty:
         raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
-    return found
+    return OutOfFold(predictions, no_tta, folds, truth, all_truth)
 
 
-def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
+def score_run(found: OutOfFold, point: OperatingPoint, n_resamples: int, seed: int) -> dict[str, Any]:
     """What scores.json holds but for the name."""
     predictions, folds, truth = found.predictions, found.folds, found.truth
-    kept = keep_confident(predictions, threshold)
+    kept = point.apply(predictions)
     image_score = image_scores(truth, kept).mean(axis=1)
     cross_fitted, points = cross_fit(predictions, truth, folds["fold"])
-    median = median_boxes(found.all_truth, folds.index.tolist(), folds["fold"].tolist())
+    view = folds["view"].astype(object).fillna("unknown").astype(str)
     return {
-        "threshold": threshold,
+        "threshold": point.threshold,
         **describe(kept, truth, folds["group"], n_resamples, seed),
         "cross_fitted_mAP": mean_or_none(cross_fitted),
         "AUC": opacity_auc(predictions, truth),
@@ -161,10 +180,10 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
         "no_tta_best_mAP": best_score(found.no_tta, truth),
         "accuracy": accuracy(predictions, truth),
         "box_scales": scale_scores(predictions, truth, folds["fold"]),
-        "per_view_position": by_column(image_score, folds["view"].astype(object).fillna("unknown")),
-        "baselines": baselines(median, kept, truth),
+        "per_view_position": image_score.groupby(view).mean().to_dict(),
+        "baselines": baselines(found.all_truth, folds["fold"], kept, truth),
         "per_fold": score_folds(found, image_score, cross_fitted),
-        "cross_fitted_thresholds": {str(fold): point.threshold for fold, point in points.items()},
+        "cross_fitted_thresholds": {str(fold): chosen.threshold for fold, chosen in points.items()},
     }
 
 
@@ -185,13 +204,3 @@ def score_folds(found: OutOfFold, scores: pd.Series, cross_fitted: pd.Series) ->
             }
         )
     return lines
-
-
-def mean_or_none(scores: pd.Series) -> float | None:
-    """The mean image score; None where there is none, as JSON has no NaN."""
-    return float(scores.mean()) if len(scores) else None
-
-
-def by_column(scores: pd.Series, values: pd.Series) -> dict[str, float]:
-    """Mean image score by the value that `values` (index patientId) has for the image."""
-    return {str(key): float(value) for key, value in scores.groupby(values.reindex(scores.index)).mean().items()}

@@ -6,12 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from rsna.data.boxes import xywh_to_xyxy
 from rsna.data.competition import AGE_BANDS, BOX_COLUMNS, largest_box
 from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.evaluation.bootstrap import interval
+from rsna.evaluation.metric import of_images
+from rsna.evaluation.scores import auc_of_images
 
 UNKNOWN = "other or unknown"
 
@@ -22,8 +23,8 @@ def groups_of_images(folds: pd.DataFrame, truth: pd.DataFrame, geometry: pd.Data
     Headers may hold anything: what is not one of the documented values becomes UNKNOWN. Box size and side are
     missing where there is no box.
     """
-    largest = largest_box(truth)
-    largest = largest[largest["patientId"].isin(geometry.index)]
+    known = of_images(truth, geometry.index)
+    largest = largest_box(known)
     xyxy = to_relative(largest, geometry, size)
     area = pd.Series((xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1), index=largest["patientId"])
     return pd.DataFrame(
@@ -32,7 +33,7 @@ def groups_of_images(folds: pd.DataFrame, truth: pd.DataFrame, geometry: pd.Data
             "sex": one_of(folds["sex"], ["F", "M"]),
             "age": age_bands(folds["age"]),
             "box size": thirds(area).reindex(folds.index),
-            "side": sides(truth, geometry, size).reindex(folds.index),
+            "side": sides(known, geometry, size).reindex(folds.index),
         },
         index=folds.index,
     )
@@ -56,24 +57,19 @@ def thirds(area: pd.Series) -> pd.Series:
     if area.empty:
         return pd.Series(dtype=object)
     low, high = area.quantile([1 / 3, 2 / 3])
-    names = [f"small, to {low:.1%}", f"middle, to {high:.1%}", f"large, above {high:.1%}"]
-    return (
-        pd.Series(np.digitize(area, [low, high], right=True), index=area.index)
-        .map(dict(enumerate(names)))
-        .astype(pd.CategoricalDtype(list(dict.fromkeys(names))))
-    )
+    names = pd.Index([f"small, to {low:.1%}", f"middle, to {high:.1%}", f"large, above {high:.1%}"])
+    third = np.digitize(area, [low, high], right=True)
+    return pd.Series(pd.Categorical.from_codes(third.tolist(), names), index=area.index)
 
 
-def sides(truth: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
-    """The half of the image that the centres of an image's true boxes lie in; index patientId."""
-    known = truth[truth["patientId"].isin(geometry.index)]
-    xyxy = to_relative(known, geometry, size)
-    right = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5, index=known["patientId"].to_numpy())
+def sides(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
+    """The half of the image that the centres of an image's boxes, all with a geometry, lie in; index patientId."""
+    xyxy = to_relative(boxes, geometry, size)
+    right = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5, index=boxes["patientId"].to_numpy())
     share = right.groupby(level=0).mean()
-    names = ["left half only", "right half only", "both halves"]
-    return pd.Series(np.select([share == 0, share == 1], names[:2], names[2]), index=share.index).astype(
-        pd.CategoricalDtype(names)
-    )
+    side = np.select([share == 0, share == 1], [0, 1], 2)
+    names = pd.Index(["left half only", "right half only", "both halves"])
+    return pd.Series(pd.Categorical.from_codes(side.tolist(), names), index=share.index)
 
 
 def scores_by_group(groups: pd.DataFrame, images: pd.DataFrame, n_resamples: int, seed: int) -> pd.DataFrame:
@@ -95,14 +91,12 @@ def score_group(images: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, 
     scores = images["score"].dropna()
     people = images.loc[scores.index, "person"]
     low, high = interval(scores, people, n_resamples, seed) if people.nunique() > 1 else (np.nan, np.nan)
-    positive = images["positive"]
-    mixed = 0 < positive.sum() < len(positive)
     return {
         "images": len(images),
-        "positives": int(positive.sum()),
+        "positives": int(images["positive"].sum()),
         "with_box": float(images["with_box"].mean()),
-        "AUC": float(roc_auc_score(positive, images["top"])) if mixed else np.nan,
-        "mAP": float(scores.mean()) if len(scores) else np.nan,
+        "AUC": auc_of_images(images["top"], images["positive"].to_numpy()),
+        "mAP": float(scores.mean()),
         "low": low,
         "high": high,
     }
@@ -113,6 +107,6 @@ def to_relative(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> NDArr
 
     geometry: index patientId, GEOMETRY_COLUMNS of a cache of this size (px). Boxes of other images are left out.
     """
-    known = boxes[boxes["patientId"].isin(geometry.index)]
+    known = of_images(boxes, geometry.index)
     mapping = geometry.loc[known["patientId"], GEOMETRY_COLUMNS].to_numpy(dtype=float)
     return np.clip(original_to_cached(xywh_to_xyxy(known[BOX_COLUMNS].to_numpy(dtype=float)), mapping) / size, 0, 1)

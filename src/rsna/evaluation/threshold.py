@@ -12,7 +12,7 @@ import pandas as pd
 
 from rsna.data.boxes import scale_boxes
 from rsna.data.competition import BOX_COLUMNS
-from rsna.evaluation.metric import halfway, image_scores, keep_confident, of_images, threshold_sweep
+from rsna.evaluation.metric import cut_points, image_scores, keep_confident, of_images, threshold_sweep, top_confidences
 
 # factors on the sides of predicted boxes that are tried: the challenge's best found that smaller ones score higher
 BOX_SCALES = (0.8, 0.875, 0.95, 1.0, 1.05)
@@ -80,37 +80,38 @@ def cross_fit(
     return pd.concat(parts[1:] or parts), points
 
 
+def mean_or_none(scores: pd.Series) -> float | None:
+    """The mean image score; None where there is none, as JSON has no NaN."""
+    return float(scores.mean()) if len(scores) else None
+
+
 def scale_scores(predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series) -> dict[str, Any]:
     """What scaled boxes would score: `best` by scale, each at its best threshold; and `cross_fitted_mAP`, with scale
     and threshold of each fold chosen together on the other folds (None with a single fold)."""
     scores, _ = cross_fit(predictions, truth, fold_of, BOX_SCALES)
     return {
         "best": {f"{scale:g}": best_score(with_scaled_boxes(predictions, scale), truth) for scale in BOX_SCALES},
-        "cross_fitted_mAP": float(scores.mean()) if len(scores) else None,
+        "cross_fitted_mAP": mean_or_none(scores),
     }
 
 
 def point_for_test(predictions: pd.DataFrame, by_fold: pd.DataFrame, threshold: float) -> OperatingPoint:
     """The operating point for the fused predictions of the test images, given the best threshold out of fold.
 
-    That does not carry over as a number: a test image is seen by all folds and an out-of-fold image by one, and where
-    models disagree on the place the fused confidence is lower. But each fold's own test predictions (by_fold, with a
-    column fold) are on the scale of its out-of-fold predictions. So this counts the share of the test images that get
-    a box from single folds at that threshold, and gives the same share a box in the fused table: if the test images
-    hold more opacities than the training images, more get a box.
+    That does not carry over as a number: all folds see a test image and one sees an out-of-fold image, and where models
+    disagree on the place the fused confidence is lower. But each fold's own test predictions (by_fold, with a column
+    fold) are on the scale of its out-of-fold predictions. So the share of the test images that get a box from single
+    folds at that threshold gets one from the fused table too: more of them, if they hold more opacities.
     """
     shares = by_fold.groupby(["fold", "patientId"])["confidence"].max().ge(threshold).groupby("fold").mean()
     share = float(shares.mean())
-    how = (
-        f"{share:.1%} of the test images, as many as single folds give a box at {threshold:.4f}, "
-        "the best threshold out of fold"
-    )
+    how = f"{share:.1%} of the test images, as many as single folds give a box at {threshold:.4f}"
+    how += ", the best threshold out of fold"
     return OperatingPoint(threshold_of_share(predictions, share), how_chosen=how)
 
 
 def threshold_of_share(predictions: pd.DataFrame, share: float) -> float:
     """The confidence threshold that gives a share of the images a box that is as near to `share` as ties allow."""
-    top = predictions.groupby("patientId")["confidence"].max().fillna(0.0).sort_values(ascending=False).to_numpy()
-    ends = np.append(0, np.flatnonzero(np.diff(top, append=-np.inf)) + 1)
-    n_kept = int(ends[np.abs(ends - share * len(top)).argmin()])
-    return float(halfway(top[n_kept - 1] if n_kept else np.inf, top[n_kept] if n_kept < len(top) else -np.inf))
+    top = top_confidences(predictions).sort_values(ascending=False).to_numpy()
+    kept, thresholds = cut_points(top)
+    return float(thresholds[np.abs(kept - share * len(top)).argmin()])

@@ -27,15 +27,13 @@ def fuse_tables(tables: Sequence[pd.DataFrame], settings: FusionSettings) -> pd.
         if unlike:
             raise UserError(f"{len(unlike)} images are in one table and not in another, such as {min(unlike)}")
     stacked = pd.concat([table.assign(model=k) for k, table in enumerate(tables)]).dropna(subset=["confidence"])
-    image, names = pd.factorize(stacked["patientId"])
-    order = np.argsort(image, kind="stable")
     boxes = xywh_to_xyxy(stacked[BOX_COLUMNS].to_numpy(dtype=float))
     confidences, model = stacked["confidence"].to_numpy(dtype=float), stacked["model"].to_numpy()
     rows = []
-    for own in np.split(order, np.flatnonzero(np.diff(image[order])) + 1) if len(order) else []:
+    for name, own in stacked.groupby("patientId").indices.items():
         fused, confidence = fuse_boxes(boxes[own], confidences[own], model[own], len(tables), settings)
         best = np.argsort(-confidence, kind="stable")[: settings.max_boxes]
-        rows += [(names[image[own[0]]], confidence[k], *xyxy_to_xywh(fused[k])) for k in best]
+        rows += [(name, confidence[k], *xyxy_to_xywh(fused[k])) for k in best]
     return with_empty_rows(pd.DataFrame(rows, columns=PREDICTION_COLUMNS), ids)
 
 
@@ -57,16 +55,17 @@ def fuse_boxes(
     for k in np.argsort(-confidence, kind="stable"):
         overlap = box_iou(fused, boxes_xyxy[k])
         if len(clusters) and overlap.max() > settings.wbf_iou:
-            cluster = int(overlap.argmax())
-            clusters[cluster].append(k)
-            fused[cluster] = weighted_mean(boxes_xyxy[clusters[cluster]], confidence[clusters[cluster]])
+            nearest = int(overlap.argmax())
+            own = clusters[nearest]
+            own.append(k)
+            weights = confidence[own] if confidence[own].any() else None  # the plain mean where all are 0
+            fused[nearest] = np.average(boxes_xyxy[own], axis=0, weights=weights)
         else:
             clusters.append([k])
             fused = np.vstack([fused, boxes_xyxy[k]])
     best = best_by_model(confidence, model, n_models)
     inside = [best_by_model(confidence[cluster], model[cluster], n_models) for cluster in clusters]
-    contributed = [np.where(own > 0, own, settings.missing_weight * best) for own in inside]
-    return fused, np.array([values.mean() for values in contributed])
+    return fused, np.array([np.where(own > 0, own, settings.missing_weight * best).mean() for own in inside])
 
 
 def best_by_model(confidence: Floats, model: Ints, n_models: int) -> Floats:
@@ -74,8 +73,3 @@ def best_by_model(confidence: Floats, model: Ints, n_models: int) -> Floats:
     best = np.zeros(n_models)
     np.maximum.at(best, model, confidence)
     return best
-
-
-def weighted_mean(boxes_xyxy: Floats, confidence: Floats) -> Floats:
-    """(n, 4), (n,) -> (4,); the plain mean where all confidences are 0."""
-    return np.average(boxes_xyxy, axis=0, weights=confidence if confidence.sum() > 0 else None)

@@ -20,23 +20,22 @@ from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictio
 from rsna.evaluation.threshold import with_scaled_boxes
 from rsna.inference.box_fusion import fuse_tables
 
-Views = dict[str, pd.DataFrame]  # name of the view -> its table; the plain view is first
 
+def fuse_run(cfg: Config) -> tuple[int, int] | None:
+    """Write {oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv of a run; None if they are current.
 
-def fuse_run(cfg: Config) -> bool:
-    """Write {oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv of a run; False if they are current.
-
-    Raises UserError for a fold whose predictions are missing, or not as predict wrote them, or of other folds.
+    Returns how many images are in oof.csv and in test.csv. Raises UserError for a fold whose predictions are missing,
+    or not as predict wrote them, or of other folds.
     """
     check_predictions(cfg)
     with file_lock(cfg.run_dir):
         if is_current(cfg, "ensemble"):
-            return False
+            return None
         withdraw(cfg, "ensemble")
-        write_boxes(cfg)
+        n_oof, n_test = write_boxes(cfg)
         write_images(cfg)
         record(cfg, "ensemble")
-    return True
+    return n_oof, n_test
 
 
 def check_predictions(cfg: Config) -> None:
@@ -50,10 +49,8 @@ def check_predictions(cfg: Config) -> None:
                 # the settings of other runs are not known here
                 other = f"./run.sh name={run.name} fold={fold} ..."
                 rebuild = other if cfg.runs else command(cfg, "train", fold=str(fold)) + " and predict"
-                raise UserError(
-                    f"{run.fold_dir(fold)}: no finished predictions of fold {fold}; run: {rebuild}, or choose the "
-                    "folds to fuse: fold=..."
-                )
+                missing = f"{run.fold_dir(fold)}: no finished predictions of fold {fold}"
+                raise UserError(f"{missing}; run: {rebuild}, or choose the folds to fuse: fold=...")
             require(run, "predict", fold)
 
 
@@ -62,23 +59,32 @@ def model_runs(cfg: Config) -> list[Config]:
     return [replace(cfg, name=name, runs="") for name in run_names(cfg)]
 
 
-def write_boxes(cfg: Config) -> None:
-    """Fuse the boxes and write the four tables."""
-    oof, no_tta, test = [], [], {}
-    for fold in cfg.fold_list:
-        valid = [read_views(run.fold_dir(fold) / "valid.csv") for run in model_runs(cfg)]
-        oof.append(fuse_models([fuse_tables(list(views.values()), cfg) for views in valid], cfg))
-        no_tta.append(fuse_models([fuse_tables([next(iter(views.values()))], cfg) for views in valid], cfg))
-        found = [read_views(run.fold_dir(fold) / "test.csv") for run in model_runs(cfg)]
-        test[fold] = fuse_models([fuse_tables(list(views.values()), cfg) for views in found], cfg)
+def tables_of(cfg: Config, name: str) -> list[list[Path]]:
+    """The tables of predict that are fused: of each fold those of all runs."""
+    return [[run.fold_dir(fold) / f"{name}.csv" for run in model_runs(cfg)] for fold in cfg.fold_list]
+
+
+def write_boxes(cfg: Config) -> tuple[int, int]:
+    """Fuse the boxes and write the four tables; returns the images of oof and test."""
+    valid, test = (
+        [[list(read_views(path).values()) for path in paths] for paths in tables_of(cfg, name)]
+        for name in ("valid", "test")
+    )
+    by_fold = [fuse_fold(runs, cfg) for runs in test]
     tables = {
-        "oof": pd.concat(oof),
-        "oof_no_tta": pd.concat(no_tta),
-        "test_by_fold": pd.concat([table.assign(fold=fold) for fold, table in test.items()]),
-        "test": fuse_models(list(test.values()), cfg),
+        "oof": pd.concat([fuse_fold(runs, cfg) for runs in valid]),
+        "oof_no_tta": pd.concat([fuse_fold([views[:1] for views in runs], cfg) for runs in valid]),
+        "test_by_fold": pd.concat([table.assign(fold=k) for k, table in zip(cfg.fold_list, by_fold, strict=True)]),
+        "test": fuse_models(by_fold, cfg),
     }
     for name, table in tables.items():
         write_table(with_scaled_boxes(table, cfg.box_scale), cfg.run_dir / f"{name}.csv")
+    return tables["oof"]["patientId"].nunique(), tables["test"]["patientId"].nunique()
+
+
+def fuse_fold(runs: list[list[pd.DataFrame]], settings: FusionSettings) -> pd.DataFrame:
+    """The views of each run fused, then the runs."""
+    return fuse_models([fuse_tables(views, settings) for views in runs], settings)
 
 
 def fuse_models(tables: list[pd.DataFrame], settings: FusionSettings) -> pd.DataFrame:
@@ -86,19 +92,16 @@ def fuse_models(tables: list[pd.DataFrame], settings: FusionSettings) -> pd.Data
     return fuse_tables(tables, settings) if len(tables) > 1 else tables[0]
 
 
-def read_views(path: Path) -> Views:
-    """A table of predict by view, in the file's order. Raises UserError that names the first bad row."""
-    table = read_predictions(path).assign(view=read_table(path, ["view"])["view"].to_numpy())
-    return {str(view): rows[PREDICTION_COLUMNS] for view, rows in table.groupby("view", sort=False)}
+def read_views(path: Path) -> dict[str, pd.DataFrame]:
+    """A table of predict by view, the plain one first. Raises UserError that names the first bad row."""
+    views = read_predictions(path, more=["view"]).groupby("view", sort=False)
+    return {str(view): rows[PREDICTION_COLUMNS] for view, rows in views}
 
 
 def write_images(cfg: Config) -> None:
     """Write the mean class probabilities: out of fold over views and runs, on the test images over folds too."""
     oof, test = (
-        [
-            mean_images([mean_of_views(run.fold_dir(fold) / f"{name}_images.csv") for run in model_runs(cfg)])
-            for fold in cfg.fold_list
-        ]
+        [mean_images([mean_of_views(path) for path in paths]) for paths in tables_of(cfg, f"{name}_images")]
         for name in ("valid", "test")
     )
     write_table(pd.concat(oof).reset_index(), cfg.run_dir / "oof_images.csv")
@@ -119,10 +122,3 @@ def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     columns = [name for name in tables[0] if all(name in table for table in tables)]
     values = [table.loc[tables[0].index, columns].to_numpy(dtype=float) for table in tables]
     return pd.DataFrame(np.mean(values, axis=0), index=tables[0].index, columns=columns)
-
-
-def count_images(cfg: Config) -> tuple[int, int]:
-    """How many images are in oof.csv and in test.csv."""
-    tables = [read_table(cfg.run_dir / f"{name}.csv", ["patientId"]) for name in ("oof", "test")]
-    n_oof, n_test = (table["patientId"].nunique() for table in tables)
-    return n_oof, n_test

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from rsna.core.artifacts import is_current, record, require, withdraw
+from rsna.core import artifacts
 from rsna.core.config import Config, command
+from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
+from rsna.core.files import ABSENT
 from rsna.core.locks import file_lock
-from rsna.core.stages import FREE_TO_USERS
+from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
 from rsna.core.tables import write_table
 from rsna.data.boxes import xyxy_to_xywh
 from rsna.data.cache import read_index
@@ -26,13 +27,11 @@ from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_folds, r
 from rsna.data.dataset import ImageDataset, Samples, make_samples
 from rsna.data.letterbox import cached_to_original
 from rsna.data.loader import make_loader
-from rsna.inference.only_test import manifest_after
-from rsna.inference.tta import TtaTransform, parse_transforms
+from rsna.inference.tta import Floats, TtaTransform, parse_transforms
 from rsna.models.checkpoint import load_checkpoint
 from rsna.models.device import explain_failures, mixed_precision, pick_device, pick_precision
 from rsna.models.registry import build_model
 
-Floats = NDArray[np.float64]
 VIEW_COLUMNS = ["patientId", "view", *PREDICTION_COLUMNS[1:]]
 # number of classes -> columns of the tables of images, in the order of the network's classes
 PROBABILITY_COLUMNS = {2: ["p_negative", "p_opacity"], 3: ["p_normal", "p_not_normal", "p_opacity"]}
@@ -46,16 +45,16 @@ def predict_fold(cfg: Config, fold: int) -> bool:
     """
     with file_lock(cfg.fold_dir(fold)):
         parts = images_to_predict(cfg, fold)
-        if is_current(cfg, "predict", fold):
+        if artifacts.is_current(cfg, "predict", fold):
             return False
         made = manifest_after(cfg, fold)
         model = load_model(cfg, fold)
-        withdraw(cfg, "predict", fold)
+        artifacts.withdraw(cfg, "predict", fold)
         for name, (split, ids) in parts.items():
             boxes, images = predict_images(cfg, model, ids, split, f"fold {fold} {name}")
             write_table(boxes, cfg.fold_dir(fold) / f"{name}.csv")
             write_table(images, cfg.fold_dir(fold) / f"{name}_images.csv")
-        record(cfg, "predict", fold, made)
+        artifacts.record(cfg, "predict", fold, made)
     print(f"fold {fold}: predicted -> {', '.join(f'{name}.csv' for name in parts)} in {cfg.fold_dir(fold)}")
     return True
 
@@ -64,15 +63,38 @@ def images_to_predict(cfg: Config, fold: int) -> dict[str, tuple[str, list[str]]
     """Name of the table -> folder in the cache, patientIds. Raises UserError for a file that is missing or broken."""
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     read_index(cfg.cache_dir, cfg.size)
+    valid = {"valid": ("train", folds.loc[folds["fold"] == fold, "patientId"].tolist())}
     test = {"test": ("test", read_sample(Path(cfg.input)))}
-    return (
-        test if cfg.only_test else {"valid": ("train", folds.loc[folds["fold"] == fold, "patientId"].tolist())} | test
-    )
+    return test if cfg.only_test else valid | test
+
+
+def manifest_after(cfg: Config, fold: int) -> dict[str, Any]:
+    """What the manifest will say. With only_test=true it vouches for the validation tables too, which stay.
+
+    So they must be vouched for now, with the same settings and checkpoint: raises UserError if they are not. Where
+    the training images are not at hand, as in Kaggle's inference kernel, their earlier hash is kept.
+    """
+    made = artifacts.current_manifest(cfg, "predict", fold)
+    if not cfg.only_test:
+        return made
+    path = artifacts.manifest_path(cfg, "predict", fold)
+    rebuild = f"run once without it: {command(cfg, 'predict', fold=str(fold), only_test='false')}"
+    if not path.is_file():
+        raise UserError(f"only_test=true: {path}: no such file to vouch for the validation tables; {rebuild}")
+    found = artifacts.read_manifest(path)
+    changes = artifacts.differences(found, made, ignore=artifacts.files_of((SAMPLE, TEST_IMAGES), cfg, fold))
+    if changes:
+        raise UserError(f"only_test=true: {path}: the validation tables are of other settings ({changes}); {rebuild}")
+    for key in (f"fold{fold}/valid.csv", f"fold{fold}/valid_images.csv"):
+        if found["outputs"].get(key) != artifacts.hash_of(cfg.run_dir / key):
+            raise UserError(f"only_test=true: {cfg.run_dir / key}: missing, or not as predict wrote it; {rebuild}")
+    inputs = {key: found["inputs"].get(key, now) if now == ABSENT else now for key, now in made["inputs"].items()}
+    return made | {"inputs": inputs}
 
 
 def load_model(cfg: Config, fold: int) -> Any:
     """The fold's trained model. Raises UserError if it is missing, not trained to the end, or of other settings."""
-    require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
+    artifacts.require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
     checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", cfg, fold, ignore=FREE_TO_USERS)
     model = build_model(cfg, weights="none")
     model.load_state_dict(checkpoint["model"])
@@ -93,18 +115,18 @@ def predict_images(
         first = next(name for name in ids if name in refused)
         print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {first}")
     usable = pd.Series([name for name in ids if name not in refused], dtype=str)
-    transforms = parse_transforms(cfg.tta, cfg.tta_scales)
-    columns = PROBABILITY_COLUMNS[cfg.num_classes]
-    boxes = {transform.name: pd.DataFrame(columns=PREDICTION_COLUMNS) for transform in transforms}
-    images = {transform.name: pd.DataFrame(columns=["patientId", *columns]) for transform in transforms}
-    if len(usable):
-        no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
-        samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
-        views = run_model(cfg, model, samples, transforms, title)
-        for transform, (boxes_xyxy, scores, probabilities) in zip(transforms, views, strict=True):
-            boxes[transform.name] = prediction_table(samples, boxes_xyxy, scores, cfg.size)
-            images[transform.name] = pd.DataFrame(probabilities, columns=columns).assign(patientId=samples.ids)
-    return stack_views(boxes, ids), stack_images(images, ids)
+    no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
+    samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
+    transforms, columns = parse_transforms(cfg.tta, cfg.tta_scales), PROBABILITY_COLUMNS[cfg.num_classes]
+    nothing = np.empty((0, 1, 4)), np.empty((0, 1)), np.empty((0, len(columns)))
+    views = run_model(cfg, model, samples, transforms, title) if len(usable) else [nothing] * len(transforms)
+    boxes, images = [], []
+    for transform, (boxes_xyxy, scores, probabilities) in zip(transforms, views, strict=True):
+        own = with_empty_rows(prediction_table(samples, boxes_xyxy, scores, cfg.size), ids)
+        boxes.append(own.assign(view=transform.name))
+        own = pd.DataFrame(probabilities, samples.ids, columns).reindex(ids).rename_axis("patientId").reset_index()
+        images.append(own.assign(view=transform.name))
+    return pd.concat(boxes)[VIEW_COLUMNS], pd.concat(images)[["patientId", "view", *columns]]
 
 
 def run_model(
@@ -159,19 +181,5 @@ def prediction_table(samples: Samples, boxes_xyxy: Floats, scores: Floats, size:
     original = cached_to_original(boxes_xyxy.reshape(-1, 4) * size, np.repeat(samples.geometry, count, axis=0))
     clipped = np.clip(original, 0, shapes[:, [1, 0, 1, 0]])
     table = pd.DataFrame(xyxy_to_xywh(clipped), columns=BOX_COLUMNS)
-    table.insert(0, "confidence", scores.reshape(-1))
-    table.insert(0, "patientId", np.repeat(samples.ids, count))
+    table = table.assign(patientId=np.repeat(samples.ids, count), confidence=scores.reshape(-1))
     return with_empty_rows(table[(table["width"] > 0) & (table["height"] > 0)], samples.ids)
-
-
-def stack_views(tables: dict[str, pd.DataFrame], ids: list[str]) -> pd.DataFrame:
-    """View -> its prediction table, as one table with the column view; every view has a row for each of `ids`."""
-    return pd.concat([with_empty_rows(table, ids).assign(view=view) for view, table in tables.items()])[VIEW_COLUMNS]
-
-
-def stack_images(tables: dict[str, pd.DataFrame], ids: list[str]) -> pd.DataFrame:
-    """View -> its class probabilities by patientId, as one table with the column view and a row for each of `ids`."""
-    whole = [table.set_index("patientId").reindex(ids).astype(float) for table in tables.values()]
-    stacked = pd.concat([table.assign(view=view) for view, table in zip(tables, whole, strict=True)])
-    stacked = stacked.rename_axis("patientId").reset_index()
-    return stacked[["patientId", "view", *(name for name in stacked if name not in ("patientId", "view"))]]

@@ -11,9 +11,8 @@ from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import read_json, write_then_rename
 from rsna.core.locks import file_lock
-from rsna.core.tables import read_table
 from rsna.data.cache import read_index
-from rsna.data.competition import PREDICTION_COLUMNS, SAMPLE_CSV, read_predictions, read_sample
+from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample
 from rsna.data.submission_format import check_submission, format_submission
 from rsna.evaluation.scores import read_scores
 from rsna.evaluation.threshold import OperatingPoint, point_for_test
@@ -26,16 +25,10 @@ SUBMISSION_JSON = {"images": int, "images_with_box": int, "threshold": int | flo
 class Submission:
     """A submission that was written and read back."""
 
-    boxes: pd.DataFrame  # its prediction table; an image without a box has one row of empty fields
+    boxes: pd.DataFrame  # its boxes: patientId, confidence, x, y, width, height
     point: OperatingPoint
-
-    @property
-    def images(self) -> int:
-        return int(self.boxes["patientId"].nunique())
-
-    @property
-    def images_with_box(self) -> int:
-        return int(self.boxes.dropna(subset=["confidence"])["patientId"].nunique())
+    images: int
+    images_with_box: int
 
 
 def write_submission(cfg: Config) -> Submission | None:
@@ -53,20 +46,18 @@ def write_submission(cfg: Config) -> Submission | None:
         if is_current(cfg, "make_submission"):
             return None
         withdraw(cfg, "make_submission")
-        warn_left_out(shapes.index.difference(ids))
+        extra = shapes.index.difference(ids)
+        if len(extra):
+            names = f"{len(extra)} test images, first {extra[0]}, are not in {SAMPLE_CSV}"
+            print(f"WARNING: {names} and get no row; is it whole?")
         table = format_submission(point.apply(predictions), ids, shapes)
         with write_then_rename(cfg.submission_csv) as temporary:
             table.to_csv(temporary, index=False)
-            submission = Submission(check_submission(temporary, ids, shapes), point)
-        record(
-            cfg,
-            "make_submission",
-            threshold=point.threshold,
-            threshold_from=point.how_chosen,
-            images=submission.images,
-            images_with_box=submission.images_with_box,
-        )
-    return submission
+            boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
+        results: dict[str, Any] = {"threshold": point.threshold, "threshold_from": point.how_chosen}
+        results |= {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
+        record(cfg, "make_submission", **results)
+    return Submission(boxes, point, results["images"], results["images_with_box"])
 
 
 def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
@@ -85,8 +76,7 @@ def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
         return OperatingPoint(float(cfg.threshold), how_chosen="given as threshold=")
     require(cfg, "evaluate")
     scores = read_scores(cfg.run_dir, command(cfg, "evaluate"))
-    columns = [*PREDICTION_COLUMNS, "fold"]
-    by_fold = read_table(cfg.run_dir / "test_by_fold.csv", columns, command(cfg, "ensemble"))
+    by_fold = read_predictions(cfg.run_dir / "test_by_fold.csv", command(cfg, "ensemble"), more=["fold"])
     return point_for_test(predictions, by_fold, scores["threshold"])
 
 
@@ -94,10 +84,3 @@ def read_submission(cfg: Config) -> dict[str, Any]:
     """The manifest of a run's submission. Raises UserError if it is missing, broken, or of another file or scores."""
     require(cfg, "make_submission")
     return read_json(cfg.submission_csv.with_suffix(".json"), command(cfg, "make_submission"), SUBMISSION_JSON)
-
-
-def warn_left_out(names: pd.Index) -> None:
-    if len(names):
-        print(
-            f"WARNING: {len(names)} test images, first {names[0]}, are not in {SAMPLE_CSV} and get no row; is it whole?"
-        )

@@ -7,8 +7,7 @@ from functools import cached_property
 import pandas as pd
 
 from rsna.data.competition import CLASSES
-from rsna.evaluation.error_analysis import top_confidences
-from rsna.evaluation.metric import image_scores
+from rsna.evaluation.metric import image_scores, top_confidences
 from rsna.evaluation.runs import Resampling, Run
 from rsna.evaluation.subgroups import groups_of_images, one_of
 

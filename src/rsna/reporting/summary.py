@@ -9,9 +9,8 @@ from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
 from rsna.data.submission_format import parse_submission
-from rsna.evaluation.baselines import baselines, median_boxes
 from rsna.evaluation.metric import of_images
-from rsna.evaluation.scores import describe, read_scores
+from rsna.evaluation.scores import baselines, describe, read_scores
 from rsna.inference.submission import read_submission
 
 Row = tuple[str, Any, Any, Any, str]  # what it is, images, AUC, IoU, mAP
@@ -76,8 +75,8 @@ def test_rows(cfg: Config) -> list[Row]:
     if not scores["per_iou"]:
         return [("submission, test images", len(ids), None, None, "no truth and no box")]
     low, high = scores["interval"]
-    median = median_boxes(truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV)), ids)
-    simple = baselines(median, kept, truth)
+    known = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    simple = baselines(known, pd.Series(0, index=ids), kept, truth)
     return [
         ("submission, test images", len(ids), None, None, f"{scores['mAP']:.4f}"),
         ("  95 % interval, images resampled", len(ids), None, None, f"{low:.4f} to {high:.4f}"),
