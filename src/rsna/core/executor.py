@@ -73,17 +73,10 @@ def run_isolated(
         # the pool hands out batches in order and one more than it has workers in advance
         suspects, batches = lost[: 2 * processes + 1], lost[2 * processes + 1 :]
         for path in [path for batch in suspects for path in batch]:
-            yield run_alone(function, path, crashed)
-
-
-def run_alone(function: Callable[[Path], Result], path: Path, crashed: Callable[[Path], Result] | None) -> Result:
-    """function(path) in a process of its own; crashed(path) if that dies."""
-    ((_, results),) = run_pool(function, [[path]], 1)
-    if results is not None:
-        return results[0]
-    if crashed is None:
-        raise BrokenProcessPool(f"the process that worked on {path} died")
-    return crashed(path)
+            ((_, results),) = run_pool(function, [[path]], 1)
+            if results is None and crashed is None:
+                raise BrokenProcessPool(f"the process that worked on {path} died")
+            yield results[0] if results is not None else crashed(path)  # type: ignore[misc]
 
 
 def run_pool(
@@ -150,8 +143,9 @@ def run_folds(
         while waiting or running:
             for place in sorted(set(range(at_once)) - {place for place, _ in running.values()})[: len(waiting)]:
                 fold = waiting.pop(0)
-                own = replace(cfg, device=devices[place], jobs=at_once)
-                running[fold] = place, start_process(function, own, fold)
+                work = (function, replace(cfg, device=devices[place], jobs=at_once), fold)
+                running[fold] = place, multiprocessing.get_context("spawn").Process(target=run_fold, args=work)
+                running[fold][1].start()
             connection.wait([process.sentinel for _, process in running.values()])
             for fold in [fold for fold, (_, process) in running.items() if not process.is_alive()]:
                 status = running.pop(fold)[1].exitcode
@@ -173,12 +167,6 @@ def count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def start_process(function: Callable[[Config, int], None], cfg: Config, fold: int) -> BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=run_fold, args=(function, cfg, fold))
-    process.start()
-    return process
 
 
 def run_fold(function: Callable[[Config, int], None], cfg: Config, fold: int) -> None:
