@@ -10,7 +10,7 @@ from pathlib import Path
 from rsna.startup import run
 from rsna.core.config import Config
 from rsna.core.tables import write_table
-from rsna.reporting.comparison import print_table, tabulate_runs
+from rsna.reporting.summary import print_table, tabulate_runs
 
 
 def main(cfg: Config) -> None:

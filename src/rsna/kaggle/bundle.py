@@ -118,22 +118,14 @@ def write_files(files: dict[str, Path], folder: Path, wheels: str) -> list[str]:
     """Put code, licence, files (name in the dataset -> path here) and wheels into a folder; see collect_wheels."""
     shutil.copytree(SOURCE, folder / "src", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copyfile(SOURCE.parent / "LICENSE", folder / "LICENSE")
-    link_files(files, folder)
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:  # all commands write and rename, so replacing the file here later leaves the one of the bundle as it is
+            os.link(path, folder / name)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(path, folder / name)
     check_limits(folder)
     return collect_wheels(folder / "wheels", wheels)
-
-
-def link_files(paths: dict[str, Path], target: Path) -> None:
-    """Put files below `target` under these names, as hard links where possible.
-
-    All commands write and rename, so replacing one of them later leaves the file of the bundle as it is.
-    """
-    for name, path in paths.items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, target / name)
-        except OSError:  # another disk, or one without hard links
-            shutil.copyfile(path, target / name)
 
 
 def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -83,32 +81,20 @@ def weights_name(cfg: Config) -> str:
 
 def write_bundle(bundle: Bundle) -> None:
     """Write dataset and kernels, in place of earlier ones. Raises UserError if Kaggle would refuse them."""
-    with file_lock(bundle.cfg.run_dir), replacing(bundle.folder) as new:
-        write_dataset(bundle, new / "dataset")
-        write_kernels(bundle, new)
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that replaces `folder` once the block ended well; leftovers of a killed run are removed."""
-    new = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def write_dataset(bundle: Bundle, folder: Path) -> None:
-    """Code, wheels, files of the run, metadata."""
-    cfg = bundle.cfg
-    pythons = write_files(bundle.files, folder, cfg.wheels)
-    submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
-    content = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
-    write_metadata(folder, bundle.user, cfg.name, content)
+    cfg, new = bundle.cfg, bundle.folder.with_name(f".{bundle.folder.name}.tmp")
+    with file_lock(cfg.run_dir):
+        shutil.rmtree(new, ignore_errors=True)  # of a killed command
+        new.mkdir(parents=True)
+        try:
+            pythons = write_files(bundle.files, new / "dataset", cfg.wheels)
+            submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
+            content = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
+            write_metadata(new / "dataset", bundle.user, cfg.name, content)
+            write_kernels(bundle, new)
+            shutil.rmtree(bundle.folder, ignore_errors=True)
+            new.rename(bundle.folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def write_kernels(bundle: Bundle, folder: Path) -> None:

@@ -89,14 +89,9 @@ def notebook(kernel: Kernel, introduction: str, *texts: str) -> Any:
     """Text and code in turn as a notebook, after the cells that both begin with; the same texts give the same bytes."""
     packages = "What Kaggle's image lacks comes from the dataset. What it has in a suitable version stays."
     first = (f"{introduction}\n\n## Where things are", code.WHERE, f"## Packages\n\n{packages}", code.PACKAGES)
-    names = {
-        "competition": COMPETITION,
-        "address": address_of(kernel.run),
-        "user": kernel.user,
-        "run": kernel.run,
-        "packages": as_list([name + limits for name, limits in PACKAGES.items()]),
-        "words": as_list(kernel.words),
-    }
+    lists = {"packages": [name + limits for name, limits in PACKAGES.items()], "words": kernel.words}
+    names = {"competition": COMPETITION, "address": address_of(kernel.run), "user": kernel.user, "run": kernel.run}
+    names |= {name: "[\n" + "".join(f"    {word!r},\n" for word in words) + "]" for name, words in lists.items()}
     v4 = optional("nbformat.v4")
     cells = []
     for number, text in enumerate(first + texts):
@@ -104,11 +99,6 @@ def notebook(kernel: Kernel, introduction: str, *texts: str) -> Any:
         cells.append(make(Template(text).substitute(names) if number % 2 else text, id=f"cell-{number}"))
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec, "language_info": {"name": "python"}})
-
-
-def as_list(words: Sequence[str]) -> str:
-    """Words as the text of a Python list, one a line."""
-    return "[\n" + "".join(f"    {word!r},\n" for word in words) + "]"
 
 
 def score_table(scores: dict[str, Any] | None) -> str:

@@ -7,7 +7,7 @@ from rsna.data.competition import CLASSES
 from rsna.evaluation import error_analysis as analysis
 from rsna.evaluation.subgroups import scores_by_group, to_relative
 from rsna.reporting import figures
-from rsna.reporting.elements import Plot, ReportData, Table
+from rsna.reporting.sections import Plot, ReportData, Table
 from rsna.reporting.summary import digits
 
 GROUP_TITLES = {"view": "View position", "sex": "Sex", "age": "Age, years"}
@@ -16,7 +16,7 @@ GROUP_TITLES |= {"box size": "Largest true box", "side": "Side of true boxes"}
 
 def losses(data: ReportData) -> tuple[Plot, Table]:
     """Where score is lost, by kind of error; the parts add up to 1 - mAP."""
-    parts, images = analysis.loss_parts(data.truth, data.kept, data.classes.astype(object))
+    parts, images = analysis.loss_parts(data.truth, data.run.kept, data.classes.astype(object))
     scored = data.by_iou.mean().to_numpy(dtype=float)
     lost = parts.mean(axis=1)
     total = lost.sum(skipna=False)
@@ -42,12 +42,8 @@ def losses(data: ReportData) -> tuple[Plot, Table]:
     return plot, Table("Mean over the images that count and the eight IoU thresholds", header, rows)
 
 
-def confidence(data: ReportData) -> list[Plot]:
-    """Calibration, ROC, and the overlaps of the boxes; those for which there is data."""
-    return [plot for plot in (calibration_plot(data), roc_plot(data), overlap_plot(data)) if plot]
-
-
-def calibration_plot(data: ReportData) -> Plot:
+def calibration(data: ReportData) -> Plot:
+    """Whether a confidence is the fraction of images with an opacity."""
     positive = data.positive.to_numpy()
     bins = analysis.calibration(data.top, positive)
     error, brier = analysis.calibration_error(bins), analysis.brier(data.top, positive)
@@ -65,7 +61,7 @@ def calibration_plot(data: ReportData) -> Plot:
     )
 
 
-def roc_plot(data: ReportData) -> Plot | None:
+def roc(data: ReportData) -> Plot | None:
     """None where all images are positive, or none is."""
     curve, at = analysis.roc(data.top, data.positive.to_numpy(), data.run.scores["threshold"])
     if curve.empty:
@@ -81,9 +77,9 @@ def roc_plot(data: ReportData) -> Plot | None:
     )
 
 
-def overlap_plot(data: ReportData) -> Plot | None:
+def overlaps(data: ReportData) -> Plot | None:
     """None where no positive image has a box above the threshold."""
-    iou = analysis.overlaps(data.truth, data.kept)
+    iou = analysis.overlaps(data.truth, data.run.kept)
     if not len(iou):
         return None
     return Plot(
@@ -101,7 +97,7 @@ def groups(data: ReportData) -> tuple[Plot, Table]:
     """Scores by view position, sex, age, box size and side."""
     resampling, ids = data.resampling, data.folds.index
     columns = {"score": data.scores, "top": data.top, "positive": data.positive, "person": resampling.people}
-    images = pd.DataFrame(columns, index=ids).assign(with_box=ids.isin(data.kept["patientId"]))
+    images = pd.DataFrame(columns, index=ids).assign(with_box=ids.isin(data.run.kept["patientId"]))
     named = data.groups.rename(columns=GROUP_TITLES)
     table = scores_by_group(named, images, resampling.n_resamples, resampling.seed)
     rows = []
@@ -127,7 +123,7 @@ def groups(data: ReportData) -> tuple[Plot, Table]:
 
 def coverage(data: ReportData) -> Plot:
     """Where true and predicted boxes lie."""
-    true, predicted = (to_relative(table, data.geometry, data.size) for table in (data.truth, data.kept))
+    true, predicted = (to_relative(table, data.geometry, data.size) for table in (data.truth, data.run.kept))
     return Plot(
         "coverage",
         "Where boxes lie",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rsna.data.cache import read_png
 from rsna.evaluation.subgroups import UNKNOWN, to_relative
-from rsna.reporting.elements import ReportData
+from rsna.reporting.sections import ReportData
 
 PER_KIND = 12
 LARGEST_SIDE = 512  # px; with PER_KIND it decides the size of a page: about 40 kB an image
@@ -45,7 +45,7 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
 
 def make_tiles(data: ReportData, cache_dir: Path) -> list[dict[str, Any]]:
     """The chosen images as tiles; one that the cache refused is left out."""
-    chosen = choose(data.scores, data.truth, data.kept, PER_KIND)
+    chosen = choose(data.scores, data.truth, data.run.kept, PER_KIND)
     known = ((kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index)
     return [make_tile(data, cache_dir, kind, name) for kind, name in known]
 
@@ -56,7 +56,7 @@ def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> dict[s
     Boxes are (n, 4) lists of left, top, width, height in percent of the square: true, predicted, and below (the most
     confident one below the threshold, where none is above).
     """
-    tables = {"true": data.truth, "predicted": data.kept, "below": data.run.predictions}
+    tables = {"true": data.truth, "predicted": data.run.kept, "below": data.run.predictions}
     own = {key: table[table["patientId"] == name] for key, table in tables.items()}
     weak = own["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
     own["below"] = weak if own["predicted"].empty else weak.iloc[:0]

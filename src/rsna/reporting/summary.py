@@ -1,5 +1,6 @@
-"""The table at the end of a run: scores by fold, baselines, and the test score if it can be known. 80 columns wide."""
+"""The tables that `summary` (at most 80 columns wide) and `compare` print."""
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pandas as pd
 
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
+from rsna.data.competition import LABELS_CSV, read_folds, read_labels, truth_boxes
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import of_images
+from rsna.evaluation.runs import Resampling, compare_runs, differing_settings, find_runs, people_of, read_settings
 from rsna.evaluation.scores import baselines, describe, read_scores
 from rsna.inference.submission import read_submission
 
@@ -17,7 +19,10 @@ Row = tuple[str, Any, Any, Any, str]  # what it is, images, AUC, IoU, mAP
 
 
 def summary_table(cfg: Config) -> str:
-    """The results of a run as lines of at most 80 characters. Raises UserError for what is missing or not current."""
+    """The results of a run: scores by fold, baselines, and the test score if it can be known.
+
+    Raises UserError for what is missing or not current.
+    """
     scores, submission = read_scores(cfg.run_dir, command(cfg, "evaluate")), read_submission(cfg)
     rows = [(f"fold {f['fold']}", f["images"], f["AUC"], f["IoU"], digits(f["mAP"])) for f in scores["per_fold"]]
     rows += out_of_fold_rows(scores)
@@ -82,3 +87,48 @@ def test_rows(cfg: Config) -> list[Row]:
         ("  95 % interval, images resampled", len(ids), None, None, f"{low:.4f} to {high:.4f}"),
         *((f"  {name}", len(ids), None, None, f"{value:.4f}") for name, value in simple.items()),
     ]
+
+
+def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A table of all scored runs, best first, and the reason of each one left out. Raises UserError without a run."""
+    runs, refused = find_runs(cfg)
+    if not runs:
+        reasons = f" ({'; '.join(refused.values())})" if refused else ""
+        raise UserError(f"{cfg.working}: no run with scores{reasons}; run: {command(cfg, 'evaluate')}")
+    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    people = people_of(read_folds(cfg.folds_csv, command(cfg, "make_folds")))
+    table = compare_runs(runs, runs[0], truth, Resampling(people, cfg.bootstrap, cfg.seed))
+    settings = differing_settings({run.name: read_settings(run.folder) for run in runs})
+    table["settings"] = [" ".join(f"{key}={value}" for key, value in settings[name].items()) for name in table["run"]]
+    return table, refused
+
+
+def print_table(table: pd.DataFrame) -> None:
+    """The numbers as a table, then the settings that differ, one line per run. The first row is the best run."""
+    rows = [
+        {
+            "run": row["run"],
+            "images": row["images"],
+            "mAP": f"{row['mAP']:.4f}" + ("" if pd.isna(row["spread"]) else f" ± {row['spread']:.4f}"),
+            "95 % interval": row["interval"],
+            "cross-fitted": digits(row["cross_fitted"]),
+            f"difference to {table['run'].iloc[0]}": difference(row) or "-",
+            "on images": row["shared images"],
+            "seconds": digits(row["seconds"], ".0f"),
+            "MB": f"{row['megabytes']:.0f}",
+        }
+        for row in table.to_dict("records")
+    ]
+    print(pd.DataFrame(rows).to_string(index=False))
+    print("mAP out of fold at each run's own threshold ± spread over folds; cross-fitted: at the threshold chosen on")
+    print("the other folds; seconds: of all epochs of all folds; MB: checkpoints; a difference whose interval")
+    print("contains 0 does not settle which of the two is better")
+    for name, words in zip(table["run"], table["settings"], strict=True):
+        print(f"{name}: {words or 'no setting differs'}")
+
+
+def difference(row: dict[Hashable, Any]) -> str:
+    """`+0.0123 (+0.0010 to +0.0230)`; empty where there is none."""
+    if pd.isna(row["difference"]):
+        return ""
+    return f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"

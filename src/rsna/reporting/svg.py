@@ -13,20 +13,10 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# colour in the drawing -> variable in the SVG; the page defines them for light and dark
-COLOURS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--soft)",
-    "#030303": "var(--paper)",
-    "#0072b2": "var(--blue)",
-    "#d55e00": "var(--red)",
-    "#009e73": "var(--green)",
-    "#cc79a7": "var(--pink)",
-    "#e69f00": "var(--orange)",
-    "#56b4e9": "var(--sky)",
-    "#f0e442": "var(--yellow)",
-}
-INK, SOFT, PAPER, BLUE, RED, GREEN, PINK, ORANGE, SKY, YELLOW = COLOURS
+# variable of the page, which defines it for light and dark -> colour in the drawing
+COLOURS = {"ink": "#010101", "soft": "#020202", "paper": "#030303", "blue": "#0072b2", "red": "#d55e00"}
+COLOURS |= {"green": "#009e73", "pink": "#cc79a7", "orange": "#e69f00", "sky": "#56b4e9", "yellow": "#f0e442"}
+INK, SOFT, PAPER, BLUE, RED, GREEN, PINK, ORANGE, SKY, YELLOW = COLOURS.values()
 SERIES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 DASHES = ("-", "--", "-.", ":")
 # lines only: a pattern of circles takes 300 kB of SVG
@@ -35,21 +25,16 @@ WIDTH = 4.4  # inches of 72 units: at this width in CSS pixels and below the let
 STYLE: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": SOFT,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
-    "text.color": INK,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.edgecolor": SOFT,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "hatch.color": PAPER,
     "hatch.linewidth": 0.7,
-    "legend.frameon": False,
     "legend.fontsize": 9,
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
@@ -81,6 +66,6 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", svg)
     # screen readers read the text alternative instead
     svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
-    for drawn, shown in COLOURS.items():
-        svg = svg.replace(drawn, shown)
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
     return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
