@@ -1,8 +1,6 @@
 """Print a table of all runs in working/: score and spread, difference to the best, settings, seconds, megabytes.
 
-python src/compare.py [working=...]   -> working/compare.csv
-
-The best is the highest score among the runs with the most images; docs/report.md explains the difference to it.
+python src/compare.py [working=...]   -> working/compare.csv; docs/report.md explains the difference to the best
 """
 
 from pathlib import Path

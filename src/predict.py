@@ -1,8 +1,7 @@
 """Predict each fold's validation images and the test images, from each test-time view; nothing is fused here.
 
-    python src/predict.py fold=0..4 [tta=plain,hflip] [tta_scales=1.0] [checkpoint=best] [only_test=true]
-
-Writes working/<name>/fold<k>/{valid,test}.csv (boxes) and {valid,test}_images.csv (class probabilities).
+python src/predict.py fold=0..4 [tta=plain,hflip] [tta_scales=1.0] [checkpoint=best] [only_test=true]
+-> working/<name>/fold<k>/{valid,test}.csv (boxes) and {valid,test}_images.csv (class probabilities)
 """
 
 from rsna.startup import run

@@ -1,8 +1,6 @@
-"""Train the folds that are asked for, each into working/<name>/fold<k>/.
+"""Train folds, each in a process of its own (one that fails stops no other), into working/<name>/fold<k>/.
 
-    ./run.sh train fold=0..4 [name=...] [size=...] [epochs=...] [weights=...] [jobs=2]
-
-Each fold trains in a process of its own: one that fails does not stop the others.
+./run.sh train fold=0..4 [name=...] [size=...] [epochs=...] [weights=...] [jobs=2]
 """
 
 import gc

@@ -15,7 +15,7 @@ from rsna.models.backbone import make_encoder
 from rsna.models.single_box import Settings, SingleBoxModel
 from rsna.training import loop
 from rsna.training.fold import make_train_set
-from rsna.training.loop import dtype_name, start_phase, train_epoch, train_step
+from rsna.training.loop import start_phase, train_epoch, train_step
 
 CPU = torch.device("cpu")
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -59,7 +59,7 @@ def test_training_resumes_in_another_precision(monkeypatch, before, after):
     run = start_phase(cfg, model, 80, cfg.phase_list[0])
     run.load(state)
     assert run.dtype == after
-    assert dtype_name(run.dtype) == str(after).removeprefix("torch.")
+    assert run.state()["dtype"] == str(after).removeprefix("torch.")
     assert run.scaler.is_enabled() == (after == F16)
 
 

@@ -60,8 +60,7 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
             state[key] = value.sum(dim=1, keepdim=True)
     wrong = [key for key, value in state.items() if value.shape != own[key].shape]
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    if wrong or missing:
-        names = (missing + wrong)[:3]
+    if names := (missing + wrong)[:3]:
         raise UserError(f"weights={path}: not weights of this encoder; missing or of another shape: {names}")
     nn.Module.load_state_dict(encoder, state, strict=False)
 

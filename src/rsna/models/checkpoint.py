@@ -38,10 +38,8 @@ def rebuilt(content: Any) -> Any:
 
 
 def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a checkpoint; raises UserError if it is broken, of another fold, or from other settings or files.
-
-    Those named in `ignore` may differ. A network that scores its training images would look far better than it is.
-    """
+    """Read a checkpoint; raises UserError if it is broken, of another fold, other files or settings (but `ignore`)."""
+    # a network that scores its training images would look far better than it is
     train = command(cfg, "train", fold=str(fold))
     if not path.is_file():
         raise UserError(f"{path}: no such file; run: {train}")
@@ -51,9 +49,8 @@ def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = 
         if content["fold"] != fold:
             changes = f"fold: {content['fold']} -> {fold}"
     except Exception as error:  # a broken file fails in as many ways as there are bytes
-        raise UserError(
-            f"{path}: not a checkpoint of this version ({type(error).__name__}); delete it and run: {train}"
-        ) from None
+        reason = f"not a checkpoint of this version ({type(error).__name__})"
+        raise UserError(f"{path}: {reason}; delete it and run: {train}") from None
     if changes:
         raise UserError(
             f"{path} comes from other settings or files ({changes}); set them back, or give this run another "

@@ -41,21 +41,18 @@ class FastaiModel(DetectionModel):
         super().__init__()
         self.encoder = encoder
         self.size, self.full_image_negatives = size, settings.full_image_negatives
-        dropout = settings.dropout
         n_features: int = self.encoder.out_channels[-1] * (size // 32) ** 2  # type: ignore[index, assignment]
         self.head = nn.Sequential(
-            *(nn.Flatten(), nn.ReLU(), nn.Dropout(dropout), nn.Linear(n_features, HIDDEN)),
-            *(nn.ReLU(), nn.BatchNorm1d(HIDDEN), nn.Dropout(dropout), nn.Linear(HIDDEN, 4 + num_classes)),
+            *(nn.Flatten(), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(n_features, HIDDEN)),
+            *(nn.ReLU(), nn.BatchNorm1d(HIDDEN), nn.Dropout(settings.dropout), nn.Linear(HIDDEN, 4 + num_classes)),
         )
         # sums over the first training batches: L1, cross-entropy, batches with boxes, batches
         self.register_buffer("sums", torch.zeros(4))
         self.register_buffer("scale", torch.ones(()))
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
-        """Start with the mean box and the class rates.
-
-        The last layer follows a normalisation: only its bias, by about the learning rate per step, moves the mean box.
-        """
+        """Start with the mean box and the class rates."""
+        # the last layer follows a normalisation: only its bias, by about the learning rate per step, moves the mean box
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
         corners = box_convert(mean_largest_box(boxes_cxcywh), "cxcywh", "xyxy").clamp(0.01, 0.99)
@@ -82,15 +79,10 @@ class FastaiModel(DetectionModel):
         with_box = counts.any()
         box = l1_loss(outputs["boxes"][counts], corners[counts] * self.size) if with_box else torch.zeros_like(entropy)
         if self.training and self.sums[3] < MEASURED:
-            self.measure_scale(torch.stack([box, entropy, with_box.to(box.dtype), torch.ones_like(box)]))
+            self.sums += torch.stack([box, entropy, with_box.to(box.dtype), torch.ones_like(box)]).detach()
+            if self.sums[2] > 0:
+                self.scale.copy_(self.sums[0] / self.sums[2] / (self.sums[1] / self.sums[3]))
         return {"loss": self.scale * entropy + box, "class": entropy.detach(), "box": box.detach()}
-
-    @torch.no_grad()
-    def measure_scale(self, sums: Tensor) -> None:
-        """Take a batch into the running ratio of the two losses; sums: of the batch, see __init__."""
-        self.sums += sums
-        if self.sums[2] > 0:
-            self.scale.copy_(self.sums[0] / self.sums[2] / (self.sums[1] / self.sums[3]))
 
     def hold_loss_weights(self) -> None:
         """Stop measuring the scale and keep it as it is."""

@@ -16,10 +16,7 @@ REGISTERED: dict[str, tuple[Any, type]] = {}
 
 
 def register(name: str, settings: type) -> Callable[[type], type]:
-    """Decorate a model's class: `model=<name>` builds Class(encoder, size, num_classes, settings of this type).
-
-    settings: a dataclass, each of its fields a `core.config.setting`.
-    """
+    """Decorate the class of `model=<name>`; settings: a dataclass, each of its fields a `core.config.setting`."""
 
     def remember(model: type) -> type:
         REGISTERED[name] = (model, settings)

@@ -55,11 +55,10 @@ class SingleBoxModel(DetectionModel):
         """Start with the mean box's size and the class rates; the first epochs would go into learning them."""
         assert self.box_head.bias is not None
         assert self.objectness.bias is not None
-        log_size = mean_largest_box(boxes_cxcywh)[2:].log()
         with torch.no_grad():
             self.objectness.bias.copy_(class_rates[-1:].clamp(0.01, 0.99).logit())
             self.box_head.weight.mul_(0.1)
-            self.box_head.bias.copy_(torch.cat([torch.zeros(2), log_size]))
+            self.box_head.bias.copy_(torch.cat([torch.zeros(2), mean_largest_box(boxes_cxcywh)[2:].log()]))
             self.classifier.weight.mul_(0.1)
             self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
 
@@ -101,7 +100,7 @@ class SingleBoxModel(DetectionModel):
         assignment = (distance.square().sum(2) / (-2 * ASSIGNMENT_SIGMA**2)).softmax(dim=1)
         location = -(assignment * outputs["objectness"].log_softmax(1)).sum(1)
         boxes, target_boxes = outputs["boxes"], target_boxes.expand_as(outputs["boxes"])
-        giou = generalized_box_iou_loss(to_xyxy(boxes), to_xyxy(target_boxes))
+        giou = generalized_box_iou_loss(*(box_convert(side, "cxcywh", "xyxy") for side in (boxes, target_boxes)))
         box = ((giou + 4 * (boxes - target_boxes).abs().mean(2)) * assignment).sum(1)
         return {
             "loss": class_loss + image_loss + self.box_weight * (weight * (box + location / 2)).sum(),
@@ -112,15 +111,13 @@ class SingleBoxModel(DetectionModel):
         }
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, 1, 4) xyxy in [0, 1], scores (B, 1), class probabilities (B, classes).
-
-        The score is the geometric mean of two probabilities of an opacity: the class's and the pooled image logit's.
-        """
+        """Boxes (B, 1, 4) xyxy in [0, 1], scores (B, 1), class probabilities (B, classes)."""
         best = outputs["objectness"].argmax(1)
         boxes = outputs["boxes"][torch.arange(len(best), device=best.device), best]
         classes = outputs["logits"].softmax(dim=1)
+        # geometric mean of two probabilities of an opacity: the class's and the pooled image logit's
         score = (classes[:, -1:] * pooled_image_logit(outputs["objectness"])[:, None].sigmoid()).sqrt()
-        return to_xyxy(boxes)[:, None], score, classes
+        return box_convert(boxes, "cxcywh", "xyxy")[:, None], score, classes
 
 
 def pooled_image_logit(objectness: Tensor) -> Tensor:
@@ -130,10 +127,5 @@ def pooled_image_logit(objectness: Tensor) -> Tensor:
 
 def location_centres(rows: int, cols: int, device: torch.device) -> Tensor:
     """(rows, cols, 2) float32, whatever precision the network has: x, y in [0, 1] of the centre of each cell."""
-    y = (torch.arange(rows, dtype=torch.float32, device=device) + 0.5) / rows
-    x = (torch.arange(cols, dtype=torch.float32, device=device) + 0.5) / cols
+    y, x = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n for n in (rows, cols))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)
-
-
-def to_xyxy(box_cxcywh: Tensor) -> Tensor:
-    return box_convert(box_cxcywh, "cxcywh", "xyxy")

@@ -30,7 +30,7 @@ from rsna.models.checkpoint import load_checkpoint, save_checkpoint
 from rsna.models.device import explain_failures, pick_device
 from rsna.models.protocol import DetectionModel
 from rsna.models.registry import build_model
-from rsna.training.loop import Training, dtype_name, start_phase, train_epoch, validate
+from rsna.training.loop import Training, start_phase, train_epoch, validate
 
 
 def train_fold(cfg: Config, fold: int) -> None:
@@ -46,8 +46,7 @@ def train_fold(cfg: Config, fold: int) -> None:
 
 def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> None:
     """Train the epochs that the fold's last.pt lacks."""
-    folder = cfg.fold_dir(fold)
-    saved = load_saved(cfg, fold)
+    folder, saved = cfg.fold_dir(fold), load_saved(cfg, fold)
     done = len(saved["history"]) if saved else 0
     if saved and done == cfg.total_epochs:
         write_table(pd.DataFrame(saved["history"]), folder / "history.csv")
@@ -62,7 +61,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     if run.device.type == "cpu":
         keep_freed_memory()
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type.upper()
-    print(f"fold {fold}: on {device} in {dtype_name(run.dtype)}")
+    print(f"fold {fold}: on {device} in {str(run.dtype).removeprefix('torch.')}")
     withdraw(cfg, "train", fold)
     with write_then_rename(folder / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.structured(cfg), temporary)
@@ -96,9 +95,7 @@ def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
     return model
 
 
-def make_loaders(
-    cfg: Config, fold: int, data: FoldData, device: torch.device, epochs: range
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def make_loaders(cfg: Config, fold: int, data: FoldData, device: torch.device, epochs: range) -> list[DataLoader[Any]]:
     """The loaders of the training images, augmented, for these epochs, and of the validation images."""
     train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
     train = make_train_set(cfg, fold, data.train, train_memory)
@@ -106,7 +103,7 @@ def make_loaders(
     workers = count_workers(cfg.workers, cfg.jobs) if device.type != "cpu" else 0
     train_loader = make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device)
     # validation has no augmentation, and the other processes load the next epoch meanwhile
-    return train_loader, make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device)
+    return [train_loader, make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device)]
 
 
 def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
@@ -116,15 +113,10 @@ def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep what is freed; for training on the CPU.
-
-    By default large blocks go back to the kernel and come again zeroed: a tenth to a fifth of a step's time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+    """Have glibc keep freed memory: on the CPU, getting it anew, zeroed, takes a tenth to a fifth of a step's time."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: dict[str, Any]) -> None:
@@ -143,31 +135,25 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: 
         batches = tqdm(islice(stream, steps), desc=title, total=steps, unit="batch", leave=False)
         lr, train_losses = train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
         valid_losses, scores = validate(run, valid_loader, data, cfg.size)
-        row = {"epoch": epoch + 1, "phase": phase.part, "lr": lr, **loss_columns(train_losses, valid_losses), **scores}
-        check_and_print(row, [*scores], title)
-        run.history.append(row)
+        losses = {"train_loss": train_losses["loss"], "valid_loss": valid_losses["loss"]}
+        check_and_print({**losses, **scores}, title)
+        losses |= {f"train_{name}": value for name, value in train_losses.items()}
+        losses |= {f"valid_{name}": value for name, value in valid_losses.items()}
+        run.history.append({"epoch": epoch + 1, "phase": phase.part, "lr": lr, **losses, **scores})
         save_epoch(cfg, fold, run, manifest)
         note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
     best, path = max(run.history, key=rank), cfg.fold_dir(fold) / "best.pt"
     print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']} -> {path}")
 
 
-def loss_columns(train: dict[str, float], valid: dict[str, float]) -> dict[str, float]:
-    """train_loss, valid_loss, then the parts: train_<part> ..., valid_<part> ..."""
-    sides = {"train": train, "valid": valid}
-    parts = {f"{side}_{name}": value for side, losses in sides.items() for name, value in losses.items()}
-    return {"train_loss": train["loss"], "valid_loss": valid["loss"]} | parts
-
-
-def check_and_print(row: dict[str, Any], scores: list[str], title: str) -> None:
+def check_and_print(scores: dict[str, float], title: str) -> None:
     """Print an epoch's losses and scores in one line. Raises UserError if the validation loss is not finite."""
-    if not np.isfinite(row["valid_loss"]):
+    if not np.isfinite(scores["valid_loss"]):
         raise UserError(
             f"{title}: the loss on the validation images is not finite. Finished epochs are kept. The same command "
             "would come here again: lower the learning rates, and give the run another name="
         )
-    shown = (f"{name} {row[name]:.4f}" for name in ("train_loss", "valid_loss", *scores))
-    print(f"{title}: {'  '.join(shown)}", flush=True)
+    print(f"{title}: {'  '.join(f'{name} {value:.4f}' for name, value in scores.items())}", flush=True)
 
 
 def save_epoch(cfg: Config, fold: int, run: Training, manifest: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from rsna.models.protocol import DetectionModel, Outputs
 from rsna.training.optim import freeze, make_optimizer, make_schedule, train_mode
 
 Floats = NDArray[np.float64]
+Losses = dict[str, float]  # the mean loss, and its parts by name
 STATEFUL = ("model", "optimizer", "schedule", "scaler")  # the parts of a Training that have a state_dict
 
 
@@ -42,7 +43,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         states = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        return {"dtype": dtype_name(self.dtype), **states, "history": self.history}
+        return {"dtype": str(self.dtype).removeprefix("torch."), **states, "history": self.history}
 
     def load(self, state: dict[str, Any]) -> None:
         for name in STATEFUL:
@@ -56,10 +57,6 @@ class Training:
         with mixed_precision(self.device, self.dtype):
             outputs = self.model(targets["image"])
         return outputs, self.model.loss(outputs, targets)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def start_phase(
@@ -79,7 +76,7 @@ def start_phase(
 
 def train_epoch(
     run: Training, batches: Iterable[dict[str, Any]], ids: Sequence[str], title: str, grad_clip: float
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, Losses]:
     """A step for each batch; returns the head's highest learning rate, and the mean loss and its parts.
 
     ids: the patientId of each `row`. Raises UserError if the loss is not finite.
@@ -109,10 +106,7 @@ def check_finite(steps: list[tuple[Tensor, dict[str, Tensor]]], ids: Sequence[st
 
 
 def train_step(run: Training, batch: dict[str, Any], grad_clip: float) -> dict[str, Tensor]:
-    """Forward, backward, a step of weights and learning rates; returns the loss and its parts without stalling a GPU.
-
-    All detached. `loss` is NaN where the gradient is not finite, except in float16, whose scaler skips such steps.
-    """
+    """Forward, backward, a step of weights and rates; the loss and its parts, detached, without stalling a GPU."""
     _, losses = run.forward(batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(losses["loss"]).backward()
@@ -122,19 +116,15 @@ def train_step(run: Training, batch: dict[str, Any], grad_clip: float) -> dict[s
     run.scaler.update()
     run.schedule.step()
     losses = {name: value.detach() for name, value in losses.items()}
+    # the loss is NaN where the gradient is not finite, except in float16, whose scaler skips such steps
     return losses if run.scaler.is_enabled() else losses | {"loss": losses["loss"] + 0 * norm}
 
 
 @torch.inference_mode()
-def validate(
-    run: Training, loader: DataLoader[Any], data: FoldData, size: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The mean loss and its parts; and accuracy, errors of the corners, opacity AUC, IoU on positives, mAP.
-
-    Of the plain view; the mAP is that at its best threshold.
-    """
+def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) -> tuple[Losses, dict[str, float]]:
+    """The mean loss, its parts; accuracy, corner errors, opacity AUC, IoU on positives, mAP at its best threshold."""
     run.model.eval()
-    sums: dict[str, float] = {}
+    sums: Losses = {}
     boxes, scores = [], []
     for batch in loader:
         outputs, losses = run.forward(batch)

@@ -97,10 +97,8 @@ def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) ->
 
 
 def steepest_lr(table: pd.DataFrame) -> float:
-    """Where the smoothed loss falls most steeply over the logarithm of the learning rate, before its minimum.
-
-    Without the first tenth, whose running mean is of few batches. The slope is a mean over WINDOW steps.
-    """
+    """Where the smoothed loss falls most steeply, as a mean over WINDOW steps, over log(lr) before its minimum."""
+    # without the first tenth, whose running mean is of few batches
     lrs, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
     slope = np.convolve(np.gradient(smoothed, np.log(lrs)), np.ones(WINDOW) / WINDOW, mode="same")
     return float(lrs[int(slope[: int(smoothed.argmin()) + 1].argmin())])

@@ -16,10 +16,6 @@ from rsna.models.backbone import normalise
 from rsna.models.protocol import DetectionModel
 from rsna.models.registry import build_model
 
-# of one_cycle_legacy, fast.ai's use_clr of 2018
-PEAK_RATIO = 32  # its peak is this many times its start
-TAIL = 0.05  # fraction of its steps at the end, which go down to a hundredth of the start
-
 
 def stage_of(name: str) -> int:
     """Stage of a network's weight or layer by its name: `encoder.layer3.0.conv1` -> 3; 0 in the stem, 5 in the head."""
@@ -27,19 +23,14 @@ def stage_of(name: str) -> int:
     return int(match[1] or 0) if match else STAGES + 1
 
 
-def check_encoder_stages(encoder: nn.Module, phase: Phase) -> None:
-    """Raise UserError if the phase names stages that the encoder does not have."""
-    known = {name for name, _ in encoder.named_children()} >= {f"layer{k}" for k in range(1, STAGES + 1)}
+def freeze(model: DetectionModel, phase: Phase) -> None:
+    """Freeze all but what the phase trains. Raises UserError if it names stages that the encoder does not have."""
+    known = {name for name, _ in model.encoder.named_children()} >= {f"layer{k}" for k in range(1, STAGES + 1)}
     if not known and (phase.part.startswith("last") or len(phase.lrs) > 2):
         raise UserError(
             f"phases: '{phase}': this encoder has no stages layer1 to layer{STAGES}; "
             "head and all, with one or two learning rates, work with every encoder"
         )
-
-
-def freeze(model: DetectionModel, phase: Phase) -> None:
-    """Train the head and the encoder's stages that the phase trains; freeze the others. Raises UserError as above."""
-    check_encoder_stages(model.encoder, phase)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage_of(name) >= phase.first_stage)
 
@@ -103,20 +94,18 @@ def make_schedule(optimizer: AdamW, schedule: str, steps: int, epochs: int) -> l
 def one_cycle_legacy(progress: float) -> float:
     """Fraction of the peak at a fraction of the steps: up from 1/32, back down, and a tail to a hundredth of that.
 
-    The one cycle of fast.ai 0.7 (use_clr_beta), with which the post trained.
+    The one cycle of fast.ai 0.7 (use_clr_beta, 2018), with which the post trained.
     """
-    half = (1 - TAIL) / 2
+    peak_ratio, tail = 32, 0.05  # the peak over the start; fraction of the steps that the tail takes
+    half = (1 - tail) / 2
     if progress > 2 * half:
-        return (1 - 0.99 * (progress - 2 * half) / TAIL) / PEAK_RATIO
+        return (1 - 0.99 * (progress - 2 * half) / tail) / peak_ratio
     rise = 1 - abs(progress - half) / half
-    return (1 + rise * (PEAK_RATIO - 1)) / PEAK_RATIO
+    return (1 + rise * (peak_ratio - 1)) / peak_ratio
 
 
 def describe_model(cfg: Config, summary: Callable[..., Any]) -> str:
-    """Every layer with its shapes and parameters, what the head gets from the encoder, and the phases.
-
-    summary: torchinfo's. Raises UserError for phases that the encoder cannot have.
-    """
+    """Every layer (summary: torchinfo's), what the head gets from the encoder, and the phases. Raises as freeze."""
     model = build_model(cfg, weights="none").eval()
     freeze(model, cfg.phase_list[0])
     columns = ["input_size", "output_size", "num_params", "trainable"]
@@ -132,7 +121,6 @@ def describe_model(cfg: Config, summary: Callable[..., Any]) -> str:
 
 
 def describe_phase(cfg: Config, model: DetectionModel, phase: Phase) -> str:
-    """What trains in a phase, at which learning rates."""
     freeze(model, phase)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
