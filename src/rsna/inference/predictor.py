@@ -104,7 +104,7 @@ def load_model(cfg: Config, fold: int) -> Any:
 def predict_images(
     cfg: Config, model: Any, ids: list[str], split: str, title: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """VIEW_COLUMNS and class probabilities of every view; images that were not decoded are reported, with empty rows."""
+    """VIEW_COLUMNS and class probabilities of every view; undecoded images are reported and keep empty rows."""
     index = read_index(cfg.cache_dir, cfg.size)
     index = index[index["split"] == split]
     all_ids, undecoded = pd.Series(ids, dtype=str), index.loc[index["status"] != "ok", "patientId"]
