@@ -9,7 +9,7 @@ MIDDLE = (0.025, 0.975)  # the quantiles that 95 % lie between
 
 
 def interval(scores: pd.Series, people: pd.Series, n_resamples: int, seed: int) -> tuple[float, float]:
-    """95 % interval of the mean of `scores` (images that count, one at least) by patientId; people: patientId -> person."""
+    """95 % interval of the mean of `scores`, by patientId (at least one); people: patientId -> person of each image."""
     by_person = scores.groupby(people.reindex(scores.index).to_numpy()).agg(["sum", "count"])
     low, high = np.nanquantile(resampled_means(by_person.to_numpy(dtype=float).T, n_resamples, seed), MIDDLE)
     return float(low), float(high)
