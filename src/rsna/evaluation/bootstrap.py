@@ -5,15 +5,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+MIDDLE = (0.025, 0.975)  # the quantiles that 95 % lie between
 
 
 def interval(scores: pd.Series, people: pd.Series, n_resamples: int, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean image score.
-
-    scores: index patientId, the images that count, at least one; people: index patientId -> person.
-    """
+    """95 % interval of the mean of `scores`, by patientId (at least one); people: patientId -> person of each image."""
     by_person = scores.groupby(people.reindex(scores.index).to_numpy()).agg(["sum", "count"])
-    return percentiles(mean(resample(by_person.to_numpy(dtype=float).T, n_resamples, seed)))
+    low, high = np.nanquantile(resampled_means(by_person.to_numpy(dtype=float).T, n_resamples, seed), MIDDLE)
+    return float(low), float(high)
 
 
 def paired_interval(
@@ -33,28 +32,21 @@ def paired_interval(
     for scores in (first, second):
         own = person[scores.index]
         sums += [np.bincount(own, scores.to_numpy(dtype=float), len(names)), np.bincount(own, minlength=len(names))]
-    by_person = np.array(sums, dtype=float)
-    drawn = resample(by_person, n_resamples, seed)
-    totals = by_person.sum(axis=1, keepdims=True)
-    difference = mean(totals[:2]) - mean(totals[2:])
-    return float(difference[0]), *percentiles(mean(drawn[:2]) - mean(drawn[2:]))
+    by_person = np.array(sums, dtype=float).reshape(2, 2, -1)
+    first_means, second_means = resampled_means(by_person, n_resamples, seed).T
+    low, high = np.nanquantile(first_means - second_means, MIDDLE)
+    (total, count), (other_total, other_count) = by_person.sum(axis=-1)
+    return float(total / count - other_total / other_count), float(low), float(high)
 
 
-def resample(by_person: Floats, n_resamples: int, seed: int) -> Floats:
-    """(k, people) numbers of each person -> (k, n_resamples) their totals over people drawn with replacement."""
+def resampled_means(by_person: Floats, n_resamples: int, seed: int) -> Floats:
+    """(..., 2, people) sum and count of each person's scores -> (n_resamples, ...) mean score of people drawn anew.
+
+    They are drawn with replacement; NaN for a resample in which no image counts.
+    """
     rng = np.random.default_rng(seed)
-    n_people = by_person.shape[1]
+    n_people = by_person.shape[-1]
     draws = (rng.integers(0, n_people, n_people) for _ in range(n_resamples))
-    return np.stack([by_person.take(people, axis=1).sum(axis=1) for people in draws], axis=1)
-
-
-def mean(totals: Floats) -> Floats:
-    """(2, n) sum and count of scores -> (n,) their mean; NaN for a resample in which no image counts."""
-    total, count = totals
+    totals = np.stack([by_person.take(people, axis=-1).sum(axis=-1) for people in draws])
+    total, count = totals[..., 0], totals[..., 1]
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def percentiles(distribution: Floats) -> tuple[float, float]:
-    """The middle 95 %, of the resamples in which some image counts."""
-    low, high = np.nanquantile(distribution, [0.025, 0.975])
-    return float(low), float(high)

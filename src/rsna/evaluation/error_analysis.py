@@ -96,10 +96,7 @@ def brier(top: pd.Series, positive: NDArray[np.bool_]) -> float:
 
 
 def roc(top: pd.Series, positive: NDArray[np.bool_], threshold: float) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """The ROC curve of "has an opacity", columns false_alarms and found; and where the threshold lies on it.
-
-    With a single kind of images there is no curve: an empty table and NaN.
-    """
+    """ROC curve (columns false_alarms, found) and the threshold's point on it; empty and NaN if all are of one kind."""
     if not 0 < positive.sum() < len(positive):
         return pd.DataFrame(columns=["false_alarms", "found"], dtype=float), (np.nan, np.nan)
     false_alarms, found, _ = roc_curve(positive, top)

@@ -51,23 +51,20 @@ def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFr
     first = ~steps["patientId"].duplicated().to_numpy()
     gain = after - np.where(first, 0.0, np.roll(after, 1))
     newly_counted = first & (steps["n_truth"].to_numpy() == 0)
-    order = np.argsort(-steps["confidence"].to_numpy(), kind="stable")
-    confidence = steps["confidence"].to_numpy()[order]
+    confidence = steps["confidence"].to_numpy()
+    order = np.argsort(-confidence, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(gain[order])])
     counted = truth["patientId"].nunique() + np.concatenate([[0], np.cumsum(newly_counted[order])])
-    kept, thresholds = cut_points(confidence)
+    kept, thresholds = cut_points(confidence[order])
     score = np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0)
     return pd.DataFrame({"threshold": thresholds, "score": score, "n_boxes": kept})
 
 
 def cut_points(falling: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Falling confidences -> how many of them can be kept, from 0, equal ones together; and the threshold for each.
-
-    That is halfway between the last that is kept and the first that is not.
-    """
+    """Falling confidences -> how many of them can be kept, from 0, equal ones together; and the threshold for each."""
     kept = np.append(0, np.flatnonzero(np.diff(falling, append=-np.inf)) + 1)
     upper, lower = falling[kept[1:] - 1], np.append(falling[kept[1:-1]], -np.inf)
-    middle = (upper + lower) / 2
+    middle = (upper + lower) / 2  # between the last that is kept and the first that is not
     thresholds = np.where((lower < middle) & (middle <= upper), middle, upper)
     above_all = np.nextafter(falling[0], np.inf) if len(falling) else 1.0
     return kept, np.append(above_all, thresholds)
@@ -127,10 +124,13 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
     order = np.lexsort([-boxes["confidence"].to_numpy(dtype=float), image])
     boxes, image = boxes.iloc[order], image[order]
     n_truth = np.bincount(truth_image, minlength=len(ids))
+    padded_truth = np.full((len(ids), max(1, n_truth.max(initial=0)), 4), np.nan)
+    slot = pd.Series(truth_image).groupby(truth_image).cumcount()
+    padded_truth[truth_image, slot] = xywh_to_xyxy(truth[BOX_COLUMNS].to_numpy(dtype=float))
     return Arranged(
         ids=ids,
         n_truth=n_truth,
-        padded_truth=pad_truth(truth, truth_image, n_truth),
+        padded_truth=padded_truth,
         boxes_xyxy=xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)),
         confidence=boxes["confidence"].to_numpy(dtype=float),
         image=image,
@@ -138,22 +138,12 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
     )
 
 
-def pad_truth(truth: pd.DataFrame, image: NDArray[np.intp], n_truth: NDArray[np.intp]) -> Floats:
-    """Truth boxes as (images, most boxes in an image, 4) xyxy, NaN where an image has fewer."""
-    order = np.argsort(image, kind="stable")
-    slot = np.arange(len(image)) - np.searchsorted(image[order], image[order])
-    padded = np.full((len(n_truth), max(1, n_truth.max(initial=0)), 4), np.nan)
-    padded[image[order], slot] = xywh_to_xyxy(truth[BOX_COLUMNS].to_numpy(dtype=float))[order]
-    return padded
-
-
 def match_by_rank(table: Arranged) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Greedy matching: (boxes, 8) 1 where a box takes the best truth box that is left, with IoU > threshold.
 
     Also returns which truth boxes are left over: (images, 8, most boxes).
     """
-    exists = ~np.isnan(table.padded_truth[:, None, :, 0])
-    free = np.repeat(exists, len(IOU_THRESHOLDS), axis=1)
+    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), len(IOU_THRESHOLDS), axis=1)
     return take_best(table, free, np.ones((len(table.image), len(IOU_THRESHOLDS)), dtype=bool), IOU_THRESHOLDS), free
 
 

@@ -56,10 +56,7 @@ def read_run(cfg: Config) -> Run:
 
 
 def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
-    """The scored runs in working/, those of most images and highest score first; and why others are left out, by name.
-
-    Left out: runs that are not scored, or whose scores are older than their predictions, labels or folds.
-    """
+    """The scored runs in working/, those of most images and highest score first; by name, why others are left out."""
     runs, refused = [], {}
     for folder in sorted(Path(cfg.working).glob("*")):
         # made by training or by fusing runs: not the cache, not something else
@@ -82,10 +79,8 @@ def compare_runs(runs: list[Run], reference: Run, truth: pd.DataFrame, resamplin
     for run in runs:
         shared = resampling.people.index.intersection(run.ids).intersection(reference.ids)
         own, other = (table[table.index.isin(shared)] for table in (scores[run.folder], scores[reference.folder]))
-        difference = low = high = np.nan
-        if run is not reference:
-            people = resampling.people[shared]
-            difference, low, high = paired_interval(own, other, people, resampling.n_resamples, resampling.seed)
+        draws = resampling.people[shared], resampling.n_resamples, resampling.seed
+        difference, low, high = [np.nan] * 3 if run is reference else paired_interval(own, other, *draws)
         paired = {"difference": difference, "low": low, "high": high, "shared images": len(shared)}
         rows.append({"run": run.name, **describe(run), **paired})
     return pd.DataFrame(rows)
@@ -118,8 +113,7 @@ def training_seconds(folder: Path) -> float:
 def manifests(folder: Path) -> list[dict[str, Any]]:
     """Of a run: the manifests of fusion, prediction and training (first fold each), those that are there."""
     patterns = ("ensemble.json", "fold*/predict.json", "fold*/train.json")
-    firsts = (sorted(folder.glob(pattern))[:1] for pattern in patterns)
-    return [read_manifest(path) for found in firsts for path in found]
+    return [read_manifest(path) for pattern in patterns for path in sorted(folder.glob(pattern))[:1]]
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,12 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
         print(f"cross-fitted, with the threshold chosen on the other folds: {scores['cross_fitted_mAP']:.4f}")
     print(by_name("on the same images", scores["baselines"]))
     print_scales(scores)
-    print_tta(scores)
+    fused, plain = scores["best_mAP"], scores["no_tta_best_mAP"]
+    if plain > fused:
+        costs = "NOTE: test-time augmentation costs here: the plain view alone scores"
+        print(f"{costs} {plain:.4f}, fused {fused:.4f} (tta=plain)")
+    else:
+        print(f"test-time augmentation: {fused:.4f}, the plain view alone {plain:.4f}")
     print(f"scores -> {path}")
 
 
@@ -53,16 +58,6 @@ def print_scales(scores: dict[str, Any]) -> None:
         print(f"cross-fitted, scale and threshold: {both:.4f}, the threshold alone {alone:.4f}: {advice}")
 
 
-def print_tta(scores: dict[str, Any]) -> None:
-    """Whether test-time augmentation pays, each way at the threshold that suits it best."""
-    fused, plain = scores["best_mAP"], scores["no_tta_best_mAP"]
-    if plain > fused:
-        costs = "NOTE: test-time augmentation costs here: the plain view alone scores"
-        print(f"{costs} {plain:.4f}, fused {fused:.4f} (tta=plain)")
-    else:
-        print(f"test-time augmentation: {fused:.4f}, the plain view alone {plain:.4f}")
-
-
 def score_file(cfg: Config) -> None:
     """Print the score of the file predictions= against labels=. Raises UserError for images without labels."""
     path, labels_csv = Path(cfg.predictions), Path(cfg.labels or Path(cfg.input) / LABELS_CSV)
@@ -72,12 +67,13 @@ def score_file(cfg: Config) -> None:
     ids, n_labelled = predictions["patientId"].drop_duplicates(), labels["patientId"].nunique()
     unknown = set(ids) - set(labels["patientId"])
     if unknown:
-        raise UserError(
-            f"{path}: {len(unknown)} images have no row in {labels_csv}, such as {min(unknown)}; set labels="
-        )
+        problem = f"{len(unknown)} images have no row in {labels_csv}, such as {min(unknown)}"
+        raise UserError(f"{path}: {problem}; set labels=")
     truth = of_images(truth_boxes(labels), ids)
     kept = keep_confident(predictions, threshold_for(cfg, predictions, truth, is_submission))
-    scores = describe(kept, truth, people_of_images(cfg, ids), cfg.bootstrap, cfg.seed)
+    alone, people = ids.set_axis(ids), read_people(Path(cfg.input))  # an image that the mapping lacks is a person
+    people = alone if people is None else people.reindex(ids).fillna(alone)
+    scores = describe(kept, truth, people, cfg.bootstrap, cfg.seed)
     if len(ids) < n_labelled:
         print(f"scored {len(ids)} images; {n_labelled - len(ids)} labelled images are not in {path}")
     if not scores["per_iou"]:
@@ -96,9 +92,3 @@ def threshold_for(cfg: Config, predictions: pd.DataFrame, truth: pd.DataFrame, i
     threshold = best_point(predictions, truth).threshold
     print(f"threshold {threshold:.4f}: chosen on these very labels, so the score is too high; or set threshold=")
     return threshold
-
-
-def people_of_images(cfg: Config, ids: pd.Series) -> pd.Series:
-    """patientId -> person; an image that the mapping lacks is a person of its own."""
-    alone, people = ids.set_axis(ids), read_people(Path(cfg.input))
-    return alone if people is None else people.reindex(ids).fillna(alone)

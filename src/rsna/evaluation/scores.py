@@ -14,16 +14,9 @@ from rsna.core.errors import UserError
 from rsna.core.files import read_json, write_json
 from rsna.core.locks import file_lock
 from rsna.core.tables import write_table
+from rsna.data import competition
 from rsna.data.boxes import box_iou, xywh_to_xyxy
-from rsna.data.competition import (
-    BOX_COLUMNS,
-    LABELS_CSV,
-    largest_box,
-    read_folds,
-    read_labels,
-    read_predictions,
-    truth_boxes,
-)
+from rsna.data.competition import BOX_COLUMNS, largest_box
 from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.metric import image_scores, mean_average_precision, of_images, threshold_sweep, top_confidences
 from rsna.evaluation.threshold import OperatingPoint, best_score, best_threshold, cross_fit, mean_or_none, scale_scores
@@ -143,7 +136,7 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
         if is_current(cfg, "evaluate"):
             return None
         sweep = threshold_sweep(found.truth, found.predictions)
-        scores = {"name": cfg.name, **score_run(found, OperatingPoint(best_threshold(sweep)), cfg.bootstrap, cfg.seed)}
+        scores = {"name": cfg.name, **score_run(found, best_threshold(sweep), cfg.bootstrap, cfg.seed)}
         withdraw(cfg, "evaluate")
         write_table(sweep, cfg.run_dir / "threshold.csv")
         write_json(scores, cfg.run_dir / "scores.json")
@@ -153,25 +146,26 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
 
 def read_out_of_fold(cfg: Config) -> OutOfFold:
     rebuild = command(cfg, "ensemble")
-    predictions, no_tta = (read_predictions(cfg.run_dir / f"{name}.csv", rebuild) for name in ("oof", "oof_no_tta"))
-    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
+    paths = (cfg.run_dir / f"{name}.csv" for name in ("oof", "oof_no_tta"))
+    predictions, no_tta = (competition.read_predictions(path, rebuild) for path in paths)
+    folds = competition.read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
     folds = folds.loc[predictions["patientId"].drop_duplicates()]
-    all_truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    all_truth = competition.truth_boxes(competition.read_labels(Path(cfg.input) / competition.LABELS_CSV))
     truth = of_images(all_truth, folds.index)
     if truth.empty:
         raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
     return OutOfFold(predictions, no_tta, folds, truth, all_truth)
 
 
-def score_run(found: OutOfFold, point: OperatingPoint, n_resamples: int, seed: int) -> dict[str, Any]:
+def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
     """What scores.json holds but for the name."""
     predictions, folds, truth = found.predictions, found.folds, found.truth
-    kept = point.apply(predictions)
+    kept = OperatingPoint(threshold).apply(predictions)
     image_score = image_scores(truth, kept).mean(axis=1)
     cross_fitted, points = cross_fit(predictions, truth, folds["fold"])
     view = folds["view"].astype(object).fillna("unknown").astype(str)
     return {
-        "threshold": point.threshold,
+        "threshold": threshold,
         **describe(kept, truth, folds["group"], n_resamples, seed),
         "cross_fitted_mAP": mean_or_none(cross_fitted),
         "AUC": opacity_auc(predictions, truth),
@@ -192,15 +186,9 @@ def score_folds(found: OutOfFold, scores: pd.Series, cross_fitted: pd.Series) ->
     lines = []
     for fold, ids in found.folds.groupby("fold").groups.items():
         own, truth = of_images(found.predictions, ids), of_images(found.truth, ids)
-        lines.append(
-            {
-                "fold": int(str(fold)),
-                "images": len(ids),
-                "positives": int(truth["patientId"].nunique()),
-                "AUC": opacity_auc(own, truth),
-                "IoU": iou_on_positives(own, truth),
-                "mAP": mean_or_none(scores[scores.index.isin(ids)]),
-                "cross_fitted_mAP": mean_or_none(cross_fitted[cross_fitted.index.isin(ids)]),
-            }
-        )
+        line: dict[str, Any] = {"fold": int(str(fold)), "images": len(ids), "positives": truth["patientId"].nunique()}
+        line |= {"AUC": opacity_auc(own, truth), "IoU": iou_on_positives(own, truth)}
+        for name, table in {"mAP": scores, "cross_fitted_mAP": cross_fitted}.items():
+            line[name] = mean_or_none(table[table.index.isin(ids)])
+        lines.append(line)
     return lines

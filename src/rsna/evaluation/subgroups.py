@@ -27,11 +27,14 @@ def groups_of_images(folds: pd.DataFrame, truth: pd.DataFrame, geometry: pd.Data
     largest = largest_box(known)
     xyxy = to_relative(largest, geometry, size)
     area = pd.Series((xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1), index=largest["patientId"])
+    bands = [f"{low} to {high - 1}" for low, high in pairwise(AGE_BANDS)]
+    years = pd.to_numeric(folds["age"], errors="coerce").astype(float)
+    ages = pd.cut(years, AGE_BANDS, right=False, labels=bands)
     return pd.DataFrame(
         {
             "view": one_of(folds["view"], ["AP", "PA"]),
             "sex": one_of(folds["sex"], ["F", "M"]),
-            "age": age_bands(folds["age"]),
+            "age": ages.cat.add_categories(UNKNOWN).fillna(UNKNOWN),
             "box size": thirds(area).reindex(folds.index),
             "side": sides(known, geometry, size).reindex(folds.index),
         },
@@ -43,13 +46,6 @@ def one_of(values: pd.Series, known: Sequence[str]) -> pd.Series:
     """The values that are known, UNKNOWN for all others, as a category in this order."""
     text = values.astype(object).where(values.isin(known), UNKNOWN)
     return text.astype(pd.CategoricalDtype([*known, UNKNOWN]))
-
-
-def age_bands(age: pd.Series) -> pd.Series:
-    """Years -> bands such as "20 to 39", UNKNOWN beyond the last."""
-    names = [f"{low} to {high - 1}" for low, high in pairwise(AGE_BANDS)]
-    bands = pd.cut(pd.to_numeric(age, errors="coerce").astype(float), AGE_BANDS, right=False, labels=names)
-    return bands.cat.add_categories(UNKNOWN).fillna(UNKNOWN)
 
 
 def thirds(area: pd.Series) -> pd.Series:
@@ -65,8 +61,7 @@ def thirds(area: pd.Series) -> pd.Series:
 def sides(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
     """The half of the image that the centres of an image's boxes, all with a geometry, lie in; index patientId."""
     xyxy = to_relative(boxes, geometry, size)
-    right = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5, index=boxes["patientId"].to_numpy())
-    share = right.groupby(level=0).mean()
+    share = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5).groupby(boxes["patientId"].to_numpy()).mean()
     side = np.select([share == 0, share == 1], [0, 1], 2)
     names = pd.Index(["left half only", "right half only", "both halves"])
     return pd.Series(pd.Categorical.from_codes(side.tolist(), names), index=share.index)
@@ -82,24 +77,13 @@ def scores_by_group(groups: pd.DataFrame, images: pd.DataFrame, n_resamples: int
     rows = []
     for column in map(str, groups):
         for value, ids in groups.groupby(column, observed=True).groups.items():
-            rows.append({"group": column, "value": str(value), **score_group(images.loc[ids], n_resamples, seed)})
+            own, scores = images.loc[ids], images.loc[ids, "score"].dropna()
+            people = own.loc[scores.index, "person"]
+            row = {"group": column, "value": str(value), "images": len(own), "positives": int(own["positive"].sum())}
+            row |= {"with_box": own["with_box"].mean(), "AUC": auc_of_images(own["top"], own["positive"].to_numpy())}
+            low, high = interval(scores, people, n_resamples, seed) if people.nunique() > 1 else (np.nan, np.nan)
+            rows.append(row | {"mAP": scores.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
-
-
-def score_group(images: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, float]:
-    """Counts and scores of one group of images; see scores_by_group."""
-    scores = images["score"].dropna()
-    people = images.loc[scores.index, "person"]
-    low, high = interval(scores, people, n_resamples, seed) if people.nunique() > 1 else (np.nan, np.nan)
-    return {
-        "images": len(images),
-        "positives": int(images["positive"].sum()),
-        "with_box": float(images["with_box"].mean()),
-        "AUC": auc_of_images(images["top"], images["positive"].to_numpy()),
-        "mAP": float(scores.mean()),
-        "low": low,
-        "high": high,
-    }
 
 
 def to_relative(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> NDArray[np.float64]:

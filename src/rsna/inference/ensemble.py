@@ -46,8 +46,7 @@ def check_predictions(cfg: Config) -> None:
     for run in model_runs(cfg):
         for fold in cfg.fold_list:
             if not manifest_path(run, "predict", fold).is_file():
-                # the settings of other runs are not known here
-                other = f"./run.sh name={run.name} fold={fold} ..."
+                other = f"./run.sh name={run.name} fold={fold} ..."  # its settings are not known here
                 rebuild = other if cfg.runs else command(cfg, "train", fold=str(fold)) + " and predict"
                 missing = f"{run.fold_dir(fold)}: no finished predictions of fold {fold}"
                 raise UserError(f"{missing}; run: {rebuild}, or choose the folds to fuse: fold=...")
@@ -115,10 +114,7 @@ def mean_of_views(path: Path) -> pd.DataFrame:
 
 
 def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of tables of the same images, patientId in the index, over the columns that all of them have.
-
-    Runs may have two classes or three; p_opacity they have in common.
-    """
+    """The mean of tables of the same images by patientId, over the columns they share: of 2 and 3 classes p_opacity."""
     columns = [name for name in tables[0] if all(name in table for table in tables)]
     values = [table.loc[tables[0].index, columns].to_numpy(dtype=float) for table in tables]
     return pd.DataFrame(np.mean(values, axis=0), index=tables[0].index, columns=columns)

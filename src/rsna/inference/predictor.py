@@ -104,17 +104,13 @@ def load_model(cfg: Config, fold: int) -> Any:
 def predict_images(
     cfg: Config, model: Any, ids: list[str], split: str, title: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Boxes (VIEW_COLUMNS) and class probabilities of every view of these images of a split of the cache.
-
-    Images that could not be decoded keep an empty row for each view, and are reported.
-    """
+    """VIEW_COLUMNS and class probabilities of every view; undecoded images are reported and keep empty rows."""
     index = read_index(cfg.cache_dir, cfg.size)
     index = index[index["split"] == split]
-    refused = set(index.loc[index["status"] != "ok", "patientId"]) & set(ids)
-    if refused:
-        first = next(name for name in ids if name in refused)
-        print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {first}")
-    usable = pd.Series([name for name in ids if name not in refused], dtype=str)
+    all_ids, undecoded = pd.Series(ids, dtype=str), index.loc[index["status"] != "ok", "patientId"]
+    usable, refused = all_ids[~all_ids.isin(undecoded)], all_ids[all_ids.isin(undecoded)]
+    if len(refused):
+        print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {refused.iloc[0]}")
     no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
     samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
     transforms, columns = parse_transforms(cfg.tta, cfg.tta_scales), PROBABILITY_COLUMNS[cfg.num_classes]
@@ -137,7 +133,7 @@ def run_model(
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
     loader = make_loader(ImageDataset(samples), 2 * cfg.batch_size, workers, device)
     with explain_failures(cfg):
-        batches = tqdm(loader, desc=title, unit="batch", leave=False)
+        batches = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)  # None: on a terminal only
         return predict_views(model.to(device), batches, transforms, device, pick_precision(cfg.precision, device))
 
 
@@ -149,10 +145,7 @@ def predict_views(
     device: torch.device,
     precision: torch.dtype,
 ) -> list[tuple[Floats, Floats, Floats]]:
-    """For each transform boxes (N, n, 4) xyxy in [0, 1] of the image itself, scores (N, n), probabilities (N, c).
-
-    model: a module with forward and decode, see models/protocol.py.
-    """
+    """For each transform boxes (N, n, 4) xyxy in [0, 1] of the image itself, scores (N, n), probabilities (N, c)."""
     model.eval()
     collected: list[list[tuple[Floats, ...]]] = [[] for _ in transforms]
     for batch in batches:

@@ -46,18 +46,16 @@ def write_submission(cfg: Config) -> Submission | None:
         if is_current(cfg, "make_submission"):
             return None
         withdraw(cfg, "make_submission")
-        extra = shapes.index.difference(ids)
-        if len(extra):
+        if len(extra := shapes.index.difference(ids)):
             names = f"{len(extra)} test images, first {extra[0]}, are not in {SAMPLE_CSV}"
             print(f"WARNING: {names} and get no row; is it whole?")
         table = format_submission(point.apply(predictions), ids, shapes)
         with write_then_rename(cfg.submission_csv) as temporary:
             table.to_csv(temporary, index=False)
             boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
-        results: dict[str, Any] = {"threshold": point.threshold, "threshold_from": point.how_chosen}
-        results |= {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
-        record(cfg, "make_submission", **results)
-    return Submission(boxes, point, results["images"], results["images_with_box"])
+        counts: dict[str, Any] = {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
+        record(cfg, "make_submission", threshold=point.threshold, threshold_from=point.how_chosen, **counts)
+    return Submission(boxes, point, **counts)
 
 
 def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
