@@ -24,8 +24,7 @@ class Augmentation:
 
     def __call__(self, image: Image, boxes_xyxy: Floats, rng: np.random.Generator) -> tuple[Image, Floats]:
         """The augmented image and its boxes (n, 4), in the same order and clipped; one outside has a side of 0."""
-        matrix = self.random_matrix(len(image), rng)
-        table = self.random_tones(rng)
+        matrix, table = self.random_matrix(len(image), rng), self.random_tones(rng)
         moved = clip_boxes(affine_boxes(boxes_xyxy, matrix), len(image), len(image))
         return cv2.LUT(warp(image, matrix), table).astype(np.uint8, copy=False), moved
 

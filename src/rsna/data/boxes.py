@@ -48,9 +48,8 @@ def clip_boxes(boxes_xyxy: Array, width: float, height: float) -> Array:
 def affine_boxes(boxes_xyxy: Array, matrix: Array) -> Array:
     """(..., 4) xyxy -> the tight upright boxes of the ellipses inscribed in them, after p -> A p + b.
 
-    matrix is (2, 3), [A | b], in pixels with the origin at the image's top left corner. Mapping the four
-    corners instead would grow a box with every rotation, though an opacity rarely fills its corners. An
-    ellipse with semi-axes r maps to one whose half-extents are sqrt(A**2 @ r**2).
+    matrix is (2, 3), [A | b], in pixels from the image's top left corner. Mapped corners would grow a box with every
+    rotation, though an opacity rarely fills them. An ellipse of semi-axes r gets half-extents sqrt(A**2 @ r**2).
     """
     box = xyxy_to_cxcywh(boxes_xyxy)
     linear, offset = matrix[:, :2], matrix[:, 2]

@@ -1,8 +1,7 @@
 """The image cache: every DICOM decoded once into a PNG of size x size pixels, and the index that lists them all.
 
-An image is skipped while the content hashes of its DICOM and of its PNG, and the version, are as the index says; so
-a cache that was moved, copied or touched is current. An update that was stopped goes on from its journal. A DICOM
-that cannot be decoded is a row with its reason and is tried again every time: a decoder may have been installed.
+An image is skipped while the content hashes of its DICOM and PNG, and the version, are as the index says. A stopped
+update goes on from its journal. A refused DICOM is tried again every time: a decoder may have been installed.
 """
 
 import csv
@@ -91,14 +90,13 @@ def png_path(cache_dir: Path, source: Path) -> Path:
 def keep_current(known: dict[Key, Row], sources: Sequence[Path], cfg: Config) -> dict[Key, Row]:
     """The rows of the sources whose DICOM and PNG have the hashes that the row says."""
     usable = {key for key, row in known.items() if row["status"] == "ok" and row["version"] == str(VERSION)}
-    paths = [path for path in sources if key_of(path) in usable]
-    found = map_files(partial(hash_pair, cache_dir=cfg.cache_dir), paths, cfg.workers, "cached images")
-    pairs = [(key_of(path), hashes) for path, hashes in zip(paths, found, strict=True)]
-    return {key: known[key] for key, hashes in pairs if hashes == (known[key]["source_hash"], known[key]["png_hash"])}
+    paths = {key_of(path): path for path in sources if key_of(path) in usable}
+    found = map_files(partial(hash_pair, cache_dir=cfg.cache_dir), [*paths.values()], cfg.workers, "cached images")
+    rows = [(key, known[key], hashes) for key, hashes in zip(paths, found, strict=True)]
+    return {key: row for key, row, hashes in rows if hashes == (row["source_hash"], row["png_hash"])}
 
 
 def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
-    """The content hashes of a DICOM and of its PNG; `absent` for what cannot be read."""
     try:
         return content_hash(source), content_hash(png_path(cache_dir, source))
     except OSError:
@@ -106,11 +104,7 @@ def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
 
 
 def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> dict[Key, Row]:
-    """Cache the images of `todo` and return their rows.
-
-    Each row goes to the journal as soon as it is known; it holds the current ones too, since after a change of
-    the input the index is no longer true, and as long as there is a journal nobody reads the index.
-    """
+    """Cache the images of `todo` and return their rows, each written to the journal as soon as it is known."""
     if not todo:
         return {}
     for split in SPLITS.values():
@@ -118,6 +112,7 @@ def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> d
     journal, made = cfg.cache_dir / JOURNAL_CSV, {}
     work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
     crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
+    # with the current rows too: nobody reads the index, untrue since the input changed, while there is a journal
     write_table(pd.DataFrame([*current.values()], columns=INDEX_COLUMNS), journal)
     with journal.open("a", newline="", buffering=1) as file:  # written line by line
         writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
@@ -159,17 +154,14 @@ def new_row(path: Path, **known: Any) -> Row:
 
 def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
     """The dataset's image as uint8 (size, size), and where it lies in it. Raises UnreadableDicom."""
-    rows, cols = int(dataset.Rows), int(dataset.Columns)
-    width, height, geometry = fit_letterbox(rows, cols, size)
-    return letterbox(read_pixels(dataset, (width, height)), rows, cols, size), geometry
+    width, height, geometry = fit_letterbox(int(dataset.Rows), int(dataset.Columns), size)
+    return letterbox(read_pixels(dataset, (width, height)), width, height, size), geometry
 
 
 def write_png(image: GreyImage, path: Path) -> str:
-    """Write uint8 (H, W) as PNG by way of a temporary name; return the file's content hash.
-
-    OpenCV's default settings: the fastest of those compared at a size within 20 % of the smallest. No fsync, unlike
-    files.write_then_rename: it would wait for the disk 29,684 times, and the index's hash tells what a power cut broke.
-    """
+    """Write uint8 (H, W) as PNG by way of a temporary name; return the file's content hash."""
+    # no fsync, unlike write_then_rename: 29,684 waits for the disk, and the index's hash tells what a power cut broke;
+    # the default settings are the fastest of those compared at a size within 20 % of the smallest
     encoded = cv2.imencode(".png", image)[1].tobytes()
     # always the same temporary name, so that a killed run leaves nothing behind once it is repeated
     temporary = path.with_name(f".{path.name}.tmp")
@@ -193,16 +185,13 @@ def read_png(path: Path, size: int) -> GreyImage:
     if image is None:
         raise UserError(f"{path}: damaged PNG file; delete it and run: {REBUILD}")
     if image.shape != (size, size):
-        found = f"{image.shape[1]} x {image.shape[0]}"
-        raise UserError(f"{path}: {found} pixels, not {size} x {size}; delete it and run: {REBUILD}")
+        found = f"{image.shape[1]} x {image.shape[0]} pixels, not {size} x {size}"
+        raise UserError(f"{path}: {found}; delete it and run: {REBUILD}")
     return np.asarray(image, np.uint8)
 
 
 def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
-    """The index of a finished cache: INDEX_COLUMNS of each image of the input; refused ones have no geometry.
-
-    Raises UserError if it is missing or unfinished, or if the geometry is not that of `size`: boxes would be misplaced.
-    """
+    """INDEX_COLUMNS of a finished cache of this size, a row per image (refused: no geometry). Raises UserError."""
     if (cache_dir / JOURNAL_CSV).exists():
         raise UserError(f"{cache_dir}: the image cache is unfinished; run: {REBUILD}")
     path = cache_dir / INDEX_CSV

@@ -37,20 +37,18 @@ def read_labels(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     labels = read_table(path, LABEL_COLUMNS)[LABEL_COLUMNS]
-    fields = labels.drop(columns="patientId")
+    fields = labels[LABEL_COLUMNS[1:]]
     numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
     parsed = labels.assign(**numbers)
     filled = parsed[BOX_COLUMNS].notna()
     outside = (parsed[["x", "y"]] < 0).any(axis=1) | (parsed[["width", "height"]] <= 0).any(axis=1)
-    kinds = parsed.groupby("patientId")["Target"].transform("nunique")
     problems = {
-        "patientId is empty": labels["patientId"].isna(),
         "a field is not a number": (~np.isfinite(numbers) & fields.notna()).any(axis=1),
         "Target is neither 0 nor 1": ~parsed["Target"].isin([0, 1]),
         "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
         "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
         "the box is empty or starts outside the image": outside,
-        "the image is both positive and negative": kinds > 1,
+        "the image is both positive and negative": parsed.groupby("patientId")["Target"].transform("nunique") > 1,
         "the row is there twice": parsed.duplicated(),
     }
     refuse_rows(path, labels["patientId"], problems, "fix or remove them")
@@ -106,7 +104,6 @@ def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
     whole = table[["fold", "target", "n_boxes"]].apply(pd.to_numeric, errors="coerce")
     age = pd.to_numeric(table["age"], errors="coerce")
     problems = {
-        "patientId is empty": table["patientId"].isna(),
         "the patientId was there before": table["patientId"].duplicated(),
         "fold is not 0, 1, 2 ...": ~(whole["fold"] >= 0) | (whole["fold"] % 1 != 0),
         "target is neither 0 nor 1": ~whole["target"].isin([0, 1]),
@@ -119,8 +116,8 @@ def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
 
 
 def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], remedy: str) -> None:
-    """Raise UserError for the first problem that any row has: file, line, patientId, how many, what to do."""
-    for problem, rows in problems.items():
+    """Raise UserError for an empty id, or else the first problem that any row has: file, line, how many, remedy."""
+    for problem, rows in {"patientId is empty": ids.isna(), **problems}.items():
         if rows.any():
             first = int(np.flatnonzero(rows)[0])
             name = f"{path}, line {line_number(path, first)} (patientId {ids.iloc[first]})"
@@ -128,16 +125,13 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
 
 
 def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) -> pd.DataFrame:
-    """Read PREDICTION_COLUMNS and `more`; all but the first are empty for an image without box.
-
-    Raises UserError that names the first bad row; `rebuild` is the command that makes the file.
-    """
+    """Read PREDICTION_COLUMNS and `more`; an image without box has empty fields. Raises UserError for a bad row."""
     table = read_table(path, [*PREDICTION_COLUMNS, *more], rebuild)
-    numbers = table[PREDICTION_COLUMNS[1:]].apply(pd.to_numeric, errors="coerce").astype(float)
+    fields = table[PREDICTION_COLUMNS[1:]]
+    numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
     filled = np.isfinite(numbers.to_numpy())
     problems = {
-        "patientId is empty": table["patientId"].isna(),
-        "a field is not a number": (~filled & table[PREDICTION_COLUMNS[1:]].notna()).any(axis=1),
+        "a field is not a number": (~filled & fields.notna()).any(axis=1),
         "a box needs confidence, x, y, width and height": filled.any(axis=1) & ~filled.all(axis=1),
         "the confidence is not from 0 to 1": ~numbers["confidence"].fillna(0).between(0, 1),
         "the box has no area": (numbers[["width", "height"]] <= 0).any(axis=1),
@@ -153,12 +147,13 @@ def list_images(folder: Path) -> list[Path]:
 
 def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:
     """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
-    found = {folder / name: list_images(folder / name) for name in names}
-    for path, images in found.items():
-        if not images:
+    found: list[Path] = []
+    for path in (folder / name for name in names):
+        if not (images := list_images(path)):
             problem = "no .dcm file in it" if path.is_dir() else "no such folder"
             raise UserError(f"{path}: {problem}; {HOW_TO_GET}")
-    return [path for images in found.values() for path in images]
+        found += images
+    return found
 
 
 def read_sample(folder: Path) -> list[str]:
@@ -167,8 +162,7 @@ def read_sample(folder: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {HOW_TO_GET}")
     ids = read_table(path, ["patientId"])["patientId"]
-    problems = {"patientId is empty": ids.isna(), "the patientId was there before": ids.duplicated()}
-    refuse_rows(path, ids, problems, "fetch the file again")
+    refuse_rows(path, ids, {"the patientId was there before": ids.duplicated()}, "fetch the file again")
     return ids.tolist()
 
 

@@ -36,7 +36,7 @@ class Samples:
 
 
 def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame, labels: Any = 0) -> Samples:
-    """Join patientIds, the cache's index (rows of one split), truth boxes and class indices; cache: folder of the PNGs.
+    """Join patientIds, the index (rows of one split), truth boxes and class indices; cache: the folder of the PNGs.
 
     Raises UserError for an image that is not in the cache, or was refused, and for a truth box that leaves its image.
     """
@@ -87,9 +87,8 @@ def class_index(folds: pd.DataFrame, num_classes: int) -> NDArray[np.int64]:
         return folds["target"].to_numpy(dtype=np.int64)
     index = pd.Index(CLASSES).get_indexer(pd.Index(folds["class"]))
     if (index < 0).any():
-        name = folds.loc[index < 0, "patientId"].iloc[0]
-        remedy = "set num_classes=2, or add the detailed class info and make new folds"
-        raise UserError(f"folds.csv: no class for {name}; {remedy}")
+        problem = f"no class for {folds.loc[index < 0, 'patientId'].iloc[0]}"
+        raise UserError(f"folds.csv: {problem}; set num_classes=2, or add the detailed class info and make new folds")
     return index.astype(np.int64)
 
 

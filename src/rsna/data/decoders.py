@@ -75,10 +75,8 @@ def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
 
 
 def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[np.uint8]:
-    """JPEG Baseline in grey -> uint8 (height, width), an eighth, quarter, half or all of the original's.
-
-    The smallest that is at least `smallest` (width, height). By Pillow because OpenCV accepts truncated files.
-    """
+    """JPEG Baseline in grey -> uint8, the smallest of 1/8, 1/4, 1/2, 1/1 that is >= `smallest` (width, height)."""
+    # not by OpenCV, which accepts truncated files
     image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     if image.mode != "L":
         raise ValueError(f"declared as one grey channel, but the JPEG is {image.mode}")

@@ -48,8 +48,7 @@ class UnreadableDicom(Exception):  # noqa: N818 (it is not an error of the progr
 def as_unreadable() -> Iterator[None]:
     """Turn whatever goes wrong inside the block into UnreadableDicom.
 
-    Every exception is caught, at this one border only: on garbage pydicom, GDCM and Pillow raise anything from
-    KeyError to struct.error, RecursionError and MemoryError, and one bad file must not end a night's run.
+    Every exception, at this one border only: on garbage pydicom, GDCM and Pillow raise anything up to MemoryError.
     Warnings are dropped, as pydicom gives one for each of the challenge's files (ages written 62, not 062Y).
     """
     try:
@@ -70,11 +69,9 @@ def as_unreadable() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`; if a decoder ignores that, end the process after twice as long.
+    """Raise TimeoutError in the block after `seconds`; end the process after twice that. For the main thread only."""
 
-    For the main thread of a process. Damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop.
-    """
-
+    # damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop; a decoder may ignore the exception
     def stop(*_: object) -> None:
         raise TimeoutError(f"not decoded within {seconds:g} s")
 
@@ -154,10 +151,9 @@ def read_headers(cfg: Config, ids: set[str]) -> pd.DataFrame:
 
 
 def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)) -> GreyImage:
-    """The whole image as uint8 (height, width), 0 black. Raises UnreadableDicom.
+    """The whole image as uint8 (height, width), 0 black: colours as luma, MONOCHROME1 inverted. Raises UnreadableDicom.
 
-    It has the original's size, or an exact half, quarter or eighth of it that is at least `smallest`
-    (width, height), in pixels. MONOCHROME1, where 0 is white, comes inverted; colours come as luma.
+    In the original's size, or an exact half, quarter or eighth of it that is at least `smallest` (width, height).
     """
     with as_unreadable():
         check_header(dataset)

@@ -12,10 +12,7 @@ Array = NDArray[np.float64]
 
 
 class Geometry(NamedTuple):
-    """Where an image lies in its square: cached = original * scale + pad, in pixels.
-
-    Coordinates are continuous with the origin at the image's top left corner, so that pixel 0 covers 0..1.
-    """
+    """Where an image lies in its square: cached = original * scale + pad, in pixels; pixel 0 covers 0..1."""
 
     scale_x: float
     scale_y: float
@@ -35,28 +32,24 @@ def fit_letterbox(rows: int, cols: int, size: int) -> tuple[int, int, Geometry]:
     return width, height, Geometry(width / max(cols, 1), height / max(rows, 1), pad_x, pad_y)
 
 
-def letterbox(image: GreyImage, rows: int, cols: int, size: int) -> GreyImage:
-    """uint8 (size, size): an image of rows x cols, or a reduction of it, whole and centred, the rest black."""
-    width, height, geometry = fit_letterbox(rows, cols, size)
+def letterbox(image: GreyImage, width: int, height: int, size: int) -> GreyImage:
+    """uint8 (size, size): the image resized to width x height, as fit_letterbox gives it, centred, the rest black."""
     if image.shape != (height, width):
         # area average to shrink; to enlarge linear, where area would be nearest neighbour
         shrinks = width <= image.shape[1] and height <= image.shape[0]
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
     canvas = np.zeros((size, size), np.uint8)
-    left, top = int(geometry.pad_x), int(geometry.pad_y)
+    left, top = (size - width) // 2, (size - height) // 2
     canvas[top : top + height, left : left + width] = image
     return canvas
 
 
 def original_to_cached(boxes_xyxy: Array, geometry: Array) -> Array:
-    """(N, 4) xyxy in pixels of the originals -> in pixels of the cached squares.
-
-    geometry is (N, 4), or (4,) for one image: scale_x, scale_y, pad_x, pad_y, the index's GEOMETRY_COLUMNS.
-    """
+    """(N, 4) xyxy in pixels of the originals -> of the cached squares; geometry (N, 4) or (4,): GEOMETRY_COLUMNS."""
     return np.asarray(boxes_xyxy, dtype=float) * geometry[..., [0, 1, 0, 1]] + geometry[..., [2, 3, 2, 3]]
 
 
 def cached_to_original(boxes_xyxy: Array, geometry: Array) -> Array:
-    """(N, 4) xyxy in pixels of the cached squares -> in pixels of the originals; geometry as original_to_cached."""
+    """(N, 4) xyxy in pixels of the cached squares -> of the originals; geometry (N, 4) or (4,): GEOMETRY_COLUMNS."""
     return (np.asarray(boxes_xyxy, dtype=float) - geometry[..., [2, 3, 2, 3]]) / geometry[..., [0, 1, 0, 1]]

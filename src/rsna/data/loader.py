@@ -19,13 +19,11 @@ from rsna.data.dataset import FoldData, ImageDataset
 
 
 class ImageMemory:
-    """Cached images, each decoded once and then kept, by whichever process needs it first.
-
-    In anonymous memory that forked processes share, without /dev/shm's limit; a page takes memory once it is written.
-    """
+    """Cached images, each decoded once and then kept, by whichever process needs it first."""
 
     def __init__(self, paths: Sequence[Path], size: int) -> None:
         self.paths = paths
+        # anonymous memory: forked processes share it, without /dev/shm's limit; a page counts once it is written
         self.images = np.frombuffer(mmap.mmap(-1, len(paths) * size * size), np.uint8).reshape(-1, size, size)
         self.decoded = np.frombuffer(mmap.mmap(-1, len(paths)), np.uint8)
 
@@ -57,9 +55,8 @@ def machine_memory() -> int:
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, image), epoch after epoch; the order in each depends on the seed and the epoch alone.
 
-    One stream over all epochs: loader processes begin the next epoch while the last one is validated. Restarted for
-    each epoch, they would keep a GPU waiting for its first batch; in short epochs of large batches a fifth of the time.
-    A last batch that is not full is dropped: a single image has no batch statistics.
+    One stream over all epochs: loader processes begin the next one during validation; restarted, they would keep a GPU
+    waiting, up to a fifth of the time. A last batch that is not full is dropped: one image has no batch statistics.
     """
 
     def __init__(self, dataset: ImageDataset, batch_size: int, epochs: range) -> None:
@@ -78,12 +75,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device) -> DataLoader:
-    """Batches as EpochBatches says; or, given their size, all images once, in order and as they are.
-
-    With loader processes OpenCV is limited to one thread from here on, in this process too.
-    """
+    """Batches as EpochBatches says; or, given their size, all images once, in order and as they are."""
     if workers:
-        # its threads do not survive a fork: a process that inherits them hangs; and a process per core needs no others
+        # in this process too, from here on: OpenCV's threads do not survive a fork, and a process per core needs none
         one_thread()
     order = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
     return DataLoader(
@@ -101,10 +95,8 @@ def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Samples -> a batch: image (B, 1, S, S), boxes (B, N, 4), mask (B, N) bool, label (B,), row (B,).
-
-    N is the largest number of boxes, at least 1. Padding and boxes outside the image are zeros, and False in mask.
-    """
+    """Samples -> a batch: image (B, 1, S, S), boxes (B, N >= 1, 4), mask (B, N) bool, label (B,), row (B,)."""
+    # padding and boxes outside the image are zeros, and False in mask
     boxes = torch.zeros(len(samples), max(1, *(len(sample["boxes"]) for sample in samples)), 4)
     for k, sample in enumerate(samples):
         boxes[k, : len(sample["boxes"])] = sample["boxes"]

@@ -14,9 +14,9 @@ SMALLEST_CONFIDENCE = 0.0001  # what four decimals can hold; Kaggle wants a conf
 
 
 def format_submission(predictions: pd.DataFrame, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
-    """Thresholded predictions -> patientId, PredictionString in the order of `ids`; boxes as in keep_inside.
+    """Thresholded predictions -> SUBMISSION_COLUMNS in the order of `ids`; raises UserError for an image not in them.
 
-    shapes: index patientId, columns rows, cols of the originals. Raises UserError for a box of an image not in `ids`.
+    Boxes as in keep_inside; shapes: index patientId, columns rows, cols of the originals.
     """
     unknown = set(predictions["patientId"]) - set(ids)
     if unknown:
@@ -39,22 +39,18 @@ def keep_inside(predictions: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame
 
 
 def parse_submission(path: Path) -> pd.DataFrame:
-    """Read a submission as a prediction table, one row of empty fields for an image without box.
-
-    Raises UserError that names the line of the first bad patientId or PredictionString.
-    """
+    """Read a submission as a prediction table, empty fields for no box. Raises UserError for the first bad line."""
     table = read_table(path, SUBMISSION_COLUMNS)
     ids = table["patientId"]
-    problems = {"patientId is empty": ids.isna(), "the patientId was there before": ids.duplicated()}
-    refuse_rows(path, ids, problems, "each image has one row")
+    refuse_rows(path, ids, {"the patientId was there before": ids.duplicated()}, "each image has one row")
     strings = table["PredictionString"].astype(object).where(table["PredictionString"].notna(), "").astype(str)
     rows = []
     for row, (name, text) in enumerate(zip(ids, strings, strict=True)):
         try:
             # Python reads 1_000 as a number, Kaggle does not
             numbers = np.array([float(word.replace("_", "?")) for word in text.split()]).reshape(-1, 5)
-            confidence, size = numbers[:, 0], numbers[:, 3:]
-            good = (confidence > 0) & (confidence <= 1) & (size > 0).all(axis=1) & np.isfinite(numbers).all(axis=1)
+            confident = (numbers[:, 0] > 0) & (numbers[:, 0] <= 1)
+            good = confident & (numbers[:, 3:] > 0).all(axis=1) & np.isfinite(numbers).all(axis=1)
             problem = "" if good.all() else "confidence not in (0, 1], or a box without area"
         except ValueError:
             problem = "not 'confidence x y width height', repeated"
@@ -69,8 +65,7 @@ def check_submission(path: Path, ids: list[str], shapes: pd.DataFrame) -> pd.Dat
     table = parse_submission(path)
     found = table["patientId"].drop_duplicates().tolist()
     if found != ids:
-        missing, extra = set(ids) - set(found), set(found) - set(ids)
-        unlike = f"({len(missing)} missing, {len(extra)} extra)"
+        unlike = f"({len(set(ids) - set(found))} missing, {len(set(found) - set(ids))} extra)"
         raise UserError(f"{path}: not the images of the sample submission in its order {unlike}")
     boxes = table.dropna(subset=["confidence"])
     size = shapes.reindex(boxes["patientId"])[["cols", "rows"]].to_numpy(dtype=float)

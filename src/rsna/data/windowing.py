@@ -10,24 +10,19 @@ GreyImage = NDArray[np.uint8]
 
 
 def to_8_bit(values: NDArray, photometric: str, dataset: Dataset) -> GreyImage:
-    """Decoded values (height, width) or (height, width, 3) -> uint8 (height, width).
+    """Decoded values (height, width[, 3]) -> uint8 (height, width). Raises what pydicom does on invalid tables.
 
     `photometric` is that of the values: a decoder may turn YBR into RGB. MONOCHROME1 is not inverted here.
-    Raises what pydicom raises on tables that are invalid.
     """
+    white = 2 ** int(dataset.BitsStored) - 1
     if photometric == "PALETTE COLOR":
-        colour = apply_color_lut(values, dataset)
-        return rgb_to_luma(colour, np.iinfo(colour.dtype).max)
+        values = apply_color_lut(values, dataset)
+        white = np.iinfo(values.dtype).max
     if values.ndim == 3:
-        return rgb_to_luma(values, 2 ** int(dataset.BitsStored) - 1)
+        return rescale(cv2.cvtColor(values[..., :3].astype(np.float32), cv2.COLOR_RGB2GRAY), 0, white)
     if shows_stored_values(dataset):
         return values.astype(np.uint8)
     return window_monochrome(values, dataset)
-
-
-def rgb_to_luma(colour: NDArray, white: int) -> GreyImage:
-    """Unsigned (height, width, 3) with 0..white -> luma, uint8 (height, width)."""
-    return rescale(cv2.cvtColor(colour[..., :3].astype(np.float32), cv2.COLOR_RGB2GRAY), 0, white)
 
 
 def window_monochrome(values: NDArray, dataset: Dataset) -> GreyImage:

@@ -42,22 +42,16 @@ class Body:
 
 def draw_body(rng: Rng, sex: str) -> Body:
     """Draw a patient's proportions."""
-    return Body(
-        lung_width=float(np.clip(rng.normal(0.375, 0.016), 0.34, 0.41)),
-        apex=float(rng.normal(0.115, 0.012)),
-        base=float(rng.normal(0.775, 0.03)),
-        heart=float(rng.normal(0.47, 0.035)),
-        rib_slope=float(rng.normal(0.085, 0.015)),
-        fat=float(abs(rng.normal(0, 0.05))),
-        female=sex == "F",
-    )
+    mean, spread = (0.375, 0.115, 0.775, 0.47, 0.085, 0.0), (0.016, 0.012, 0.03, 0.035, 0.015, 0.05)
+    lung_width, apex, base, heart, rib_slope, fat = rng.normal(mean, spread).tolist()
+    return Body(float(np.clip(lung_width, 0.34, 0.41)), apex, base, heart, rib_slope, abs(fat), sex == "F")
 
 
 def lung_mask(body: Body, side: int, base: float) -> Map:
     """Soft mask of one lung whose diaphragm tops at y = base; the left one stands a little lower."""
     u, v = np.array(LUNG_OUTLINE).T
-    low = base + (0.02 if side > 0 else 0.0)
-    outline = np.stack([MIDLINE + side * u * body.lung_width, body.apex + v * (low - body.apex)], axis=1)
+    height = base + (0.02 if side > 0 else 0.0) - body.apex
+    outline = np.stack([MIDLINE + side * u * body.lung_width, body.apex + v * height], axis=1)
     return fill(smooth_outline(outline), 1.6)
 
 
@@ -99,8 +93,7 @@ def draw_spine(body: Body) -> Map:
     x, y = grid()
     column = step(0.042 - np.abs(x - MIDLINE), 0.004)
     gaps = 0.75 + 0.25 * np.cos(2 * np.pi * y / 0.062)
-    down = step(body.apex + 0.2 - y, 0.01)
-    windpipe = down * step(0.02 - np.abs(x - MIDLINE), 0.003)
+    windpipe = step(body.apex + 0.2 - y, 0.01) * step(0.02 - np.abs(x - MIDLINE), 0.003)
     return (SPINE * column * gaps + TRACHEA * windpipe).astype(np.float32)
 
 
@@ -152,13 +145,3 @@ def grow_vessel(rng: Rng, layer: Map, start: Floats, angle: float, side: int, wi
     if width > 0.004:
         for turn in (-0.35, 0.35):
             grow_vessel(rng, layer, path[-1], angles[-1] + turn + rng.normal(0, 0.1), side, width * 0.55)
-
-
-def draw_breast(body: Body, side: int) -> Map:
-    """A woman's breast shadow over the lower lung."""
-    return BREAST * body.female * ellipse(MIDLINE + side * 0.24, 0.62, 0.15, 0.17, side * 10, 6)
-
-
-def draw_stomach_gas(body: Body, base: float) -> Map:
-    """The bubble of air under the left diaphragm."""
-    return STOMACH_GAS * ellipse(MIDLINE + 0.6 * body.lung_width, base + 0.1, 0.055, 0.038, -15, 4)

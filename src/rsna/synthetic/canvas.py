@@ -69,6 +69,6 @@ def curve(points: Floats) -> Floats:
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float, sigma: float) -> Map:
     """Soft mask of an ellipse; angle in degrees, clockwise in the image."""
     t = np.linspace(0, 2 * np.pi, 60)
-    a = np.deg2rad(angle)
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     dx, dy = rx * np.cos(t), ry * np.sin(t)
-    return fill(np.stack([x + dx * np.cos(a) - dy * np.sin(a), y + dx * np.sin(a) + dy * np.cos(a)], axis=1), sigma)
+    return fill(np.stack([x + dx * cos - dy * sin, y + dx * sin + dy * cos], axis=1), sigma)

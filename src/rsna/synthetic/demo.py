@@ -44,10 +44,7 @@ def make_demo(cfg: Config) -> str:
 
 
 def claim_folder(cfg: Config) -> None:
-    """Write the manifest before anything else, as this demo's claim.
-
-    Raises UserError where other files, or a table of the demo that was edited, are in the way.
-    """
+    """Write the manifest first, as a claim. Raises UserError where foreign files or an edited table are in the way."""
     manifest, folder = artifacts.manifest_path(cfg, "make_demo"), Path(cfg.input)
     if manifest.is_file():
         check_claim(cfg, manifest)
@@ -107,8 +104,7 @@ def make_image(path: Path, count: int, split: int, seed: int) -> tuple[str, NDAr
 
 def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
     """One row per box, or one row with empty box fields, in Kaggle's columns."""
-    no_box = [[np.nan] * 4]
-    boxes = [(image, box) for image in images for box in truth[image.patient_id].tolist() or no_box]
+    boxes = [(image, box) for image in images for box in truth[image.patient_id].tolist() or [[np.nan] * 4]]
     rows = [[image.patient_id, *box, int(image.case.n_boxes > 0)] for image, box in boxes]
     return pd.DataFrame(rows, columns=competition.LABEL_COLUMNS)
 
@@ -118,8 +114,8 @@ def write_tables(cfg: Config, splits: list[Split], train: Truth, test: Truth) ->
     folder, (train_images, test_images) = Path(cfg.input), splits
     write_table(labels_table(test_images, test), Path(cfg.test_labels))
     # the first 8 digits of img_id are the patient
-    names = {image.patient_id: f"{image.patient:08d}_{image.follow_up:03d}.png" for image in train_images}
-    people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names.items()]
+    names = [(image.patient_id, f"{image.patient:08d}_{image.follow_up:03d}.png") for image in train_images]
+    people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names]
     with write_then_rename(folder / competition.MAPPING_JSON) as temporary:
         temporary.write_text(json.dumps(people, indent=0) + "\n")
     sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in test_images)})

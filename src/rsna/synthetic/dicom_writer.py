@@ -15,20 +15,27 @@ from rsna.core.files import write_then_rename
 
 JPEG_QUALITY = 88
 PIXEL_SPACING = {"AP": 0.168, "PA": 0.143}  # mm; the commonest of each view
-SAME_IN_ALL = {"SpecificCharacterSet": "ISO_IR 100", "SOPClassUID": SecondaryCaptureImageStorage, "Modality": "CR"}
-SAME_IN_ALL |= {"ConversionType": "WSD", "BodyPartExamined": "CHEST", "PhotometricInterpretation": "MONOCHROME2"}
-SAME_IN_ALL |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1"}
-BITS = {"SamplesPerPixel": 1, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+SAME_IN_ALL: dict[str, Any] = {"SpecificCharacterSet": "ISO_IR 100", "Modality": "CR", "BodyPartExamined": "CHEST"}
+SAME_IN_ALL |= {"SOPClassUID": SecondaryCaptureImageStorage, "ConversionType": "WSD", "SeriesNumber": "1"}
+SAME_IN_ALL |= {"StudyDate": "19010101", "StudyTime": "000000.00", "InstanceNumber": "1", "AccessionNumber": ""}
+SAME_IN_ALL |= {"ReferringPhysicianName": "", "PatientBirthDate": "", "StudyID": "", "PatientOrientation": ""}
+SAME_IN_ALL |= {"LossyImageCompression": "01", "LossyImageCompressionMethod": "ISO_10918_1", "SamplesPerPixel": 1}
+SAME_IN_ALL |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
+SAME_IN_ALL["PhotometricInterpretation"] = "MONOCHROME2"
 
 
 def write_dicom(path: Path, image: NDArray[np.uint8], patient_id: str, sex: str, age: int, view: str) -> None:
     """Write an image (rows, cols) with the tags of the challenge's files, JPEG Baseline."""
     ok, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     assert ok
+    patient = {"PatientName": patient_id, "PatientID": patient_id, "PatientSex": sex, "PatientAge": str(age)}
+    uids = {f"{k}InstanceUID": generate_uid(entropy_srcs=[patient_id, k]) for k in ("SOP", "Study", "Series")}
+    about = {"ViewPosition": view, "SeriesDescription": f"view: {view}", "PixelSpacing": [PIXEL_SPACING[view]] * 2}
+    size = {"Rows": image.shape[0], "Columns": image.shape[1]}
     # the challenge's ages are bare numbers, which is no valid DICOM age
     with disable_value_validation():
         dataset = pydicom.Dataset()
-        for keyword, value in dicom_tags(patient_id, sex, age, view, image.shape).items():
+        for keyword, value in {**patient, **uids, **about, **SAME_IN_ALL, **size}.items():
             setattr(dataset, keyword, value)
         dataset.PixelData = encapsulate([jpeg.tobytes()])
         dataset["PixelData"].is_undefined_length = True
@@ -36,14 +43,3 @@ def write_dicom(path: Path, image: NDArray[np.uint8], patient_id: str, sex: str,
         dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
         with write_then_rename(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
-
-
-def dicom_tags(patient_id: str, sex: str, age: int, view: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Keyword -> value of every tag of the challenge's files but the pixels."""
-    patient = {"PatientName": patient_id, "PatientID": patient_id, "PatientSex": sex, "PatientAge": str(age)}
-    uids = {f"{k}InstanceUID": generate_uid(entropy_srcs=[patient_id, k]) for k in ("SOP", "Study", "Series")}
-    study = {"StudyDate": "19010101", "StudyTime": "000000.00", "SeriesNumber": "1", "InstanceNumber": "1"}
-    about = {"ViewPosition": view, "SeriesDescription": f"view: {view}", "PixelSpacing": [PIXEL_SPACING[view]] * 2}
-    pixels = BITS | {"Rows": shape[0], "Columns": shape[1]}
-    empty = ["AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyID", "PatientOrientation"]
-    return {**patient, **uids, **study, **about, **dict.fromkeys(empty, ""), **SAME_IN_ALL, **pixels}

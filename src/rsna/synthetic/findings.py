@@ -58,7 +58,8 @@ def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map]) -> list[B
         # two in one lung may have no room beside each other: every try is a little smaller
         for scale in np.linspace(1.0, 0.3, 60):
             blob = plan_blob(rng, BOX_STATISTICS[view, min(count, 3)], shared, side, lungs[side], scale)
-            if share_inside(blob, lungs[side]) > IN_LUNG and not any(overlap(blob, other) for other in blobs):
+            apart = all(abs(blob.x - b.x) >= blob.rx + b.rx or abs(blob.y - b.y) >= blob.ry + b.ry for b in blobs)
+            if apart and share_inside(blob, lungs[side]) > IN_LUNG:
                 break
         blobs.append(blob)
     return blobs
@@ -84,10 +85,6 @@ def fit_interval(centre: float, half: float, low: float, high: float) -> tuple[f
     return float(np.clip(centre, low + half, high - half)), half
 
 
-def overlap(a: Blob, b: Blob) -> bool:
-    return abs(a.x - b.x) < a.rx + b.rx and abs(a.y - b.y) < a.ry + b.ry
-
-
 def share_inside(blob: Blob, lung: Map) -> float:
     """How much of a blob's box is lung."""
     left, right = (round((blob.x + sign * blob.rx) * CANVAS) for sign in (-1, 1))
@@ -100,8 +97,7 @@ def opacity_shape(rng: Rng, blob: Blob, lung: Map) -> Map:
     x, y = grid()
     power = rng.uniform(1.9, 3.0)  # between an ellipse and a lobe's rounded rectangle
     distance = (np.abs(x - blob.x) / blob.rx) ** power + (np.abs(y - blob.y) / blob.ry) ** power
-    radius = np.asarray(cv2.pow(distance, 1 / power))
-    ragged = radius + 0.13 * cloud(rng, 12)
+    ragged = np.asarray(cv2.pow(distance, 1 / power)) + 0.13 * cloud(rng, 12)
     return (np.clip((1.25 - ragged) / 0.5, 0, 1) * lung).astype(np.float32)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rsna.synthetic import anatomy, findings
-from rsna.synthetic.anatomy import SIDES, Body
-from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, step
+from rsna.synthetic.anatomy import MIDLINE, SIDES, Body
+from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, ellipse, step
 
 SIDE = 1024  # pixels of the finished image, as Kaggle's are
 
@@ -129,10 +129,12 @@ def draw_density(scene: Scene, rng: Rng) -> Map:
     trunk = anatomy.draw_trunk(body, base)
     density: Map = trunk - anatomy.lung_air(both) * (1 + 0.06 * cloud(rng, 5))
     density += anatomy.draw_heart(body, base, enlarged)
-    density += anatomy.draw_spine(body) + (1 - both) * anatomy.draw_stomach_gas(body, base)
+    stomach_gas = anatomy.STOMACH_GAS * ellipse(MIDLINE + 0.6 * body.lung_width, base + 0.1, 0.055, 0.038, -15, 4)
+    density += anatomy.draw_spine(body) + (1 - both) * stomach_gas
     thorax = blur(both, 8)
     for side in SIDES:
-        density += thorax * anatomy.draw_ribs(body, base, side) + anatomy.draw_breast(body, side)
+        breast = anatomy.BREAST * body.female * ellipse(MIDLINE + side * 0.24, 0.62, 0.15, 0.17, side * 10, 6)
+        density += thorax * anatomy.draw_ribs(body, base, side) + breast
         density += np.minimum(1, trunk / anatomy.SOFT_TISSUE) * anatomy.draw_shoulders(body, side, bedside)
         # air-filled lung makes vessels visible; in a consolidation they drown
         drowned = np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
@@ -141,7 +143,6 @@ def draw_density(scene: Scene, rng: Rng) -> Map:
 
 
 def draw_findings(scene: Scene, rng: Rng) -> Map:
-    """Attenuation of the findings without a box."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     for name in sorted(scene.distractors & findings.DRAW_IN_LUNG.keys()):
         side = int(rng.choice(SIDES))
