@@ -17,7 +17,7 @@ def main(cfg: Config) -> None:
     elif scores := evaluate_run(cfg):
         print_scores(scores, path)
     else:
-        print(f"scores current -> {path}")
+        print(f"evaluate: current -> {path}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from rsna.inference.submission import Submission, write_submission
 def main(cfg: Config) -> None:
     submission = write_submission(cfg)
     if submission is None:
-        print(f"submission current -> {cfg.submission_csv}")
+        print(f"make_submission: current -> {cfg.submission_csv}")
         return
     print_counts(submission)
     print(f"checked against the sample submission -> {cfg.submission_csv}")

@@ -12,7 +12,7 @@ from rsna.inference.predictor import predict_fold
 def main(cfg: Config) -> None:
     current = [str(fold) for fold in cfg.fold_list if not predict_fold(cfg, fold)]
     if current:
-        print(f"predictions current, fold {', '.join(current)} -> {cfg.run_dir}")
+        print(f"predict: fold {', '.join(current)} current -> {cfg.run_dir}")
 
 
 if __name__ == "__main__":

@@ -352,7 +352,7 @@ def test_what_is_missing_is_said_and_nothing_is_given_up_for_it(world, tmp_path)
             assert maker in said, name
         (tmp_path / path.name).rename(path)
     assert {path: path.read_bytes() for path in stamps} == stamps
-    assert "predictions current" in stage("predict", root).stdout
+    assert "fold 0, 1 current" in stage("predict", root).stdout
 
 
 def test_a_short_sample_submission_is_said(world, tmp_path):

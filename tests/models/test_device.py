@@ -43,7 +43,7 @@ def test_auto_on_a_gpu(monkeypatch, supported, expected):
 
 
 def test_an_unknown_precision_lists_the_known_ones():
-    with pytest.raises(UserError, match="precision=half: auto, float32 or bfloat16"):
+    with pytest.raises(UserError, match="precision=half: auto or float32 or bfloat16"):
         parse(["precision=half"])
 
 

@@ -22,9 +22,7 @@ def setting(default: Any, meaning: str, common: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """Which run, and on which machine. They change no result."""
-
+class RunSettings:  # which run, and on which machine; they change no result
     name: str = setting("resnet34", "name of the run: working/<name>/ and submissions/<name>.csv", common=True)
     fold: str = setting("all", "folds to work on: all, 3, 0,2 or 0..4 (both ends included)", common=True)
     preset: str = setting("", "start from named settings: demo, fastai, or fastai,demo (the last wins)", common=True)
@@ -38,9 +36,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class PathSettings:
-    """Where files are. Relative paths are relative to the current directory."""
-
+class PathSettings:  # where files are; relative paths are relative to the current directory
     root: str = setting(str(WORKSPACE), "the workspace: the folder that holds the four folders below", common=True)
     input: str = setting("${root}/input", "the competition's files as Kaggle unzips them; only read", common=True)
     folds: str = setting("${root}/folds", "folder of folds.csv")
@@ -49,46 +45,34 @@ class PathSettings:
 
 
 @dataclass(frozen=True)
-class FoldSettings:
-    """How images are assigned to folds."""
-
+class FoldSettings:  # how images are assigned to folds
     n_folds: int = setting(5, "number of folds", common=True)
 
 
 @dataclass(frozen=True)
-class SeedSettings:
-    """What makes chance repeatable."""
-
+class SeedSettings:  # what makes chance repeatable
     seed: int = setting(42, "the one seed: folds, initial weights, augmentation, bootstrap, demo", common=True)
 
 
 @dataclass(frozen=True)
-class CacheSettings:
-    """How images are cached."""
-
+class CacheSettings:  # how images are cached
     size: int = setting(512, "side of the cached images and of the network's input, pixels", common=True)
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """Which network. A model's own settings stand in its file, and `help all` lists them."""
-
+class ModelSettings:  # which network. A model's own settings stand in its file, and `help all` lists them
     model: str = setting("single_box", "single_box, or fastai (the fast.ai post's)", common=True)
     encoder: str = setting("resnet34", "an encoder of segmentation-models-pytorch", common=True)
     num_classes: int = setting(3, "3: normal, not normal, opacity; 2: no opacity, opacity")
 
 
 @dataclass(frozen=True)
-class ComputeSettings:
-    """In which precision a network runs, in training and in prediction."""
-
+class ComputeSettings:  # in which precision a network runs, in training and in prediction
     precision: str = setting("auto", "float32, bfloat16 (mixed), auto (bfloat16 where the device supports it)")
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How a network is trained."""
-
+class TrainSettings:  # how a network is trained
     weights: str = setting("imagenet", "initial encoder weights: imagenet (downloaded), none, or a file", common=True)
     epochs: int = setting(12, "passes over the training images", common=True)
     batch_size: int = setting(8, "images per step", common=True)
@@ -103,9 +87,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class AugmentSettings:
-    """How training images are augmented."""
-
+class AugmentSettings:  # how training images are augmented
     flip: float = setting(0.5, "probability of a horizontal flip")
     rotate: float = setting(7.0, "largest rotation, degrees")
     translate: float = setting(0.06, "largest translation, fraction of the side")
@@ -114,18 +96,14 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True)
-class PredictSettings:
-    """What is predicted with, and from which views."""
-
+class PredictSettings:  # what is predicted with, and from which views
     checkpoint: str = setting("best", "best (highest validation mAP) or last")
     tta: str = setting("plain,hflip", "test-time augmentation: plain, or plain,hflip", common=True)
     tta_scales: str = setting("1.0", "scales of each view, such as 1.0,0.9")
 
 
 @dataclass(frozen=True)
-class FusionSettings:
-    """How the boxes of views, folds and runs become one set per image."""
-
+class FusionSettings:  # how the boxes of views, folds and runs become one set per image
     wbf_iou: float = setting(0.4, "weighted boxes fusion: boxes that overlap by more than this IoU are merged")
     missing_weight: float = setting(
         0.75, "fraction of its highest confidence that a view or model adds to a box it does not have"
@@ -136,41 +114,31 @@ class FusionSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """How predictions are scored."""
-
+class EvaluationSettings:  # how predictions are scored
     bootstrap: int = setting(1000, "resamples behind each 95 % interval")
 
 
 @dataclass(frozen=True)
-class SubmissionSettings:
-    """What is submitted."""
-
+class SubmissionSettings:  # what is submitted
     threshold: str = setting("auto", "smallest confidence submitted: auto, or a number", common=True)
 
 
 @dataclass(frozen=True)
-class ScoringSettings:
-    """What to score, and against what, beside a run's own out-of-fold predictions."""
-
+class ScoringSettings:  # what to score, and against what, beside a run's own out-of-fold predictions
     predictions: str = setting("", "evaluate: score this table or submission instead of the run's own")
     labels: str = setting("", "evaluate: labels CSV to score predictions= against; default: the training labels")
     test_labels: str = setting("${root}/test_labels.csv", "labels of the test images, if you have them")
 
 
 @dataclass(frozen=True)
-class KaggleSettings:
-    """What make_kernel needs."""
-
+class KaggleSettings:  # what make_kernel needs
     user: str = setting("", "make_kernel: your Kaggle user name, as in kaggle.com/<user>")
     wheels: str = setting("", "make_kernel: folder of wheels; default: pip downloads them")
     push: bool = setting(False, "make_kernel: upload, run the inference kernel and submit, with your Kaggle token")
 
 
 @dataclass(frozen=True)
-class DemoSettings:
-    """The synthetic competition."""
-
+class DemoSettings:  # the synthetic competition
     demo_train: int = setting(300, "training images of the synthetic competition")
     demo_test: int = setting(80, "test images of the synthetic competition")
 

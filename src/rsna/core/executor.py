@@ -135,8 +135,6 @@ def run_folds(
     n_gpus = (gpus or count_gpus)() if cfg.device == "auto" and cfg.jobs != 1 else 0
     at_once = cfg.jobs if cfg.jobs > 0 else max(1, n_gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(count_workers(-1, at_once)))
-    if at_once > 1:
-        os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would write over each other
     devices = [f"cuda:{place % n_gpus}" if n_gpus > 1 else cfg.device for place in range(at_once)]
     waiting, running, failed = list(cfg.fold_list), dict[int, tuple[int, BaseProcess]](), dict[int, str]()
     try:

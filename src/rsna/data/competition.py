@@ -62,6 +62,11 @@ def truth_boxes(labels: pd.DataFrame) -> pd.DataFrame:
     return labels.loc[labels["Target"] == 1, ["patientId", *BOX_COLUMNS]].reset_index(drop=True)
 
 
+def read_truth(folder: Path) -> pd.DataFrame:
+    """The true boxes of the training images in `folder`, as truth_boxes gives them. Raises as read_labels does."""
+    return truth_boxes(read_labels(folder / LABELS_CSV))
+
+
 def largest_box(truth: pd.DataFrame) -> pd.DataFrame:
     """The box of greatest area of each image (the first of equals): one row per patientId that has a box."""
     area = truth["width"] * truth["height"]

@@ -17,7 +17,7 @@ from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from rsna.data.cache import read_index, read_png
-from rsna.data.competition import BOX_COLUMNS, CLASSES, LABELS_CSV, read_folds, read_labels, truth_boxes
+from rsna.data.competition import BOX_COLUMNS, CLASSES, LABELS_CSV, read_folds, read_truth
 from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 
 Floats = NDArray[np.float64]
@@ -104,7 +104,7 @@ class FoldData:
 def load_fold(cfg: Config, fold: int) -> FoldData:
     """The samples of a fold, from folds.csv, the labels and the cache; images that were refused are left out."""
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
-    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    truth = read_truth(Path(cfg.input))
     index = read_index(cfg.cache_dir, cfg.size)
     index = index[index["split"] == "train"]
     refused = set(index.loc[index["status"] != "ok", "patientId"])

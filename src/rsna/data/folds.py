@@ -82,10 +82,12 @@ def check_folds(cfg: Config, images: pd.DataFrame) -> None:
 
 
 def report(folds: pd.DataFrame, state: str, path: Path) -> None:
-    """One line on what was done, and one per fold: sizes and rates."""
+    """One line on what was done; of folds that are not current also one per fold: sizes and rates."""
     shared = folds.groupby("group")["fold"].nunique().gt(1).sum()
     done = {"edited": "edited by hand, kept", "brought": "not made by make_folds, kept"}.get(state, state)
     print(f"make_folds: {done} -> {path}")
+    if state == "current":
+        return
     print(f"{len(folds)} images of {folds['group'].nunique()} patients; {shared} patients in more than one fold")
     by_fold = folds.assign(AP=folds["view"].eq("AP"), male=folds["sex"].eq("M")).groupby("fold")
     table = by_fold.agg(images=("patientId", "size"), patients=("group", "nunique"), opacity=("target", "mean"))

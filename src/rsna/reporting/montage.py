@@ -17,7 +17,7 @@ from rsna.core.errors import UserError
 from rsna.core.files import write_then_rename
 from rsna.data.boxes import xywh_to_xyxy
 from rsna.data.cache import read_index, read_png
-from rsna.data.competition import BOX_COLUMNS, LABELS_CSV, read_labels, truth_boxes
+from rsna.data.competition import BOX_COLUMNS, read_truth
 from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import image_scores
@@ -71,7 +71,7 @@ def write_montage(picture: Picture, path: Path) -> None:
 def results_montage(cfg: Config) -> Picture:
     """Out-of-fold images with true (green) and predicted (yellow) boxes. Raises UserError if scores are not current."""
     run = read_run(cfg)
-    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    truth = read_truth(Path(cfg.input))
     truth = truth[truth["patientId"].isin(run.ids)]
     rows = choose_results(truth, run.kept, run.ids, cfg.seed)
     return draw_rows(cfg, "train", rows, [(truth, GREEN), (run.kept, YELLOW)])

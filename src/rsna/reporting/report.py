@@ -14,7 +14,7 @@ from rsna.core.artifacts import is_current, manifest_path, with_settings
 from rsna.core.config import Config, command
 from rsna.core.files import content_hash, read_json, write_then_rename
 from rsna.core.tables import read_table
-from rsna.data.competition import LABELS_CSV, largest_box, read_folds, read_labels, truth_boxes
+from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision
 from rsna.evaluation.runs import Resampling, Run, compare_runs, find_runs, people_of, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
@@ -42,7 +42,7 @@ def read_data(cfg: Config) -> ReportData:
     """All that the report is made from. Raises UserError for what is missing or not current."""
     run = read_run(cfg)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId").loc[run.ids]
-    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    truth = read_truth(Path(cfg.input))
     return ReportData(
         run=run,
         truth=truth[truth["patientId"].isin(run.ids)],

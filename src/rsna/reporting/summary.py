@@ -8,7 +8,7 @@ import pandas as pd
 
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.data.competition import LABELS_CSV, read_folds, read_labels, truth_boxes
+from rsna.data.competition import read_folds, read_labels, read_truth, truth_boxes
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import of_images
 from rsna.evaluation.runs import Resampling, compare_runs, differing_settings, find_runs, people_of, read_settings
@@ -80,7 +80,7 @@ def test_rows(cfg: Config) -> list[Row]:
     if not scores["per_iou"]:
         return [("submission, test images", len(ids), None, None, "no truth and no box")]
     low, high = scores["interval"]
-    known = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    known = read_truth(Path(cfg.input))
     simple = baselines(known, pd.Series(0, index=ids), kept, truth)
     return [
         ("submission, test images", len(ids), None, None, f"{scores['mAP']:.4f}"),
@@ -95,7 +95,7 @@ def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
     if not runs:
         reasons = f" ({'; '.join(refused.values())})" if refused else ""
         raise UserError(f"{cfg.working}: no run with scores{reasons}; run: {command(cfg, 'evaluate')}")
-    truth = truth_boxes(read_labels(Path(cfg.input) / LABELS_CSV))
+    truth = read_truth(Path(cfg.input))
     people = people_of(read_folds(cfg.folds_csv, command(cfg, "make_folds")))
     table = compare_runs(runs, runs[0], truth, Resampling(people, cfg.bootstrap, cfg.seed))
     settings = differing_settings({run.name: read_settings(run.folder) for run in runs})

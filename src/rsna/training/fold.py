@@ -132,7 +132,8 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: 
         # dropout draws from the global generator: seeded here, a resumed run draws what an uninterrupted one does
         torch.manual_seed((cfg.seed * 1000 + fold) * 1000 + epoch + 1)
         title = f"fold {fold} epoch {epoch + 1}/{cfg.total_epochs}"
-        batches = tqdm(islice(stream, steps), desc=title, total=steps, unit="batch", leave=False)
+        hidden = True if cfg.jobs > 1 else None  # bars of several processes overwrite each other; None: on a terminal
+        batches = tqdm(islice(stream, steps), title, steps, leave=False, unit="batch", disable=hidden)
         lr, train_losses = train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
         valid_losses, scores = validate(run, valid_loader, data, cfg.size)
         losses = {"train_loss": train_losses["loss"], "valid_loss": valid_losses["loss"]}
