@@ -244,7 +244,7 @@ def test_predictions_of_other_folds_are_refused(world, tmp_path):
     folds.assign(fold=1 - folds["fold"]).to_csv(root / "folds/folds.csv", index=False)
     failed = stage("evaluate", root, check=False)
     assert failed.returncode == 1
-    assert "oof.csv: made from another folds/folds.csv (" in failed.stderr
+    assert "folds.csv: not as make_folds wrote it; run: ./run.sh make_folds" in failed.stderr
 
 
 def test_other_settings_are_refused_by_name(world, tmp_path):
