@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,13 +49,6 @@ def mixed_precision(device: torch.device, precision: torch.dtype) -> contextlib.
 @contextlib.contextmanager
 def explain_failures(cfg: Config) -> Iterator[None]:
     """Turn PyTorch's and Python's errors about memory and loader processes into a UserError with a remedy."""
-    # twice: PyTorch's handler for a dead loader process can raise while another error of it is being explained
-    with explain_failure(cfg), explain_failure(cfg):
-        yield
-
-
-@contextlib.contextmanager
-def explain_failure(cfg: Config) -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -68,6 +62,8 @@ def explain_failure(cfg: Config) -> Iterator[None]:
             ) from None
         # PyTorch noticed that a loader process died, or the connection to it broke
         if isinstance(error, ConnectionError | EOFError) or DEAD_LOADER.search(str(error)):
+            with contextlib.suppress(RuntimeError):
+                time.sleep(0.5)  # PyTorch's signal handler raises for the same process as well, perhaps only now
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
                 f"a loader process was killed, probably by the kernel for lack of memory ({reason}): lower workers= or "
