@@ -2,20 +2,7 @@
 
 from dataclasses import dataclass
 
-from rsna.core.config import (
-    AugmentSettings,
-    CacheSettings,
-    ComputeSettings,
-    DemoSettings,
-    EvaluationSettings,
-    FoldSettings,
-    FusionSettings,
-    ModelSettings,
-    PredictSettings,
-    SeedSettings,
-    SubmissionSettings,
-    TrainSettings,
-)
+from rsna.core import config
 
 
 @dataclass(frozen=True)
@@ -43,22 +30,22 @@ FOLD = "{run}/fold{fold}"
 
 STAGES = {
     "make_demo": Stage(
-        settings=(DemoSettings, SeedSettings),
+        settings=(config.DemoSettings, config.SeedSettings),
         inputs=(),
         outputs=("{test_labels}", MAPPING, SAMPLE, CLASSES, LABELS),
         manifest="{root}/demo.json",
         version=4,
     ),
     "make_folds": Stage(
-        settings=(FoldSettings, SeedSettings),
+        settings=(config.FoldSettings, config.SeedSettings),
         inputs=(LABELS, CLASSES, MAPPING, HEADERS),
         outputs=(FOLDS,),
         manifest="{folds}/folds.json",
     ),
     "train": Stage(
         settings=(
-            *(FoldSettings, SeedSettings, CacheSettings, ModelSettings),
-            *(ComputeSettings, TrainSettings, AugmentSettings),
+            *(config.FoldSettings, config.SeedSettings, config.CacheSettings, config.ModelSettings),
+            *(config.ComputeSettings, config.TrainSettings, config.AugmentSettings),
         ),
         inputs=(FOLDS, LABELS, TRAIN_IMAGES, "{weights}"),
         outputs=(f"{FOLD}/best.pt", f"{FOLD}/last.pt", f"{FOLD}/history.csv"),
@@ -67,7 +54,7 @@ STAGES = {
         version=2,
     ),
     "predict": Stage(
-        settings=(CacheSettings, ModelSettings, ComputeSettings, PredictSettings),
+        settings=(config.CacheSettings, config.ModelSettings, config.ComputeSettings, config.PredictSettings),
         inputs=(f"{FOLD}/{{checkpoint}}.pt", FOLDS, SAMPLE, TRAIN_IMAGES, TEST_IMAGES),
         outputs=tuple(f"{FOLD}/{name}.csv" for name in ("valid", "valid_images", "test", "test_images")),
         manifest=f"{FOLD}/predict.json",
@@ -75,7 +62,7 @@ STAGES = {
         version=2,
     ),
     "ensemble": Stage(
-        settings=(FusionSettings,),
+        settings=(config.FusionSettings,),
         inputs=(FOLDS, *(f"{{source}}/fold{{fold}}/{n}.csv" for n in ("valid", "valid_images", "test", "test_images"))),
         outputs=tuple(
             f"{{run}}/{name}.csv" for name in ("oof", "oof_images", "oof_no_tta", "test", "test_images", "test_by_fold")
@@ -85,7 +72,7 @@ STAGES = {
         version=2,
     ),
     "evaluate": Stage(
-        settings=(EvaluationSettings, SeedSettings),
+        settings=(config.EvaluationSettings, config.SeedSettings),
         inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS),
         outputs=("{run}/scores.json", "{run}/threshold.csv"),
         manifest="{run}/evaluate.json",
@@ -93,7 +80,7 @@ STAGES = {
         version=2,
     ),
     "make_submission": Stage(
-        settings=(SubmissionSettings,),
+        settings=(config.SubmissionSettings,),
         inputs=("{run}/test.csv", "{run}/test_by_fold.csv", "{run}/scores.json", SAMPLE, TEST_IMAGES),
         outputs=("{submissions}/{name}.csv",),
         manifest="{submissions}/{name}.json",
