@@ -3,11 +3,9 @@
 python src/make_submission.py [name=...] [threshold=auto|0.35]
 """
 
-import shlex
-
 from rsna.startup import run
 from rsna.core.config import Config
-from rsna.inference.submission import Submission, write_submission
+from rsna.inference.submission import Submission, upload_command, write_submission
 
 
 def main(cfg: Config) -> None:
@@ -17,9 +15,7 @@ def main(cfg: Config) -> None:
         return
     print_counts(submission)
     print(f"checked against the sample submission -> {cfg.submission_csv}")
-    file = shlex.quote(str(cfg.submission_csv))
-    upload = f"kaggle competitions submit -c rsna-pneumonia-detection-challenge -f {file} -m {cfg.name}"
-    print("synthetic images: nothing to upload" if cfg.preset == "demo" else f"to upload: {upload}")
+    print("synthetic images: nothing to upload" if cfg.preset == "demo" else f"to upload: {upload_command(cfg)}")
 
 
 def print_counts(submission: Submission) -> None:

@@ -4,7 +4,9 @@ python src/summary.py [name=...] [test_labels=<labels csv of the test images>]
 """
 
 from rsna.startup import run
+from rsna.core.artifacts import is_current
 from rsna.core.config import Config, command
+from rsna.inference.submission import upload_command
 from rsna.reporting.summary import summary_table
 
 
@@ -13,10 +15,10 @@ def main(cfg: Config) -> None:
     print(f"run {cfg.name}; IoU: most confident box with the largest true box, on positives;")
     print("mAP: the competition's metric, at one threshold for all folds")
     print(table)
-    report = cfg.run_dir / "report.html"
-    print(f"report: {report}" if report.is_file() else f"report: {command(cfg, 'report')}")
-    print(f"boxes on images: {command(cfg, 'show_results')}")
-    print(f"submission: {cfg.submission_csv}")
+    current = is_current(cfg, "report")
+    print(f"report: {cfg.run_dir / 'report.html'}" if current else f"to renew the report: {command(cfg, 'report')}")
+    print(f"to see the boxes: {command(cfg, 'show_results')}")
+    print(f"submission: {cfg.submission_csv}" if cfg.preset == "demo" else f"to upload: {upload_command(cfg)}")
 
 
 if __name__ == "__main__":

@@ -4,20 +4,25 @@
 """
 
 import gc
+from dataclasses import replace
 
 from rsna.startup import run
+from rsna.core.artifacts import is_current
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import run_folds
 
 
 def main(cfg: Config) -> None:
-    failed = run_folds(train_one, cfg)
+    current = [fold for fold in cfg.fold_list if is_current(cfg, "train", fold)]
+    if current:
+        print(f"train: fold {', '.join(map(str, current))} current -> {cfg.run_dir}")
+    todo = [str(fold) for fold in cfg.fold_list if fold not in current]
+    failed = run_folds(train_one, replace(cfg, fold=",".join(todo))) if todo else {}
     if failed:
         reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in sorted(failed.items()))
-        done = ", ".join(str(fold) for fold in cfg.fold_list if fold not in failed)
         again = command(cfg, "train", fold=",".join(map(str, sorted(failed))))
-        raise UserError(f"{reasons}. {f'Fold {done}: complete. ' if done else ''}Once that is fixed, run: {again}")
+        raise UserError(f"{reasons}. The other folds are kept. Once that is fixed, run: {again}")
 
 
 def train_one(cfg: Config, fold: int) -> None:

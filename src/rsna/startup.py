@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -71,6 +70,6 @@ def run(main: Callable[[Any], None]) -> None:
     main(cfg)
 
 
-if parent_process() is None:  # processes that a command starts import this as well
+if "--multiprocessing-fork" not in sys.orig_argv:  # processes that a command starts import this as well
     signal.signal(signal.SIGINT, stop_in_one_line)
     check_packages()

@@ -132,7 +132,7 @@ def test_what_the_user_reads(world):
     assert re.search(r"32 images written, 0 current, 0 refused", said["cache_images"].stdout)
     for word in ("train_loss", "valid_loss", "AUC", "IoU", "mAP"):
         assert word in said["train"].stdout
-    assert "0 patients in more than one fold" in said["make_folds"].stdout
+    assert "none of them in more than one fold" in said["make_folds"].stdout
     assert "next: ./run.sh make_folds" in said["make_demo"].stdout
     assert "size=64" in said["make_demo"].stdout.splitlines()[-1]
     assert "kaggle competitions submit -c rsna-pneumonia-detection-challenge" in said["make_submission"].stdout
@@ -244,7 +244,9 @@ def test_predictions_of_other_folds_are_refused(world, tmp_path):
     folds.assign(fold=1 - folds["fold"]).to_csv(root / "folds/folds.csv", index=False)
     failed = stage("evaluate", root, check=False)
     assert failed.returncode == 1
-    assert "folds.csv: not as make_folds wrote it; run: ./run.sh make_folds" in failed.stderr
+    assert (
+        "folds.csv: not as make_folds wrote it; restore it, or to accept it run: ./run.sh make_folds" in failed.stderr
+    )
 
 
 def test_other_settings_are_refused_by_name(world, tmp_path):
@@ -505,7 +507,7 @@ def test_a_fold_that_fails_leaves_the_others(world, tmp_path):
     assert failed.returncode == 1
     assert "last.pt: not a checkpoint" in failed.stderr
     assert (
-        "fold 0 stopped with an error, see above. Fold 1: complete. Once that is fixed, run: ./run.sh train"
+        "fold 0 stopped with an error, see above. The other folds are kept. Once that is fixed, run: ./run.sh train"
         in failed.stderr
     )
     assert "fold=0" in failed.stderr.splitlines()[-1]

@@ -48,7 +48,7 @@ def workspace(tmp_path):
     for name in ("train", "predict"):
         for fold in (0, 1):
             finish(cfg, name, fold)
-    for name in ("ensemble", "evaluate", "make_submission"):
+    for name in ("ensemble", "evaluate", "make_submission", "report"):
         finish(cfg, name)
     return cfg
 
@@ -90,7 +90,11 @@ def test_a_change_is_named_however_far_upstream(workspace, change, first, messag
     path.write_text("something else")
     assert not everything(workspace)[first]
     own_fold = int((re.findall(r"fold(\d)", change) or [0])[0])
-    for name in list(STAGES)[list(STAGES).index(first) :]:
+    # the report checks the scores, not the submission
+    later = [
+        name for name in list(STAGES)[list(STAGES).index(first) :] if (first, name) != ("make_submission", "report")
+    ]
+    for name in later:
         with pytest.raises(UserError, match=message.replace(".", r"\.")):
             require(workspace, name, own_fold if "{fold}" in STAGES[name].manifest else None)
 
@@ -169,6 +173,36 @@ def test_differences_name_settings_inputs_and_version():
     expected = "version: 1 -> 2; size: 512 -> 256; new: None -> 0; a.csv: 1 -> 3; gone: 1 -> None"
     assert differences(old, new) == expected
     assert differences(old, old) == ""
+
+
+BROKEN = [{"fold_list": ["x"]}, {"fold_list": 3}, {"runs": 5}, {"max_boxes": None}, {"wbf_iou": "a"}]
+
+
+@pytest.mark.parametrize("settings", BROKEN)
+def test_a_setting_of_another_type_in_a_manifest_is_named(workspace, settings):
+    path = workspace.run_dir / "ensemble.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"settings": content["settings"] | settings}))
+    for name in ("ensemble", "evaluate", "report"):
+        with pytest.raises(
+            UserError, match=rf"ensemble\.json: '{next(iter(settings))}' makes no sense; delete it and run"
+        ):
+            require(workspace, name)
+
+
+def test_a_command_that_was_killed_is_not_skipped(workspace):
+    """Without a manifest its outputs may be old; folds alone may be the user's own."""
+    withdraw(workspace, "ensemble")
+    with pytest.raises(UserError, match=r"ensemble\.json: no such file.*run: \./run\.sh ensemble"):
+        require(workspace, "report")
+
+
+def test_the_named_command_repeats_the_settings_of_the_run(workspace):
+    other = config(workspace.root, "wbf_iou=0.3", "fold=0")
+    record(other, "ensemble")
+    (workspace.run_dir / "oof.csv").write_text("other")
+    with pytest.raises(UserError, match=r"run: \./run\.sh ensemble .*fold=0 .*wbf_iou=0\.3"):
+        require(config(workspace.root), "evaluate")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"settings": 3}', '{"settings": {}, "inputs": {}, "outputs": []}'])

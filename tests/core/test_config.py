@@ -56,6 +56,7 @@ def test_a_model_has_settings_of_its_own():
     for word, message in (
         ("box_weigth=2", "did you mean box_weight?"),
         ("box_weight=heavy", "box_weight is a number"),
+        ("dropout=2", "dropout=2.0: must be from 0 to 0.95"),
         ("full_image_negatives=true", "there is no setting 'full_image_negatives'"),
     ):
         with pytest.raises(UserError, match=message.replace("?", r"\?")):

@@ -192,7 +192,7 @@ def test_groups_contain_documented_values_only():
     assert groups["view"].tolist() == ["AP", "PA", UNKNOWN, UNKNOWN]
     assert groups["sex"].tolist() == ["F", "M", UNKNOWN, UNKNOWN]
     assert groups["age"].tolist() == ["0 to 19", "20 to 39", UNKNOWN, UNKNOWN]
-    assert groups["side"].tolist()[:3] == ["left half only", "right half only", "both halves"]
+    assert groups["side"].tolist()[:3] == ["image left only", "image right only", "both sides"]
     assert groups["side"].isna().tolist() == [False, False, False, True]
     assert groups["box size"].tolist()[2].startswith("large")
 

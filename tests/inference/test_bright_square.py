@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from helpers.squares import SQUARES, BrightSquare, cached, make_competition
 
+from rsna.core.artifacts import record
 from rsna.core.config import parse
 from rsna.data.competition import read_predictions
 from rsna.data.submission_format import parse_submission
@@ -46,6 +47,8 @@ def assert_squares(table, limit):
 def test_the_square_comes_out_where_it_is(root, bright_network, size, views):
     words = [f"root={root}", f"size={size}", "n_folds=2", f"name=s{size}", "bootstrap=10", *views.split()]
     cfg = cached(parse(words))
+    for fold in (0, 1):
+        record(cfg, "train", fold)  # as if the network had been trained
     assert all(predictor.predict_fold(cfg, fold) for fold in (0, 1))
     assert fuse_run(cfg)
     # of the same square by way of other views both may be current

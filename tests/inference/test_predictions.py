@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.squares import SQUARES, BrightSquare, cached, make_competition
 
-from rsna.core.artifacts import is_current, manifest_path
+from rsna.core.artifacts import is_current, manifest_path, record
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.core.files import read_json
@@ -45,7 +45,11 @@ def config(world, tmp_path, monkeypatch):
     monkeypatch.setattr(predictor, "load_model", lambda *_: loaded.append(1) or TwoBoxes())
 
     def config(*words):
-        return parse([f"root={root}", "size=64", "n_folds=2", "name=two", *words])
+        cfg = parse([f"root={root}", "size=64", "n_folds=2", "name=two", *words])
+        for fold in (0, 1):
+            if not manifest_path(cfg, "train", fold).is_file():
+                record(cfg, "train", fold)  # as if the network had been trained
+        return cfg
 
     config.loaded = loaded
     return config

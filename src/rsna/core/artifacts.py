@@ -22,7 +22,7 @@ from rsna.core.stages import STAGES
 
 
 def manifest_path(cfg: Config, name: str, fold: int | None = None) -> Path:
-    return fill(STAGES[name].manifest, cfg, fold)
+    return Path(fill(STAGES[name].manifest, cfg, fold))
 
 
 def current_manifest(cfg: Config, name: str, fold: int | None = None) -> dict[str, Any]:
@@ -80,21 +80,24 @@ def require(
     if not path.is_file():
         raise UserError(f"{path}: no such file, so {name} has not finished; run: {rebuild}")
     found = read_manifest(path, rebuild)
+    made_with = with_settings(cfg, found)
+    remedy = f"{fill(STAGES[name].remedy, cfg, fold)}{rebuild}"
     if settings:
         changes = differences(found, current_manifest(cfg, name, fold), ignore)
         if changes:
-            raise UserError(f"{path}: {name} ran with other settings or files ({changes}); run: {rebuild}")
-    made_with = with_settings(cfg, found)
+            raise UserError(f"{path}: {name} ran with other settings or files ({changes}); {remedy}")
     # from the first command on, so that the one to run is the one that is named
     for upstream in STAGES[name].after:
         for run, k in runs_of(made_with, upstream, name, fold):
-            if manifest_path(run, upstream, k).is_file():
+            # folds may be the user's own
+            if upstream != "make_folds" or manifest_path(run, upstream).is_file():
                 require(run, upstream, k)
-    check_files(found, made_with, name, fold, rebuild)
+    own = command(made_with, name, **({} if fold is None else {"fold": str(fold)}))
+    check_files(found, made_with, name, fold, remedy.replace(rebuild, own))
     return found
 
 
-def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None, rebuild: str) -> None:
+def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None, remedy: str) -> None:
     """Raise UserError if an output was changed since, or an input is not the one that was read.
 
     What is gone is not compared: who reads it says so.
@@ -102,12 +105,12 @@ def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None,
     outputs = files_of(STAGES[name].outputs, cfg, fold)
     for key, path in outputs.items():
         if path.is_file() and found["outputs"].get(key, hash_of(path)) != hash_of(path):
-            raise UserError(f"{path}: not as {name} wrote it; run: {rebuild}")
+            raise UserError(f"{path}: not as {name} wrote it; {remedy}")
     for key, path in files_of(STAGES[name].inputs, cfg, fold).items():
         said, now = found["inputs"].get(key), hash_of(path)
         if said != now and now != ABSENT:
             output = next(iter(outputs.values()))
-            raise UserError(f"{output}: made from another {key} ({said} -> {now}); run: {rebuild}")
+            raise UserError(f"{output}: made from another {key} ({said} -> {now}); {remedy}")
 
 
 def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tuple[Config, int | None]]:
@@ -129,8 +132,8 @@ def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
     said = {key: value for key, value in settings.items() if key in known}
     if "model" in settings:
         said["model_settings"] = {key: value for key, value in settings.items() if key not in known}
-    if isinstance(folds, list) and folds:
-        said |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(int(k) + 1 for k in folds))}
+    if folds:
+        said |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(k + 1 for k in folds))}
     return replace(cfg, **said)
 
 
@@ -148,7 +151,14 @@ def differences(found: dict[str, Any], wanted: dict[str, Any], ignore: Iterable[
 
 def read_manifest(path: Path, rebuild: str = "") -> dict[str, Any]:
     """Raises UserError, with the command to run, for what is no manifest, such as one of an earlier version."""
-    return read_json(path, rebuild, {"settings": dict, "inputs": dict, "outputs": dict})
+    found = read_json(path, rebuild, {"settings": dict, "inputs": dict, "outputs": dict})
+    settings, usual = found["settings"], vars(Config())
+    pairs = {key: (type(value), type(usual.get(key))) for key, value in settings.items() if key in usual}
+    wrong = [key for key, (kind, wanted) in pairs.items() if kind != wanted and (kind, wanted) != (int, float)]
+    folds = settings.get("fold_list", [])
+    if wrong or not (isinstance(folds, list) and all(type(fold) is int for fold in folds)):
+        raise UserError(f"{path}: '{(wrong or ['fold_list'])[0]}' makes no sense; delete it and run: {rebuild}")
+    return found
 
 
 def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> dict[str, Path]:
@@ -163,13 +173,14 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
         key = re.sub(r"^\{(input|folds|root|submissions|weights|test_labels)\}", r"\1", template)
         for part, short in (("{source}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
             key = key.replace(part, short)
-        found |= {str(fill(key, run, k)): fill(template.replace("{source}", "{run}"), run, k) for run, k in runs}
+        template = template.replace("{source}", "{run}")
+        found |= {fill(key, run, k): Path(fill(template, run, k)) for run, k in runs}
     return found
 
 
-def fill(template: str, cfg: Config, fold: int | None) -> Path:
+def fill(template: str, cfg: Config, fold: int | None) -> str:
     words = {**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold}
-    return Path(re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), template))
+    return re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), template)
 
 
 def run_names(cfg: Config) -> list[str]:
@@ -183,8 +194,8 @@ def is_file_of_weights(cfg: Config) -> bool:
 
 def hash_of(path: Path) -> str:
     """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
-    name, _, split = path.name.partition("#")
-    path = path.with_name(name)
+    split = path.name.partition("index.csv#")[2]
+    path = path.with_name("index.csv") if split else path
     if not path.is_file():
         return ABSENT
     found = path.stat()

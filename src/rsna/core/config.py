@@ -1,6 +1,7 @@
 """The settings: one dataclass per concern, one place for every default; `key=value` words into a checked Config."""
 
 import difflib
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -16,9 +17,12 @@ from rsna.core.presets import WORKSPACE, preset_words
 from rsna.core.validation import check, parse_folds
 
 
-def setting(default: Any, meaning: str, common: bool = False) -> Any:
-    """A dataclass field with its line of help; the common ones are those that `help` prints, `help all` prints all."""
-    return field(default=default, metadata={"meaning": meaning, "common": common})
+def setting(default: Any, meaning: str, common: bool = False, limits: tuple[float, float] | None = None) -> Any:
+    """A dataclass field with its line of help; the common ones are those that `help` prints, `help all` prints all.
+
+    limits: of a model's own setting, the smallest and the largest value; see validation.RANGES for the others.
+    """
+    return field(default=default, metadata={"meaning": meaning, "common": common, "limits": limits})
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class CacheSettings:  # how images are cached
 
 @dataclass(frozen=True)
 class ModelSettings:  # which network. A model's own settings stand in its file, and `help all` lists them
-    model: str = setting("single_box", "single_box, or fastai (the fast.ai post's)", common=True)
+    model: str = setting(
+        "single_box", "single_box, fastai (the post's), or another file of src/rsna/models", common=True
+    )
     encoder: str = setting("resnet34", "an encoder of segmentation-models-pytorch", common=True)
     num_classes: int = setting(3, "3: normal, not normal, opacity; 2: no opacity, opacity")
 
@@ -265,6 +271,10 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
             raise UserError(f"{key}={value}: there is no setting '{key}'; {suggestion(key, names)}")
     assert kind is not None
     filled = fill(kind, given)
+    for f in fields(kind):
+        low, high = f.metadata["limits"] or (-math.inf, math.inf)
+        if not low <= getattr(filled, f.name) <= high:
+            raise UserError(f"{f.name}={getattr(filled, f.name)}: must be from {low:g} to {high:g}")
     return {f.name: getattr(filled, f.name) for f in fields(kind) if getattr(filled, f.name) != f.default}
 
 

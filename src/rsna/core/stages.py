@@ -19,6 +19,7 @@ class Stage:
     outputs: tuple[str, ...]
     manifest: str
     after: tuple[str, ...] = ()
+    remedy: str = "run: "  # what an error about a changed file says before the command
     version: int = 1  # raise it when the same settings and inputs give other outputs than before
 
 
@@ -41,6 +42,7 @@ STAGES = {
         inputs=(LABELS, CLASSES, MAPPING, HEADERS),
         outputs=(FOLDS,),
         manifest="{folds}/folds.json",
+        remedy="restore it, or to accept it run: ",
     ),
     "train": Stage(
         settings=(
@@ -50,6 +52,7 @@ STAGES = {
         inputs=(FOLDS, LABELS, TRAIN_IMAGES, "{weights}"),
         outputs=(f"{FOLD}/best.pt", f"{FOLD}/last.pt", f"{FOLD}/history.csv"),
         manifest=f"{FOLD}/train.json",
+        remedy=f"restore it, or give this run another name=, or delete {FOLD} and run: ",
         after=("make_folds",),
         version=2,
     ),
@@ -89,5 +92,12 @@ STAGES = {
     ),
 }
 
+STAGES["report"] = Stage(
+    settings=(),
+    inputs=("{run}/oof.csv", "{run}/scores.json", "{run}/threshold.csv", "{submissions}/{name}.csv"),
+    outputs=("{run}/report.html",),
+    manifest="{run}/report.json",
+    after=("evaluate",),
+)
 # A trained network may be used in another precision, and by someone who lacks the weights that it started from
 FREE_TO_USERS = ("weights", "precision")

@@ -86,9 +86,13 @@ def report(folds: pd.DataFrame, state: str, path: Path) -> None:
     shared = folds.groupby("group")["fold"].nunique().gt(1).sum()
     done = {"edited": "edited by hand, kept", "brought": "not made by make_folds, kept"}.get(state, state)
     print(f"make_folds: {done} -> {path}")
+    if shared:
+        print(f"WARNING: patients with images in more than one fold: {shared}; out-of-fold scores will be too high")
     if state == "current":
         return
-    print(f"{len(folds)} images of {folds['group'].nunique()} patients; {shared} patients in more than one fold")
+    print(
+        f"{len(folds)} images of {folds['group'].nunique()} patients, {shared or 'none'} of them in more than one fold"
+    )
     by_fold = folds.assign(AP=folds["view"].eq("AP"), male=folds["sex"].eq("M")).groupby("fold")
     table = by_fold.agg(images=("patientId", "size"), patients=("group", "nunique"), opacity=("target", "mean"))
     table[["boxes", "AP", "male"]] = by_fold.agg({"n_boxes": "sum", "AP": "mean", "male": "mean"})

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.core.artifacts import is_current, record, require, withdraw
+from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import read_json, write_json
@@ -132,15 +132,16 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
     """
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
-        found = read_out_of_fold(cfg)
         if is_current(cfg, "evaluate"):
             return None
+        made = current_manifest(cfg, "evaluate")
+        found = read_out_of_fold(cfg)
         sweep = threshold_sweep(found.truth, found.predictions)
         scores = {"name": cfg.name, **score_run(found, best_threshold(sweep), cfg.bootstrap, cfg.seed)}
         withdraw(cfg, "evaluate")
         write_table(sweep, cfg.run_dir / "threshold.csv")
         write_json(scores, cfg.run_dir / "scores.json")
-        record(cfg, "evaluate")
+        record(cfg, "evaluate", made=made)
     return scores
 
 

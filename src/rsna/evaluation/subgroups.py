@@ -63,7 +63,7 @@ def sides(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
     xyxy = to_relative(boxes, geometry, size)
     share = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5).groupby(boxes["patientId"].to_numpy()).mean()
     side = np.select([share == 0, share == 1], [0, 1], 2)
-    names = pd.Index(["left half only", "right half only", "both halves"])
+    names = pd.Index(["image left only", "image right only", "both sides"])
     return pd.Series(pd.Categorical.from_codes(side.tolist(), names), index=share.index)
 
 

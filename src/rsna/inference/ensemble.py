@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import is_current, manifest_path, record, require, run_names, withdraw
+from rsna.core.artifacts import current_manifest, is_current, manifest_path, record, require, run_names, withdraw
 from rsna.core.config import Config, FusionSettings, command
 from rsna.core.errors import UserError
 from rsna.core.locks import file_lock
@@ -31,10 +31,11 @@ def fuse_run(cfg: Config) -> tuple[int, int] | None:
     with file_lock(cfg.run_dir):
         if is_current(cfg, "ensemble"):
             return None
+        made = current_manifest(cfg, "ensemble")
         withdraw(cfg, "ensemble")
         n_oof, n_test = write_boxes(cfg)
         write_images(cfg)
-        record(cfg, "ensemble")
+        record(cfg, "ensemble", made=made)
     return n_oof, n_test
 
 

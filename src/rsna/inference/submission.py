@@ -1,12 +1,13 @@
 """From a run's test.csv to submissions/<name>.csv: the threshold, Kaggle's format, the check, the manifest."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from rsna.core.artifacts import is_current, record, require, withdraw
+from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import read_json, write_then_rename
@@ -41,6 +42,7 @@ def write_submission(cfg: Config) -> Submission | None:
     shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
+        made = current_manifest(cfg, "make_submission")
         predictions = read_test(cfg, ids)
         point = choose_point(cfg, predictions)
         if is_current(cfg, "make_submission"):
@@ -54,7 +56,8 @@ def write_submission(cfg: Config) -> Submission | None:
             table.to_csv(temporary, index=False)
             boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
         counts: dict[str, Any] = {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
-        record(cfg, "make_submission", threshold=point.threshold, threshold_from=point.how_chosen, **counts)
+        results = {"threshold": point.threshold, "threshold_from": point.how_chosen, **counts}
+        record(cfg, "make_submission", made=made, **results)
     return Submission(boxes, point, **counts)
 
 
@@ -82,3 +85,9 @@ def read_submission(cfg: Config) -> dict[str, Any]:
     """The manifest of a run's submission. Raises UserError if it is missing, broken, or of another file or scores."""
     require(cfg, "make_submission")
     return read_json(cfg.submission_csv.with_suffix(".json"), command(cfg, "make_submission"), SUBMISSION_JSON)
+
+
+def upload_command(cfg: Config) -> str:
+    """What to type to upload the submission with Kaggle's client."""
+    words = ["kaggle", "competitions", "submit", "-c", "rsna-pneumonia-detection-challenge"]
+    return shlex.join([*words, "-f", str(cfg.submission_csv), "-m", cfg.name])

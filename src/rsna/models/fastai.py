@@ -20,7 +20,7 @@ HIDDEN = 256
 class Settings:
     """The settings of model=fastai alone."""
 
-    dropout: float = setting(0.5, "dropout before both layers of the head")
+    dropout: float = setting(0.5, "dropout before both layers of the head", limits=(0, 0.95))
     full_image_negatives: bool = setting(False, "regress images without a box to the whole image, as the post does")
 
 

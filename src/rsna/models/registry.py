@@ -42,6 +42,8 @@ def find(name: str) -> tuple[Any, type]:
     check_name(name)
     if name not in REGISTERED:
         importlib.import_module(f"{__package__}.{name}")
+    if name not in REGISTERED:
+        raise UserError(f"{__package__}.{name} registers no model of this name")
     return REGISTERED[name]
 
 

@@ -94,7 +94,7 @@ LOSS = Curve(
 )
 SCORES = (
     Curve("auc", "AUC", "AUC", "AUC", "How well confidence separates opacity from none: 1 is perfect, 0.5 is chance."),
-    Curve("iou", "IoU", "IoU", "mean IoU on positives", "Overlap of the best box with the largest true one."),
+    Curve("iou", "IoU", "IoU", "mean IoU on positives", "Overlap of the most confident box with the largest true one."),
     Curve(
         "map",
         "mAP while training",

@@ -27,13 +27,12 @@ def summary_table(cfg: Config) -> str:
     rows = [(f"fold {f['fold']}", f["images"], f["AUC"], f["IoU"], digits(f["mAP"])) for f in scores["per_fold"]]
     rows += out_of_fold_rows(scores)
     share = submission["images_with_box"] / submission["images"]
-    rows.append(("images that get a box, test", submission["images"], None, None, f"{share:.1%}"))
-    rows.append(("  threshold, test", None, None, None, digits(submission["threshold"])))
     if Path(cfg.test_labels).is_file():
         rows += test_rows(cfg)
     elif Path(cfg.test_labels) != Path(cfg.root) / "test_labels.csv":
         raise UserError(f"test_labels={cfg.test_labels}: no such file")
-    return format_rows(rows)
+    with_box = f"{scores['with_box']:.1%} of the images out of fold and {share:.1%} of the test images get a box"
+    return f"{with_box}; test threshold {submission['threshold']:.4f}\n{format_rows(rows)}"
 
 
 def format_rows(rows: list[Row]) -> str:
@@ -53,11 +52,10 @@ def out_of_fold_rows(scores: dict[str, Any]) -> list[Row]:
     low, high = scores["interval"]
     return [
         (f"out of fold{name}", n, scores["AUC"], scores["IoU"], digits(scores["mAP"]) + spread),
-        ("  95 % interval, people resampled", n, None, None, f"{low:.4f} to {high:.4f}"),
+        ("  95 % interval, patients resampled", n, None, None, f"{low:.4f} to {high:.4f}"),
         ("  cross-fitted threshold", n, None, None, digits(scores["cross_fitted_mAP"])),
         ("  plain view only, its best threshold", n, None, None, digits(scores["no_tta_best_mAP"])),
         *((f"  {name}", n, None, None, digits(value)) for name, value in scores["baselines"].items()),
-        ("images that get a box, out of fold", n, None, None, f"{scores['with_box']:.1%}"),
     ]
 
 
@@ -67,7 +65,7 @@ def digits(value: float | None, form: str = ".4f") -> str:
 
 
 def test_rows(cfg: Config) -> list[Row]:
-    """The submission against the truth of the test images, with the same baselines; only ever a last look."""
+    """The submission against the truth of the test images, with the same baselines. Look once, at the end."""
     kept = parse_submission(cfg.submission_csv)
     ids = kept["patientId"].drop_duplicates().tolist()
     kept = kept.dropna(subset=["confidence"])

@@ -18,7 +18,7 @@ from rsna.core.artifacts import current_manifest, is_current, record, withdraw
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
-from rsna.core.files import write_then_rename
+from rsna.core.files import content_hash, write_then_rename
 from rsna.core.locks import file_lock
 from rsna.core.phases import phase_at
 from rsna.core.tables import read_table, write_table
@@ -69,11 +69,13 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
 
 
 def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
-    """What last.pt holds, if it and best.pt are there. Raises as load_checkpoint does."""
+    """What last.pt holds, if the best.pt that it knows is there. Raises as load_checkpoint does."""
     last, best = (cfg.fold_dir(fold) / f"{name}.pt" for name in ("last", "best"))
     saved = load_checkpoint(last, cfg, fold) if last.is_file() else None
-    if saved and not best.is_file():
-        print(f"fold {fold}: starts over, since {best} is missing and with it the best epoch so far")
+    # before the last epoch best.pt may be newer than last.pt: killed between the two, the epoch is trained once more
+    changed = saved and len(saved["history"]) == cfg.total_epochs and saved["best"] != content_hash(best)
+    if saved and (changed or not best.is_file()):
+        print(f"fold {fold}: starts over, since {best} is missing or was changed, and with it the best epoch so far")
         return None
     return saved
 
@@ -163,7 +165,7 @@ def save_epoch(cfg: Config, fold: int, run: Training, manifest: dict[str, Any]) 
     head = {"manifest": manifest, "fold": fold, "epoch": len(run.history)}
     if rank(run.history[-1]) == max(map(rank, run.history)):
         save_checkpoint({**head, "model": run.model.state_dict()}, folder / "best.pt")
-    save_checkpoint({**head, **run.state()}, folder / "last.pt")
+    save_checkpoint({**head, **run.state(), "best": content_hash(folder / "best.pt")}, folder / "last.pt")
     write_table(pd.DataFrame(run.history), folder / "history.csv")
 
 
