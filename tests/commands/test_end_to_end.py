@@ -369,7 +369,7 @@ def test_a_short_sample_submission_is_said(world, tmp_path):
 
 def test_training_that_runs_away_is_no_success(world, tmp_path):
     root = copy_of(world, tmp_path)
-    said = refused("train", root, "name=away", "fold=0", "lr=10", "clip=0", "epochs=1")
+    said = refused("train", root, "name=away", "fold=0", "lr=10", "grad_clip=0", "epochs=1")
     assert "is not finite" in said
     assert "lower the learning rates" in said
 
