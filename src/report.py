@@ -6,7 +6,7 @@ python src/report.py [name=...]   -> working/<name>/report.html
 from rsna.startup import run
 from rsna.core.artifacts import record
 from rsna.core.config import Config
-from rsna.core.locks import file_lock
+from rsna.core.files import file_lock
 from rsna.evaluation.runs import as_made
 from rsna.reporting.report import write_report
 

@@ -149,25 +149,14 @@ class DemoSettings:  # the synthetic competition
     demo_test: int = setting(80, "test images of the synthetic competition")
 
 
+# fmt: off
 @dataclass(frozen=True)
 class Config(
-    RunSettings,
-    PathSettings,
-    FoldSettings,
-    SeedSettings,
-    CacheSettings,
-    ModelSettings,
-    ComputeSettings,
-    TrainSettings,
-    AugmentSettings,
-    PredictSettings,
-    FusionSettings,
-    EvaluationSettings,
-    SubmissionSettings,
-    ScoringSettings,
-    KaggleSettings,
-    DemoSettings,
+    RunSettings, PathSettings, FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings,
+    TrainSettings, AugmentSettings, PredictSettings, FusionSettings, EvaluationSettings, SubmissionSettings,
+    ScoringSettings, KaggleSettings, DemoSettings,
 ):
+    # fmt: on
     """Every setting of every command, and the paths that follow from them.
 
     model_settings: those of the chosen model that differ from the defaults in its file.

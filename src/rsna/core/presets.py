@@ -6,38 +6,24 @@ from rsna.core.errors import UserError
 
 WORKSPACE = Path(__file__).resolve().parents[3]
 
+# fmt: off
 PRESETS: dict[str, dict[str, str]] = {
     # small images and few folds: the whole sequence in minutes on two cores, in a workspace of its own under demo/
     "demo": {
-        "name": "demo",
-        "root": str(WORKSPACE / "demo"),
-        "weights": "none",
-        "size": "64",
-        "n_folds": "2",
-        "epochs": "10",
-        "jobs": "2",
+        "name": "demo", "root": str(WORKSPACE / "demo"), "weights": "none", "size": "64", "n_folds": "2",
+        "epochs": "10", "jobs": "2",
     },
     # the fast.ai post in all but brightness: no test-time augmentation, no gradient clipping, Adam (AdamW, no decay)
     "fastai": {
-        "name": "fastai",
-        "model": "fastai",
-        "size": "512",
-        "batch_size": "8",
-        "num_classes": "2",
-        "full_image_negatives": "true",
-        "prior_init": "false",
+        "name": "fastai", "model": "fastai", "size": "512", "batch_size": "8", "num_classes": "2",
+        "full_image_negatives": "true", "prior_init": "false",
         "phases": "head:3:1e-3:one_cycle_legacy,last2:5:2e-6/2e-5/2e-4:one_cycle_legacy,"
         "all:10:1e-6/1e-5/1e-4:one_cycle_legacy",
-        "weight_decay": "0",
-        "grad_clip": "0",
-        "flip": "0.5",
-        "rotate": "30",
-        "translate": "0",
-        "scale": "0",
-        "brightness_contrast": "0.1",
-        "tta": "plain",
+        "weight_decay": "0", "grad_clip": "0", "flip": "0.5", "rotate": "30", "translate": "0", "scale": "0",
+        "brightness_contrast": "0.1", "tta": "plain",
     },
 }
+# fmt: on
 
 
 def preset_words(names: str) -> dict[str, str]:

@@ -27,77 +27,58 @@ LABELS, CLASSES = "{input}/stage_2_train_labels.csv", "{input}/stage_2_detailed_
 MAPPING = "{input}/pneumonia-challenge-dataset-mappings_2018.json"
 SAMPLE, HEADERS = "{input}/stage_2_sample_submission.csv", "{input}/dicom_headers.csv"
 FOLDS, TRAIN_IMAGES, TEST_IMAGES = "{folds}/folds.csv", "{cache}/index.csv#train", "{cache}/index.csv#test"
-FOLD = "{run}/fold{fold}"
+FOLD, TABLES = "{run}/fold{fold}", ("valid", "valid_images", "test", "test_images")
+FUSED = ("oof", "oof_images", "oof_no_tta", "test", "test_images", "test_by_fold")
 
+# fmt: off
 STAGES = {
     "make_demo": Stage(
-        settings=(config.DemoSettings, config.SeedSettings),
-        inputs=(),
+        settings=(config.DemoSettings, config.SeedSettings), inputs=(), manifest="{root}/demo.json", version=4,
         outputs=("{test_labels}", MAPPING, SAMPLE, CLASSES, LABELS),
-        manifest="{root}/demo.json",
-        version=4,
     ),
     "make_folds": Stage(
-        settings=(config.FoldSettings, config.SeedSettings),
-        inputs=(LABELS, CLASSES, MAPPING, HEADERS),
-        outputs=(FOLDS,),
-        manifest="{folds}/folds.json",
-        remedy="restore it, or to accept it run: ",
+        settings=(config.FoldSettings, config.SeedSettings), inputs=(LABELS, CLASSES, MAPPING, HEADERS),
+        outputs=(FOLDS,), manifest="{folds}/folds.json", remedy="restore it, or to accept it run: ",
     ),
     "train": Stage(
         settings=(
-            *(config.FoldSettings, config.SeedSettings, config.CacheSettings, config.ModelSettings),
-            *(config.ComputeSettings, config.TrainSettings, config.AugmentSettings),
+            config.FoldSettings, config.SeedSettings, config.CacheSettings, config.ModelSettings,
+            config.ComputeSettings, config.TrainSettings, config.AugmentSettings,
         ),
         inputs=(FOLDS, LABELS, TRAIN_IMAGES, "{weights}"),
         outputs=(f"{FOLD}/best.pt", f"{FOLD}/last.pt", f"{FOLD}/history.csv"),
-        manifest=f"{FOLD}/train.json",
+        manifest=f"{FOLD}/train.json", after=("make_folds",), version=2,
         remedy=f"restore it, or give this run another name=, or delete {FOLD} and run: ",
-        after=("make_folds",),
-        version=2,
     ),
     "predict": Stage(
         settings=(config.CacheSettings, config.ModelSettings, config.ComputeSettings, config.PredictSettings),
         inputs=(f"{FOLD}/{{checkpoint}}.pt", FOLDS, SAMPLE, TRAIN_IMAGES, TEST_IMAGES),
-        outputs=tuple(f"{FOLD}/{name}.csv" for name in ("valid", "valid_images", "test", "test_images")),
-        manifest=f"{FOLD}/predict.json",
-        after=("train",),
-        version=2,
+        outputs=tuple(f"{FOLD}/{table}.csv" for table in TABLES),
+        manifest=f"{FOLD}/predict.json", after=("train",), version=2,
     ),
     "ensemble": Stage(
         settings=(config.FusionSettings,),
-        inputs=(FOLDS, *(f"{{source}}/fold{{fold}}/{n}.csv" for n in ("valid", "valid_images", "test", "test_images"))),
-        outputs=tuple(
-            f"{{run}}/{name}.csv" for name in ("oof", "oof_images", "oof_no_tta", "test", "test_images", "test_by_fold")
-        ),
-        manifest="{run}/ensemble.json",
-        after=("predict",),
-        version=2,
+        inputs=(FOLDS, *(f"{{source}}/fold{{fold}}/{table}.csv" for table in TABLES)),
+        outputs=tuple(f"{{run}}/{table}.csv" for table in FUSED),
+        manifest="{run}/ensemble.json", after=("predict",), version=2,
     ),
     "evaluate": Stage(
         settings=(config.EvaluationSettings, config.SeedSettings),
         inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS),
         outputs=("{run}/scores.json", "{run}/threshold.csv"),
-        manifest="{run}/evaluate.json",
-        after=("ensemble",),
-        version=2,
+        manifest="{run}/evaluate.json", after=("ensemble",), version=2,
     ),
     "make_submission": Stage(
         settings=(config.SubmissionSettings,),
         inputs=("{run}/test.csv", "{run}/test_by_fold.csv", "{run}/scores.json", SAMPLE, TEST_IMAGES),
         outputs=("{submissions}/{name}.csv",),
-        manifest="{submissions}/{name}.json",
-        after=("evaluate",),
-        version=2,
+        manifest="{submissions}/{name}.json", after=("evaluate",), version=2,
+    ),
+    "report": Stage(
+        settings=(), inputs=("{run}/oof.csv", "{run}/scores.json", "{run}/threshold.csv", "{submissions}/{name}.csv"),
+        outputs=("{run}/report.html",), manifest="{run}/report.json", after=("evaluate",),
     ),
 }
-
-STAGES["report"] = Stage(
-    settings=(),
-    inputs=("{run}/oof.csv", "{run}/scores.json", "{run}/threshold.csv", "{submissions}/{name}.csv"),
-    outputs=("{run}/report.html",),
-    manifest="{run}/report.json",
-    after=("evaluate",),
-)
+# fmt: on
 # A trained network may be used in another precision, and by someone who lacks the weights that it started from
 FREE_TO_USERS = ("weights", "precision")

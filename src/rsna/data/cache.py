@@ -20,8 +20,7 @@ from pydicom.dataset import FileDataset
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import ABSENT, bytes_hash, content_hash
-from rsna.core.locks import file_lock
+from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
 from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rsna.core import artifacts
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.core.locks import file_lock
+from rsna.core.files import file_lock
 from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV, MAPPING_JSON, read_folds

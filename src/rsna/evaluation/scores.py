@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.core.files import read_json, write_json
-from rsna.core.locks import file_lock
+from rsna.core.files import file_lock, read_json, write_json
 from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.data.boxes import box_iou, xywh_to_xyxy

@@ -14,7 +14,7 @@ import pandas as pd
 from rsna.core.artifacts import current_manifest, is_current, manifest_path, record, require, run_names, withdraw
 from rsna.core.config import Config, FusionSettings, command
 from rsna.core.errors import UserError
-from rsna.core.locks import file_lock
+from rsna.core.files import file_lock
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions
 from rsna.evaluation.threshold import with_scaled_boxes

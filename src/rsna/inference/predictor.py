@@ -17,8 +17,7 @@ from rsna.core import artifacts
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
-from rsna.core.files import ABSENT
-from rsna.core.locks import file_lock
+from rsna.core.files import ABSENT, file_lock
 from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
 from rsna.core.tables import write_table
 from rsna.data.boxes import xyxy_to_xywh

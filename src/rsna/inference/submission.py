@@ -10,8 +10,7 @@ import pandas as pd
 from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
-from rsna.core.files import read_json, write_then_rename
-from rsna.core.locks import file_lock
+from rsna.core.files import file_lock, read_json, write_then_rename
 from rsna.data.cache import read_index
 from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample
 from rsna.data.submission_format import check_submission, format_submission

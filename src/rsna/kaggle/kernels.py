@@ -9,8 +9,7 @@ from typing import Any
 from rsna.core.artifacts import is_file_of_weights, require
 from rsna.core.config import Config, command, parse
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, read_json
-from rsna.core.locks import file_lock
+from rsna.core.files import content_hash, file_lock, read_json
 from rsna.core.stages import FREE_TO_USERS, STAGES
 from rsna.evaluation.scores import read_scores
 from rsna.kaggle.bundle import BUNDLE_JSON, address_of, megabytes, sizes, user_slug, write_files, write_metadata

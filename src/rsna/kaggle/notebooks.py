@@ -123,24 +123,16 @@ def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Pat
         raise UserError(f"{path}: {megabytes(len(text.encode()))}; Kaggle takes {megabytes(MAX_SOURCE_BYTES)} at most")
     with write_then_rename(path) as temporary:
         temporary.write_text(text)
-    write_json(
-        {
-            "id": f"{kernel.user}/{address}",
-            "title": title_of(address),
-            "code_file": path.name,
-            "language": "python",
-            "kernel_type": "notebook",
-            "is_private": True,
-            "enable_gpu": True,
-            "enable_tpu": False,
-            "enable_internet": kernel.internet,
-            # without it Kaggle may assign a P100, which current builds of PyTorch do not support
-            "machine_shape": "NvidiaTeslaT4",
-            "dataset_sources": [f"{kernel.user}/{address_of(kernel.run)}"],
-            "competition_sources": [COMPETITION],
-            "kernel_sources": [],
-            "model_sources": [],
-        },
-        folder / "kernel-metadata.json",
-    )
+    # fmt: off
+    metadata = {
+        "id": f"{kernel.user}/{address}", "title": title_of(address), "code_file": path.name,
+        "language": "python", "kernel_type": "notebook", "is_private": True,
+        "enable_gpu": True, "enable_tpu": False, "enable_internet": kernel.internet,
+        # without it Kaggle may assign a P100, which current builds of PyTorch do not support
+        "machine_shape": "NvidiaTeslaT4",
+        "dataset_sources": [f"{kernel.user}/{address_of(kernel.run)}"], "competition_sources": [COMPETITION],
+        "kernel_sources": [], "model_sources": [],
+    }
+    # fmt: on
+    write_json(metadata, folder / "kernel-metadata.json")
     return path

@@ -22,24 +22,18 @@ DASHES = ("-", "--", "-.", ":")
 # lines only: a pattern of circles takes 300 kB of SVG
 HATCHES = ("", "///", "---", "\\\\\\", "xxx", "||", "++")
 WIDTH = 4.4  # inches of 72 units: at this width in CSS pixels and below the letters are about as large as the page's
+# fmt: off
 STYLE: Any = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
+    "font.size": 10, "font.family": "DejaVu Sans", "legend.fontsize": 9,
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": SOFT,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": SOFT, "grid.alpha": 0.25, "grid.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    "axes.edgecolor": SOFT,
-    "hatch.color": PAPER,
-    "hatch.linewidth": 0.7,
-    "legend.fontsize": 9,
+    "axes.edgecolor": SOFT, "hatch.color": PAPER, "hatch.linewidth": 0.7,
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
     "svg.hashsalt": "report",  # the same figure, the same bytes
 }
+# fmt: on
 # a decorator: drawing functions run in the report's style, whatever matplotlibrc says
 styled: Any = style.context(STYLE, after_reset=True)
 

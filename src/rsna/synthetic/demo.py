@@ -14,8 +14,7 @@ from rsna.core import artifacts
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import content_hash, write_then_rename
-from rsna.core.locks import file_lock
+from rsna.core.files import content_hash, file_lock, write_then_rename
 from rsna.core.stages import STAGES
 from rsna.core.tables import write_table
 from rsna.data import competition

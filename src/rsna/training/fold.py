@@ -18,8 +18,7 @@ from rsna.core.artifacts import current_manifest, is_current, record, withdraw
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
-from rsna.core.files import content_hash, write_then_rename
-from rsna.core.locks import file_lock
+from rsna.core.files import content_hash, file_lock, write_then_rename
 from rsna.core.phases import phase_at
 from rsna.core.tables import read_table, write_table
 from rsna.data.augment import Augmentation
