@@ -4,7 +4,6 @@
 """
 
 import gc
-from dataclasses import replace
 
 from rsna.startup import run
 from rsna.core.artifacts import is_current
@@ -17,8 +16,7 @@ def main(cfg: Config) -> None:
     current = [fold for fold in cfg.fold_list if is_current(cfg, "train", fold)]
     if current:
         print(f"train: fold {', '.join(map(str, current))} current -> {cfg.run_dir}")
-    todo = [str(fold) for fold in cfg.fold_list if fold not in current]
-    failed = run_folds(train_one, replace(cfg, fold=",".join(todo))) if todo else {}
+    failed = run_folds(train_one, cfg, [fold for fold in cfg.fold_list if fold not in current])
     if failed:
         reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in sorted(failed.items()))
         again = command(cfg, "train", fold=",".join(map(str, sorted(failed))))

@@ -161,7 +161,7 @@ def test_a_second_time_nothing_is_done_again(world):
     root, _ = world
     before = {path: path.stat().st_mtime_ns for path in (root / "working" / "tiny").rglob("*.pt")}
     assert "32 images current" in stage("cache_images", root).stdout
-    assert "fold 0: current" in stage("train", root).stdout
+    assert "train: fold 0, 1 current" in stage("train", root).stdout
     for name in ("predict", "ensemble", "evaluate", "make_submission"):
         said = stage(name, root).stdout
         assert "current" in said
@@ -233,7 +233,7 @@ def test_training_that_is_not_finished_is_not_predicted_from(world, tmp_path):
     (root / "working/tiny/fold0/predict.json").unlink()
     failed = stage("predict", root, "fold=0", check=False)
     assert failed.returncode == 1
-    assert "history.csv: not as train wrote it; run: ./run.sh train" in failed.stderr
+    assert "history.csv: not as train wrote it; restore it, or give this run another name=" in failed.stderr
     stage("train", root, "fold=0")
     stage("predict", root, "fold=0")
 

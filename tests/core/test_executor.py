@@ -32,7 +32,7 @@ def work(cfg, fold):
 def test_a_fold_that_fails_leaves_the_others_alone(tmp_path, monkeypatch, capfd, jobs):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    failed = run_folds(work, parse([f"root={tmp_path}", f"jobs={jobs}"]))
+    failed = run_folds(work, parse([f"root={tmp_path}", f"jobs={jobs}"]), range(5))
     assert failed == {
         1: "stopped with an error, see above",
         2: "stopped with an error, see above",
@@ -66,7 +66,7 @@ def note_device(cfg, fold):
 )
 def test_folds_are_spread_over_the_gpus(tmp_path, monkeypatch, words, gpus, devices, at_once):
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    assert run_folds(note_device, parse([f"root={tmp_path}", "n_folds=4", *words]), lambda: gpus) == {}
+    assert run_folds(note_device, parse([f"root={tmp_path}", *words]), range(4), lambda: gpus) == {}
     rows = [(tmp_path / str(fold)).read_text().split() for fold in range(4)]
     assert {device for device, *_ in rows} == devices
     assert {jobs for _, jobs, *_ in rows} == {str(at_once)}
@@ -79,7 +79,7 @@ def test_folds_are_spread_over_the_gpus(tmp_path, monkeypatch, words, gpus, devi
 
 def test_one_job_leaves_the_gpus_uncounted(tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    assert run_folds(note_device, parse([f"root={tmp_path}", "fold=0"]), lambda: pytest.fail("counted")) == {}
+    assert run_folds(note_device, parse([f"root={tmp_path}"]), [0], lambda: pytest.fail("counted")) == {}
 
 
 def test_processes_are_shared_by_jobs():

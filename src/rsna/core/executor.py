@@ -123,9 +123,9 @@ def die_with_parent() -> None:
 
 
 def run_folds(
-    function: Callable[[Config, int], None], cfg: Config, gpus: Callable[[], int] | None = None
+    function: Callable[[Config, int], None], cfg: Config, folds: Sequence[int], gpus: Callable[[], int] | None = None
 ) -> dict[int, str]:
-    """Call function(cfg, fold) for each fold of the config, each in a process of its own; returns why some failed.
+    """Call function(cfg, fold) for each of `folds`, each in a process of its own; returns why some failed.
 
     A fold that fails, even one that the kernel kills, leaves the others alone. `jobs` of them run at the same time
     and share the cores (unless OMP_NUM_THREADS is set). Where several GPUs are visible and device=auto, the folds are
@@ -136,7 +136,7 @@ def run_folds(
     at_once = cfg.jobs if cfg.jobs > 0 else max(1, n_gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(count_workers(-1, at_once)))
     devices = [f"cuda:{place % n_gpus}" if n_gpus > 1 else cfg.device for place in range(at_once)]
-    waiting, running, failed = list(cfg.fold_list), dict[int, tuple[int, BaseProcess]](), dict[int, str]()
+    waiting, running, failed = list(folds), dict[int, tuple[int, BaseProcess]](), dict[int, str]()
     try:
         while waiting or running:
             for place in sorted(set(range(at_once)) - {place for place, _ in running.values()})[: len(waiting)]:

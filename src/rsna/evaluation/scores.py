@@ -131,10 +131,10 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
     """
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
-        if is_current(cfg, "evaluate"):
-            return None
         made = current_manifest(cfg, "evaluate")
         found = read_out_of_fold(cfg)
+        if is_current(cfg, "evaluate"):
+            return None
         sweep = threshold_sweep(found.truth, found.predictions)
         scores = {"name": cfg.name, **score_run(found, best_threshold(sweep), cfg.bootstrap, cfg.seed)}
         withdraw(cfg, "evaluate")

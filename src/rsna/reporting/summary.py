@@ -31,8 +31,8 @@ def summary_table(cfg: Config) -> str:
         rows += test_rows(cfg)
     elif Path(cfg.test_labels) != Path(cfg.root) / "test_labels.csv":
         raise UserError(f"test_labels={cfg.test_labels}: no such file")
-    with_box = f"{scores['with_box']:.1%} of the images out of fold and {share:.1%} of the test images get a box"
-    return f"{with_box}; test threshold {submission['threshold']:.4f}\n{format_rows(rows)}"
+    with_box = f"with a box: {scores['with_box']:.1%} of the images out of fold, {share:.1%} of the test images"
+    return f"{with_box}\nat the test threshold {submission['threshold']:.4f}\n{format_rows(rows)}"
 
 
 def format_rows(rows: list[Row]) -> str:
