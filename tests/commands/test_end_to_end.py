@@ -23,7 +23,7 @@ from rsna.core.files import content_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = [
-    *("make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "summary", "report")
+    *("make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission", "report", "summary")
 ]
 SMALL = [
     "size=64",
@@ -515,7 +515,7 @@ def test_a_fold_that_fails_leaves_the_others(world, tmp_path):
 
 
 def test_run_sh_from_elsewhere_through_a_link(world, tmp_path):
-    """From any folder, through a symlink, with the active Python, whole or by stage."""
+    """From any folder, through a symlink, with the active Python, whole or by command."""
     root, _ = world
     link = tmp_path / "link to run.sh"
     link.symlink_to(ROOT / "run.sh")
@@ -530,10 +530,10 @@ def test_run_sh_from_elsewhere_through_a_link(world, tmp_path):
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert [line[3:] for line in whole.stdout.splitlines() if line.startswith("== ")] == STAGES
     assert run("evaluate", f"root={root}", *SMALL).returncode == 0
-    assert "demo_train=" in run("help").stdout
+    assert "demo_train=" in run("help", "all").stdout
     unknown = run("trian", "fold=2")
     assert unknown.returncode == 2
-    assert "there is no stage 'trian'" in unknown.stderr
+    assert "there is no command 'trian'" in unknown.stderr
     wrong = run("fold=0", "sizee=3")
     assert wrong.returncode == 2
     assert "did you mean size" in wrong.stderr
