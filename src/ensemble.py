@@ -5,16 +5,18 @@ python src/ensemble.py name=both runs=a,b            the folds of the runs a and
 """
 
 from rsna.startup import run
-from rsna.core.artifacts import run_names
 from rsna.core.config import Config
 from rsna.inference.ensemble import fuse_run
+from rsna.inference.gate import describe_gate
 
 
 def main(cfg: Config) -> None:
-    counts, state = fuse_run(cfg), "current"
-    if counts:
-        models = f"{len(cfg.fold_list)} folds of {len(run_names(cfg))} run(s)"
-        state = f"{models}, {counts[0]} out-of-fold and {counts[1]} test images"
+    made, state = fuse_run(cfg), "current"
+    if made:
+        models = f"{len(cfg.fold_list)} folds of {len(cfg.fused_runs)} run(s)"
+        state = f"{models}, {made['oof']} out-of-fold and {made['test']} test images"
+        if cfg.gate == "auto":
+            print(f"ensemble: {describe_gate(made['gate'])}")
     print(f"ensemble: {state} -> {cfg.run_dir / 'test.csv'}")
 
 

@@ -10,9 +10,10 @@ from rsna.inference.predictor import predict_fold
 
 
 def main(cfg: Config) -> None:
-    current = [str(fold) for fold in cfg.fold_list if not predict_fold(cfg, fold)]
-    if current:
-        print(f"predict: fold {', '.join(current)} current -> {cfg.run_dir}")
+    for member in cfg.member_configs or [cfg]:
+        current = [str(fold) for fold in member.fold_list if not predict_fold(member, fold)]
+        if current:
+            print(f"predict: fold {', '.join(current)} current -> {member.run_dir}")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,15 @@ from rsna.core.executor import run_folds
 
 
 def main(cfg: Config) -> None:
-    current = [fold for fold in cfg.fold_list if is_current(cfg, "train", fold)]
-    if current:
-        print(f"train: fold {', '.join(map(str, current))} current -> {cfg.run_dir}")
-    failed = run_folds(train_one, cfg, [fold for fold in cfg.fold_list if fold not in current])
-    if failed:
-        reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in sorted(failed.items()))
-        again = command(cfg, "train", fold=",".join(map(str, sorted(failed))))
-        raise UserError(f"{reasons}. The other folds are kept. Once that is fixed, run: {again}")
+    for member in cfg.member_configs or [cfg]:
+        current = [fold for fold in member.fold_list if is_current(member, "train", fold)]
+        if current:
+            print(f"train: fold {', '.join(map(str, current))} current -> {member.run_dir}")
+        failed = run_folds(train_one, member, [fold for fold in member.fold_list if fold not in current])
+        if failed:
+            reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in sorted(failed.items()))
+            again = command(member, "train", fold=",".join(map(str, sorted(failed))))
+            raise UserError(f"{reasons}. The other folds are kept. Once that is fixed, run: {again}")
 
 
 def train_one(cfg: Config, fold: int) -> None:

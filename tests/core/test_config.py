@@ -11,7 +11,7 @@ from rsna.core.config import GROUPS, Config, command, parse
 from rsna.core.errors import UserError
 from rsna.core.presets import PRESETS, WORKSPACE
 from rsna.core.validation import parse_folds
-from rsna.models.registry import settings_of
+from rsna.models.registry import names, settings_of
 
 
 def test_defaults_are_the_workspace():
@@ -43,7 +43,7 @@ def test_presets_name_real_settings():
 
 def test_every_setting_is_in_one_group():
     grouped = [f.name for group in GROUPS for f in fields(group)]
-    assert sorted(grouped) == sorted({f.name for f in fields(Config)} - {"model_settings"})
+    assert sorted(grouped) == sorted({f.name for f in fields(Config)} - {"model_settings", "member_configs"})
 
 
 def test_a_model_has_settings_of_its_own():
@@ -139,14 +139,14 @@ def test_from_the_shell():
     assert wrong.stderr == "error: sizee=3: there is no setting 'sizee'; did you mean size?\n"
     listed, common = run_command("help", "all"), run_command("help")
     assert listed.returncode == common.returncode == 0
-    models = [settings_of(name) for name in ("fastai", "single_box")]
+    models = [settings_of(name) for name in names()]
     for f in (f for group in (*GROUPS, *models) for f in fields(group)):
         assert f"  {f.name}=" in listed.stdout
         assert f.metadata["meaning"] in listed.stdout
         assert (f"  {f.name}=" in common.stdout) == f.metadata["common"]
     unknown = run_command("model=resnet")
     assert unknown.returncode == 2
-    assert "there is no such model; there are fastai, single_box" in unknown.stderr
+    assert f"there is no such model; there are {', '.join(names())}" in unknown.stderr
     absent = run_command("name=never-trained", "root=/nonexistent-workspace")
     assert absent.returncode == 1
     assert "Traceback" not in absent.stderr
@@ -159,3 +159,34 @@ def test_commands_repeat_what_was_said(tmp_path):
     said = command(cfg, "train", fold="0")
     assert said == f"./run.sh train root={tmp_path} name=small fold=0 size=96"
     assert command(parse(["preset=demo", "size=96"]), "evaluate") == "./run.sh evaluate preset=demo size=96"
+
+
+def test_members_are_runs_of_their_own_with_the_given_words():
+    cfg = parse(["preset=best", "name=mine", "epochs=3", "fold=0,1"], settings_of)
+    assert [(run.name, run.model, run.epochs, run.fold_list) for run in cfg.fused_runs] == [
+        ("mine_detector", "detector", 3, [0, 1]),
+        ("mine_classifier", "classifier", 3, [0, 1]),
+    ]
+    again = command(cfg.fused_runs[0], "train")
+    assert again == "./run.sh train preset=detector name=mine_detector fold=0,1 epochs=3"
+    assert parse(again.split()[2:], settings_of) == cfg.fused_runs[0]
+    assert command(cfg, "ensemble") == "./run.sh ensemble preset=best name=mine fold=0,1 epochs=3"
+
+
+def test_members_of_a_preset_join_the_presets_before_it():
+    cfg = parse(["preset=demo,best"], settings_of)
+    assert {run.root for run in cfg.fused_runs} == {cfg.root}
+    assert [run.preset for run in cfg.fused_runs] == ["demo,detector", "demo,classifier"]
+    assert {run.size for run in cfg.fused_runs} == {64}
+
+
+def test_a_run_of_an_ensemble_fuses_only_itself():
+    cfg = parse(["preset=best"], settings_of)
+    assert [run.name for run in cfg.of_run("other").fused_runs] == ["other"]
+    assert [run.name for run in parse(["runs=a,b", "name=both"]).fused_runs] == ["a", "b"]
+    assert [run.name for run in parse([]).fused_runs] == ["resnet34"]
+
+
+def test_a_member_that_is_no_preset_is_refused():
+    with pytest.raises(UserError, match="there is no such preset"):
+        parse(["members=detector,best_of_all"], settings_of)

@@ -118,8 +118,7 @@ def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tup
     if "{fold}" not in STAGES[upstream].manifest:
         return [(cfg, None)]
     folds = cfg.fold_list if fold is None else [fold]
-    names = run_names(cfg) if name == "ensemble" else [cfg.name]
-    return [(replace(cfg, name=run, runs=""), k) for run in names for k in folds]
+    return [(run, k) for run in (cfg.fused_runs if name == "ensemble" else [cfg]) for k in folds]
 
 
 def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
@@ -169,7 +168,7 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
             continue
         runs = [(cfg, fold)]
         if "{source}" in template:
-            runs = [(replace(cfg, name=run), k) for run in run_names(cfg) for k in cfg.fold_list]
+            runs = [(run, k) for run in cfg.fused_runs for k in cfg.fold_list]
         key = re.sub(r"^\{(input|folds|root|submissions|weights|test_labels)\}", r"\1", template)
         for part, short in (("{source}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
             key = key.replace(part, short)
@@ -181,11 +180,6 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
 def fill(template: str, cfg: Config, fold: int | None) -> str:
     words = {**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold}
     return re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), template)
-
-
-def run_names(cfg: Config) -> list[str]:
-    """The runs whose predictions are fused: runs=a,b, or the run itself."""
-    return cfg.runs.split(",") if cfg.runs else [cfg.name]
 
 
 def is_file_of_weights(cfg: Config) -> bool:

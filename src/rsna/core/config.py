@@ -1,7 +1,6 @@
 """The settings: one dataclass per concern, one place for every default; `key=value` words into a checked Config."""
 
 import difflib
-import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -114,9 +113,15 @@ class FusionSettings:  # how the boxes of views, folds and runs become one set p
     missing_weight: float = setting(
         0.75, "fraction of its highest confidence that a view or model adds to a box it does not have"
     )
+    gate: str = setting(
+        "none",
+        "what class probabilities do to confidences: none; alpha,beta: confidence^alpha * p^(1 - alpha), "
+        "p = p_opacity + beta * p_not_normal; auto: chosen out of fold",
+    )
     max_boxes: int = setting(1, "boxes kept per image after fusion, most confident first", common=True)
     box_scale: float = setting(1.0, "factor on the sides of the fused boxes; evaluate says what would pay")
     runs: str = setting("", "fuse these runs instead of the folds of this one: a,b", common=True)
+    members: str = setting("", "presets, each trained as a run <name>_<preset>, that are fused: detector,classifier")
 
 
 @dataclass(frozen=True)
@@ -160,9 +165,11 @@ class Config(
     """Every setting of every command, and the paths that follow from them.
 
     model_settings: those of the chosen model that differ from the defaults in its file.
+    member_configs: the Config of each of `members`, with all settings that it is trained with.
     """
 
     model_settings: dict[str, Any] = field(default_factory=dict)
+    member_configs: list[Any] = field(default_factory=list)
 
     @property
     def fold_list(self) -> list[int]:
@@ -197,6 +204,16 @@ class Config(
 
     def fold_dir(self, fold: int) -> Path:
         return self.run_dir / f"fold{fold}"
+
+    def of_run(self, name: str) -> "Config":
+        """The same for another run, which fuses nothing but its own folds."""
+        return replace(self, name=name, runs="", members="", member_configs=[])
+
+    @property
+    def fused_runs(self) -> list["Config"]:
+        """The runs whose predictions are fused: the members, those of runs=a,b, or the run itself."""
+        names = [f"{self.name}_{preset}" for preset in self.members.split(",") if preset] or self.runs.split(",")
+        return self.member_configs or [self.of_run(name or self.name) for name in names]
 
     @property
     def submission_csv(self) -> Path:
@@ -244,7 +261,17 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
     if others := {key: value for key, value in words_of.items() if key not in NAMES}:
         config = replace(config, model_settings=parse_model_settings(config.model, others, settings_of))
     check(vars(config))
-    return config
+    return replace(config, member_configs=parse_members(config, given, settings_of))
+
+
+def parse_members(cfg: Config, given: dict[str, str], settings_of: SettingsOf | None) -> list[Config]:
+    """The Config of each member: its preset and the given words, but with a name of its own."""
+    presets = [preset for preset in cfg.preset.split(",") if preset and "members" not in preset_words(preset)]
+    found = []
+    for member in cfg.members.split(",") if cfg.members else []:
+        own = {"preset": ",".join([*presets, member]), "name": f"{cfg.name}_{member}", "members": ""}
+        found.append(parse([f"{key}={value}" for key, value in (given | own).items()], settings_of))
+    return found
 
 
 def absolute(path: str) -> str:
@@ -261,8 +288,8 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
     assert kind is not None
     filled = fill(kind, given)
     for f in fields(kind):
-        low, high = f.metadata["limits"] or (-math.inf, math.inf)
-        if not low <= getattr(filled, f.name) <= high:
+        low, high = f.metadata["limits"] or (0, 0)
+        if f.metadata["limits"] and not low <= getattr(filled, f.name) <= high:
             raise UserError(f"{f.name}={getattr(filled, f.name)}: must be from {low:g} to {high:g}")
     return {f.name: getattr(filled, f.name) for f in fields(kind) if getattr(filled, f.name) != f.default}
 

@@ -6,6 +6,8 @@ from rsna.core.errors import UserError
 
 WORKSPACE = Path(__file__).resolve().parents[3]
 
+SEVERAL_BOXES = {"max_boxes": "4", "missing_weight": "0"}
+
 # fmt: off
 PRESETS: dict[str, dict[str, str]] = {
     # small images and few folds: the whole sequence in minutes on two cores, in a workspace of its own under demo/
@@ -22,6 +24,11 @@ PRESETS: dict[str, dict[str, str]] = {
         "weight_decay": "0", "grad_clip": "0", "flip": "0.5", "rotate": "30", "translate": "0", "scale": "0",
         "brightness_contrast": "0.1", "tta": "plain",
     },
+    # several boxes per image; a box that another view or model lacks counts as much as the others make of it
+    "detector": {"name": "detector", "model": "detector", **SEVERAL_BOXES},
+    "classifier": {"name": "classifier", "model": "classifier"},
+    # the one to submit: boxes of the detector, gated by the class probabilities of both
+    "best": {"name": "best", "members": "detector,classifier", "gate": "auto", **SEVERAL_BOXES},
 }
 # fmt: on
 

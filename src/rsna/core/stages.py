@@ -58,9 +58,9 @@ STAGES = {
     ),
     "ensemble": Stage(
         settings=(config.FusionSettings,),
-        inputs=(FOLDS, *(f"{{source}}/fold{{fold}}/{table}.csv" for table in TABLES)),
+        inputs=(FOLDS, LABELS, *(f"{{source}}/fold{{fold}}/{table}.csv" for table in TABLES)),
         outputs=tuple(f"{{run}}/{table}.csv" for table in FUSED),
-        manifest="{run}/ensemble.json", after=("predict",), version=2,
+        manifest="{run}/ensemble.json", after=("predict",), version=3,
     ),
     "evaluate": Stage(
         settings=(config.EvaluationSettings, config.SeedSettings),

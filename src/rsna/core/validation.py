@@ -50,6 +50,10 @@ def check(settings: dict[str, Any]) -> None:
         ),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
         "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
+        "gate": (
+            not re.fullmatch(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)", settings["gate"]),
+            "none, auto, or alpha,beta with alpha above 0 and both at most 1, such as 0.5,0.1",
+        ),
         "runs": (
             not all(re.fullmatch(NAME, run) for run in runs) or len(set(runs)) < len(runs),
             "names of runs in working/, separated by commas, each once",

@@ -1,6 +1,6 @@
 """Samples: cached images with their boxes and classes, the two sides of a fold, and their tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -99,6 +99,8 @@ class FoldData:
     train: Samples
     valid: Samples
     truth: pd.DataFrame
+    train_people: Sequence[str] = ()  # sorted; see folds.csv's column group
+    valid_people: Sequence[str] = ()
 
 
 def load_fold(cfg: Config, fold: int) -> FoldData:
@@ -109,16 +111,17 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
     index = index[index["split"] == "train"]
     refused = set(index.loc[index["status"] != "ok", "patientId"])
     folds = folds[~folds["patientId"].isin(refused)]
-    parts = []
+    parts, people = [], []
     for side in (folds["fold"] != fold, folds["fold"] == fold):
         images = folds[side].reset_index(drop=True)
         if images.empty:
             raise UserError(f"{cfg.folds_csv}: fold {fold} leaves nothing to train or to validate on")
         labels = class_index(images, cfg.num_classes)
         parts.append(make_samples(images["patientId"], index, cfg.cache_dir / "train", truth, labels))
+        people.append(sorted(set(images["group"].astype(str))))
     train, valid = parts
     print(f"fold {fold}: trains on {len(train.ids)} images, validates on {len(valid.ids)}, {len(refused)} refused")
-    return FoldData(train, valid, truth[truth["patientId"].isin(valid.ids)])
+    return FoldData(train, valid, truth[truth["patientId"].isin(valid.ids)], *people)
 
 
 @dataclass(eq=False)

@@ -46,7 +46,11 @@ def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFr
     many are kept). A lower threshold only appends to an image's boxes and leaves the greedy matching of those before
     as it is: so each box adds a known step to its image's score, and a running sum does the rest.
     """
-    steps, scores = score_steps(truth, predictions)
+    return sweep_steps(*score_steps(truth, predictions), truth["patientId"].nunique())
+
+
+def sweep_steps(steps: pd.DataFrame, scores: Floats, n_positive: int) -> pd.DataFrame:
+    """threshold_sweep of the steps of score_steps; n_positive: images with a true box."""
     after = scores.mean(axis=1)
     first = ~steps["patientId"].duplicated().to_numpy()
     gain = after - np.where(first, 0.0, np.roll(after, 1))
@@ -54,7 +58,7 @@ def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFr
     confidence = steps["confidence"].to_numpy()
     order = np.argsort(-confidence, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(gain[order])])
-    counted = truth["patientId"].nunique() + np.concatenate([[0], np.cumsum(newly_counted[order])])
+    counted = n_positive + np.concatenate([[0], np.cumsum(newly_counted[order])])
     kept, thresholds = cut_points(confidence[order])
     score = np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0)
     return pd.DataFrame({"threshold": thresholds, "score": score, "n_boxes": kept})

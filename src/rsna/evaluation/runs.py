@@ -63,7 +63,7 @@ def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
         if not any(folder.glob("fold*/config.yaml")) and not (folder / "ensemble.json").is_file():
             continue
         try:
-            runs.append(read_run(as_made(replace(cfg, name=folder.name, fold="all", runs=""))))
+            runs.append(read_run(as_made(replace(cfg.of_run(folder.name), fold="all"))))
         except UserError as error:
             refused[folder.name] = str(error)
     return sorted(runs, key=lambda run: (-len(run.ids), -run.scores["mAP"], run.name)), refused

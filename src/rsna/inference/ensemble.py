@@ -5,27 +5,30 @@ fold predicts for the test images, with confidences that compare with those of o
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import current_manifest, is_current, manifest_path, record, require, run_names, withdraw
+from rsna.core.artifacts import current_manifest, is_current, manifest_path, record, require, withdraw
 from rsna.core.config import Config, FusionSettings, command
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock
 from rsna.core.tables import read_table, write_table
-from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions
+from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions, read_truth
+from rsna.evaluation.metric import of_images
 from rsna.evaluation.threshold import with_scaled_boxes
 from rsna.inference.box_fusion import fuse_tables
+from rsna.inference.gate import Fused, Gate, choose_gate, parse_gate
 
 
-def fuse_run(cfg: Config) -> tuple[int, int] | None:
+def fuse_run(cfg: Config) -> dict[str, Any] | None:
     """Write {oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv of a run; None if they are current.
 
-    Returns how many images are in oof.csv and in test.csv. Raises UserError for a fold whose predictions are missing,
-    or not as predict wrote them, or of other folds.
+    Returns how many images are in oof.csv and in test.csv, and the gate; see write_tables. Raises UserError for a fold
+    whose predictions are missing, or not as predict wrote them, or of other folds.
     """
     check_predictions(cfg)
     with file_lock(cfg.run_dir):
@@ -33,63 +36,96 @@ def fuse_run(cfg: Config) -> tuple[int, int] | None:
             return None
         made = current_manifest(cfg, "ensemble")
         withdraw(cfg, "ensemble")
-        n_oof, n_test = write_boxes(cfg)
-        write_images(cfg)
-        record(cfg, "ensemble", made=made)
-    return n_oof, n_test
+        results = write_tables(cfg)
+        record(cfg, "ensemble", made=made, **results)
+    return results
 
 
 def check_predictions(cfg: Config) -> None:
     """Raise UserError unless every fold of every run has finished predictions that belong to its inputs of now."""
-    if cfg.runs and cfg.name in run_names(cfg):
+    runs = cfg.fused_runs
+    if cfg.runs and cfg.name in [run.name for run in runs]:
         raise UserError(f"name={cfg.name} is one of runs={cfg.runs}: give the ensemble a name of its own")
     read_folds(cfg.folds_csv, command(cfg, "make_folds"))
-    for run in model_runs(cfg):
+    for run in runs:
         for fold in cfg.fold_list:
             if not manifest_path(run, "predict", fold).is_file():
                 other = f"./run.sh name={run.name} fold={fold} ..."  # its settings are not known here
-                rebuild = other if cfg.runs else command(cfg, "train", fold=str(fold)) + " and predict"
+                rebuild = other if cfg.runs else command(run, "train", fold=str(fold)) + " and predict"
                 missing = f"{run.fold_dir(fold)}: no finished predictions of fold {fold}"
                 raise UserError(f"{missing}; run: {rebuild}, or choose the folds to fuse: fold=...")
             require(run, "predict", fold)
 
 
-def model_runs(cfg: Config) -> list[Config]:
-    """The config of each run that is fused: those of runs=a,b, or the run itself."""
-    return [replace(cfg, name=name, runs="") for name in run_names(cfg)]
-
-
-def tables_of(cfg: Config, name: str) -> list[list[Path]]:
-    """The tables of predict that are fused: of each fold those of all runs."""
-    return [[run.fold_dir(fold) / f"{name}.csv" for run in model_runs(cfg)] for fold in cfg.fold_list]
-
-
-def write_boxes(cfg: Config) -> tuple[int, int]:
-    """Fuse the boxes and write the four tables; returns the images of oof and test."""
-    valid, test = (
-        [[list(read_views(path).values()) for path in paths] for paths in tables_of(cfg, name)]
-        for name in ("valid", "test")
-    )
-    by_fold = [fuse_fold(runs, cfg) for runs in test]
+def write_tables(cfg: Config) -> dict[str, Any]:
+    """Fuse and write all tables; returns `oof` and `test`, the numbers of images, and `gate`, see gate.choose_gate."""
+    runs = runs_with_boxes(cfg)
+    valid = [fuse_fold(cfg, runs, fold, "valid") for fold in cfg.fold_list]
+    no_tta = [fuse_fold(cfg, runs, fold, "valid", tta=False) for fold in cfg.fold_list]
+    test = [fuse_fold(cfg, runs, fold, "test") for fold in cfg.fold_list]
+    all_test = Fused(fuse_models([fold.boxes for fold in test], cfg), mean_images([fold.images for fold in test]))
+    oof = joined(valid)
+    gate, gain = pick_gate(cfg, oof)
+    by_fold = [gated(cfg, gate, part).assign(fold=fold) for fold, part in zip(cfg.fold_list, test, strict=True)]
     tables = {
-        "oof": pd.concat([fuse_fold(runs, cfg) for runs in valid]),
-        "oof_no_tta": pd.concat([fuse_fold([views[:1] for views in runs], cfg) for runs in valid]),
-        "test_by_fold": pd.concat([table.assign(fold=k) for k, table in zip(cfg.fold_list, by_fold, strict=True)]),
-        "test": fuse_models(by_fold, cfg),
+        "oof": gated(cfg, gate, oof),
+        "oof_no_tta": gated(cfg, gate, joined(no_tta)),
+        "test": gated(cfg, gate, all_test),
+        "test_by_fold": pd.concat(by_fold),
+        "oof_images": oof.images.reset_index(),
+        "test_images": all_test.images.reset_index(),
     }
     for name, table in tables.items():
-        write_table(with_scaled_boxes(table, cfg.box_scale), cfg.run_dir / f"{name}.csv")
-    return tables["oof"]["patientId"].nunique(), tables["test"]["patientId"].nunique()
+        write_table(table, cfg.run_dir / f"{name}.csv")
+    return {"oof": len(oof.images), "test": len(all_test.images), "gate": {**asdict(gate), "gain": gain}}
 
 
-def fuse_fold(runs: list[list[pd.DataFrame]], settings: FusionSettings) -> pd.DataFrame:
-    """The views of each run fused, then the runs."""
-    return fuse_models([fuse_tables(views, settings) for views in runs], settings)
+def runs_with_boxes(cfg: Config) -> list[Config]:
+    """The runs whose models predict boxes; the others have a say in the class probabilities only. Raises UserError."""
+    fold = cfg.fold_list[0]
+    runs = [run for run in cfg.fused_runs if boxes_of_views(run, fold, "valid")[0]["confidence"].notna().any()]
+    if not runs:
+        raise UserError(
+            f"name={cfg.name}: its model predicts no boxes; fuse it with a run that has some, such as: "
+            f"./run.sh ensemble name=both runs=<detector>,{cfg.name} gate=auto"
+        )
+    return runs
+
+
+def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, tta: bool = True) -> Fused:
+    """One fold's predictions of `valid` or `test`: the views of each run fused, then the runs; without TTA one view."""
+    views = slice(None) if tta else slice(1)
+    boxes = [fuse_tables(boxes_of_views(run, fold, part)[views], cfg) for run in runs]
+    images = [mean_of_views(run.fold_dir(fold) / f"{part}_images.csv", views) for run in cfg.fused_runs]
+    return Fused(fuse_models(boxes, cfg), mean_images(images))
+
+
+def joined(parts: list[Fused]) -> Fused:
+    """The parts, of different images, as one."""
+    return Fused(pd.concat([part.boxes for part in parts]), pd.concat([part.images for part in parts]))
+
+
+def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None]:
+    """The gate that the settings give, or ask to choose out of fold; and then its cross-fitted gain."""
+    if cfg.gate != "auto":
+        return parse_gate(cfg.gate), None
+    truth = of_images(read_truth(Path(cfg.input)), oof.images.index)
+    folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")["fold"]
+    return choose_gate(oof, truth, folds[oof.images.index])
+
+
+def gated(cfg: Config, gate: Gate, found: Fused) -> pd.DataFrame:
+    return with_scaled_boxes(gate.apply(found.boxes, found.images), cfg.box_scale)
 
 
 def fuse_models(tables: list[pd.DataFrame], settings: FusionSettings) -> pd.DataFrame:
     """The fused table of several runs or folds; that of a single one as it is."""
     return fuse_tables(tables, settings) if len(tables) > 1 else tables[0]
+
+
+def boxes_of_views(run: Config, fold: int, part: str) -> list[pd.DataFrame]:
+    """The boxes of a fold's `valid` or `test` images, a table for each view, the plain one first."""
+    return list(read_views(run.fold_dir(fold) / f"{part}.csv").values())
 
 
 def read_views(path: Path) -> dict[str, pd.DataFrame]:
@@ -98,19 +134,10 @@ def read_views(path: Path) -> dict[str, pd.DataFrame]:
     return {str(view): rows[PREDICTION_COLUMNS] for view, rows in views}
 
 
-def write_images(cfg: Config) -> None:
-    """Write the mean class probabilities: out of fold over views and runs, on the test images over folds too."""
-    oof, test = (
-        [mean_images([mean_of_views(path) for path in paths]) for paths in tables_of(cfg, f"{name}_images")]
-        for name in ("valid", "test")
-    )
-    write_table(pd.concat(oof).reset_index(), cfg.run_dir / "oof_images.csv")
-    write_table(mean_images(test).reset_index(), cfg.run_dir / "test_images.csv")
-
-
-def mean_of_views(path: Path) -> pd.DataFrame:
-    """Class probabilities by patientId, mean over the views; NaN for an image that could not be decoded."""
-    table = read_table(path, ["patientId", "view", "p_opacity"]).drop(columns="view")
+def mean_of_views(path: Path, views: slice) -> pd.DataFrame:
+    """Class probabilities by patientId, mean over these views; NaN for an image that could not be decoded."""
+    table = read_table(path, ["patientId", "view", "p_opacity"])
+    table = table[table["view"].isin(table["view"].unique()[views])].drop(columns="view")
     return table.groupby("patientId", sort=False).mean()
 
 

@@ -57,3 +57,14 @@ def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = 
             f"name=, or delete {path.parent}"
         )
     return content
+
+
+def people_of_checkpoint(path: Path) -> set[str]:
+    """The people whose images a checkpoint of this project was trained on; empty for weights that are something else.
+
+    path: a file that backbone.read_weights can read.
+    """
+    if path.suffix == ".safetensors":
+        return set()
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return set(content.get("people", [])) if isinstance(content, dict) else set()

@@ -7,11 +7,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
-from rsna.models.backbone import normalise
+from rsna.models.backbone import location_centres, normalise, top_down
 from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
 from rsna.models.registry import register
 
@@ -66,10 +66,7 @@ class SingleBoxModel(DetectionModel):
         """images (B, 1, S, S) uint8 -> logits (B, classes); of L locations objectness (B, L), boxes (B, L, 4)
         cxcywh in [0, 1], and centres (L, 2) in [0, 1]."""
         features = self.encoder(normalise(images))[-3:]
-        pyramid = self.lateral[2](features[2])
-        for level in (1, 0):
-            finer = self.lateral[level](features[level])
-            pyramid = interpolate(pyramid, size=finer.shape[-2:], mode="nearest") + finer
+        pyramid = top_down(self.lateral, features)[0]
         grid = location_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
         # lungs are always in the same place: let the convolutions know where they are
         position = (2 * grid - 1).permute(2, 0, 1).to(pyramid.dtype).expand(len(pyramid), -1, -1, -1)
@@ -123,9 +120,3 @@ class SingleBoxModel(DetectionModel):
 def pooled_image_logit(objectness: Tensor) -> Tensor:
     """Logits (B, L) of the locations -> (B,) logit of "an opacity somewhere": log of their mean exponential."""
     return objectness.logsumexp(dim=1) - math.log(objectness.shape[1])
-
-
-def location_centres(rows: int, cols: int, device: torch.device) -> Tensor:
-    """(rows, cols, 2) float32, whatever precision the network has: x, y in [0, 1] of the centre of each cell."""
-    y, x = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n for n in (rows, cols))
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)

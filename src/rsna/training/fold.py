@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rsna.core.artifacts import current_manifest, is_current, record, withdraw
+from rsna.core.artifacts import current_manifest, is_current, is_file_of_weights, record, withdraw
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
@@ -25,7 +25,7 @@ from rsna.data.augment import Augmentation
 from rsna.data.boxes import xyxy_to_cxcywh
 from rsna.data.dataset import FoldData, ImageDataset, Samples, load_fold
 from rsna.data.loader import EpochBatches, ImageMemory, make_loader, memory_for
-from rsna.models.checkpoint import load_checkpoint, save_checkpoint
+from rsna.models.checkpoint import load_checkpoint, people_of_checkpoint, save_checkpoint
 from rsna.models.device import explain_failures, pick_device
 from rsna.models.protocol import DetectionModel
 from rsna.models.registry import build_model
@@ -52,6 +52,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
         print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
         return
     data = load_fold(cfg, fold)
+    people = seen_people(cfg, data)
     phase, _ = phase_at(cfg.phase_list, max(done - 1, 0))
     run = start_phase(cfg, start_model(cfg, fold, data), len(data.train.ids), phase)
     if saved:
@@ -64,7 +65,24 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     withdraw(cfg, "train", fold)
     with write_then_rename(folder / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.structured(cfg), temporary)
-    run_epochs(cfg, fold, run, data, manifest)
+    run_epochs(cfg, fold, run, data, {"manifest": manifest, "fold": fold, "people": people})
+
+
+def seen_people(cfg: Config, data: FoldData) -> list[str]:
+    """The people whose images the fold's network, and the one that it starts from, are trained on.
+
+    Raises UserError if the network that it starts from was trained on people of this fold's validation images: its
+    scores there would be too high.
+    """
+    seen = people_of_checkpoint(Path(cfg.weights)) if is_file_of_weights(cfg) else set()
+    shared = seen & set(data.valid_people)
+    if shared:
+        raise UserError(
+            f"weights={cfg.weights} was trained on {len(shared)} people of this fold's {len(data.valid_people)} "
+            f"validation people, first {min(shared)}: the scores would be too high; remove their images from one of "
+            "the two sets"
+        )
+    return sorted(seen | set(data.train_people))
 
 
 def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
@@ -120,8 +138,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: dict[str, Any]) -> None:
-    """Train, validate, save; epoch by epoch, phase by phase."""
+def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]) -> None:
+    """Train, validate, save; epoch by epoch, phase by phase. about: what else the checkpoints hold."""
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
     steps, stream = len(train_loader) // len(epochs), iter(train_loader)
@@ -142,7 +160,7 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, manifest: 
         losses |= {f"train_{name}": value for name, value in train_losses.items()}
         losses |= {f"valid_{name}": value for name, value in valid_losses.items()}
         run.history.append({"epoch": epoch + 1, "phase": phase.part, "lr": lr, **losses, **scores})
-        save_epoch(cfg, fold, run, manifest)
+        save_epoch(cfg.fold_dir(fold), run, about)
         note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
     best, path = max(run.history, key=rank), cfg.fold_dir(fold) / "best.pt"
     print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']} -> {path}")
@@ -158,10 +176,9 @@ def check_and_print(scores: dict[str, float], title: str) -> None:
     print(f"{title}: {'  '.join(f'{name} {value:.4f}' for name, value in scores.items())}", flush=True)
 
 
-def save_epoch(cfg: Config, fold: int, run: Training, manifest: dict[str, Any]) -> None:
+def save_epoch(folder: Path, run: Training, about: dict[str, Any]) -> None:
     """Write best.pt if the last epoch is the best so far, then last.pt and history.csv."""
-    folder = cfg.fold_dir(fold)
-    head = {"manifest": manifest, "fold": fold, "epoch": len(run.history)}
+    head = {**about, "epoch": len(run.history)}
     if rank(run.history[-1]) == max(map(rank, run.history)):
         save_checkpoint({**head, "model": run.model.state_dict()}, folder / "best.pt")
     save_checkpoint({**head, **run.state(), "best": content_hash(folder / "best.pt")}, folder / "last.pt")

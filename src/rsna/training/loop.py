@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -125,16 +126,24 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
     """The mean loss, its parts; accuracy, corner errors, opacity AUC, IoU on positives, mAP at its best threshold."""
     run.model.eval()
     sums: Losses = {}
-    boxes, scores = [], []
+    found: list[tuple[Floats, ...]] = []
     for batch in loader:
         outputs, losses = run.forward(batch)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(batch["row"])
-        found = run.model.decode(outputs)
-        boxes.append(to_numpy(found[0]))
-        scores.append(to_numpy(found[1]))
+        found.append(tuple(map(to_numpy, run.model.decode(outputs))))
     means = {name: total / len(data.valid.ids) for name, total in sums.items()}
-    return means, validation_scores(data, np.concatenate(boxes), np.concatenate(scores), size)
+    boxes, scores, probabilities = map(np.concatenate, zip(*found, strict=True))
+    if not boxes.shape[1]:
+        return means, classification_scores(data, probabilities[:, -1])
+    return means, validation_scores(data, boxes, scores, size)
+
+
+def classification_scores(data: FoldData, p_opacity: Floats) -> dict[str, float]:
+    """Those of a model without boxes, whose best epoch is that of the lowest loss; p_opacity (N,)."""
+    table = pd.DataFrame({"patientId": data.valid.ids, "confidence": p_opacity})
+    missing = dict.fromkeys(("L1", "L1_post", "IoU"), np.nan)
+    return {"accuracy": accuracy(table, data.truth), "AUC": opacity_auc(table, data.truth), **missing, "mAP": 0.0}
 
 
 def validation_scores(data: FoldData, boxes_xyxy: Floats, scores: Floats, size: int) -> dict[str, float]:
