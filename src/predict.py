@@ -10,7 +10,7 @@ from rsna.inference.predictor import predict_fold
 
 
 def main(cfg: Config) -> None:
-    for member in cfg.member_configs or [cfg]:
+    for member in cfg.trained_runs:
         current = [str(fold) for fold in member.fold_list if not predict_fold(member, fold)]
         if current:
             print(f"predict: fold {', '.join(current)} current -> {member.run_dir}")

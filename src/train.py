@@ -13,7 +13,7 @@ from rsna.core.executor import run_folds
 
 
 def main(cfg: Config) -> None:
-    for member in cfg.member_configs or [cfg]:
+    for member in cfg.trained_runs:
         current = [fold for fold in member.fold_list if is_current(member, "train", fold)]
         if current:
             print(f"train: fold {', '.join(map(str, current))} current -> {member.run_dir}")

@@ -210,6 +210,11 @@ class Config(
         return replace(self, name=name, runs="", members="", member_configs=[])
 
     @property
+    def trained_runs(self) -> list["Config"]:
+        """The runs that train and predict work on: the members, or the run itself."""
+        return self.member_configs or [self]
+
+    @property
     def fused_runs(self) -> list["Config"]:
         """The runs whose predictions are fused: the members, those of runs=a,b, or the run itself."""
         names = [f"{self.name}_{preset}" for preset in self.members.split(",") if preset] or self.runs.split(",")

@@ -14,7 +14,6 @@ from rsna.evaluation.metric import image_scores, keep_confident, of_images, scor
 from rsna.evaluation.threshold import best_threshold, cross_fit
 
 
-
 @dataclass(frozen=True)
 class Fused:
     """Fused predictions of one set of images."""
