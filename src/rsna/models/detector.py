@@ -176,7 +176,7 @@ def assign(boxes_xyxy: Tensor, mask: Tensor, centres: Tensor, strides: Tensor) -
 
 
 def distribution_loss(sides: Tensor, distances: Tensor) -> Tensor:
-    """Distribution focal loss (B, L), mean over the sides: logits (B, L, 4, BINS), true distances (B, L, 4), strides."""
+    """Distribution focal loss (B, L), mean over sides: logits (B, L, 4, BINS), true distances (B, L, 4) in strides."""
     distances = distances.clamp(0, BINS - 1.01)
     left = distances.long()
     log_p = sides.log_softmax(-1)
