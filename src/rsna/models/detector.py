@@ -20,7 +20,7 @@ ANCHOR = 4  # side of the square anchor of a location, in strides; it serves the
 NEAREST = 9  # candidates of a true box in each level
 BINS = 8  # a side of a box is 0 to 7 strides away from its location
 GIOU_WEIGHT, DISTRIBUTION_WEIGHT = 2.0, 0.25  # as in Li et al. 2020
-VOTE_IOU = 0.5  # boxes that overlap a kept one by more have a say in where it is
+VOTE_IOU = 0.4  # boxes that overlap a kept one by more have a say in where it is
 CANDIDATES, MAX_BOXES = 64, 6  # locations that are looked at, and boxes that are kept of them at most
 
 
