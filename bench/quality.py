@@ -1,49 +1,59 @@
-"""Quality of three recipes on the same folds, with the same epochs, over three seeds; networks from random weights.
+"""Quality of configurations on the same folds, with the same epochs, over several seeds.
 
-    python bench/quality.py [quick=true] [epochs=10] [jobs=2]              on the synthetic competition, 64 px, 2 folds
-    python bench/quality.py input=<Kaggle's files> [size=96] [n_folds=2]   on real ones
-    python bench/quality.py recipes=default precision=float32              one recipe, in another precision
+    python bench/quality.py [quick=true]                                  on the synthetic competition, 64 px, 2 folds
+    python bench/quality.py data=<Kaggle's files> size=128 n_folds=5 [encoder=...] [weights=<file>] [seeds=42,43,44]
+    python bench/quality.py runs=single_box,post precision=float32        some runs only; other settings go to all
 
-fastai: fastai's own learner with the post's network, loss, rates and freezing (its one cycle, its augmentations);
-post: preset=fastai, the same in this project; default: this project's recipe. Out-of-fold scores of the last epoch,
-mAP at its best threshold, plain view; for the default also with its test-time views. Seconds of one thread, for the
-training of all folds.
+single_box, detector: these models; gated: the detector's boxes with the image probabilities of model=classifier, an
+ensemble of two runs; fastai: fastai's own learner with the post's network, loss, rates, freezing and augmentations;
+post: preset=fastai, the same in this project. Without runs= all of them but post, as far as they are there.
+
+Two trainings of one thread each at a time (jobs=2), with the project's commands in the workspace root= (default:
+working/quality). There it resumes: what is current is not trained again. mAP is cross-fitted; seconds are those of
+training and validating all folds.
 """
 
-import json
-import os
-import subprocess
+import random
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
 import pandas as pd
+from comparison import (
+    Result,
+    as_words,
+    command,
+    make_workspace,
+    print_comparison,
+    read_words,
+    run_script,
+    score_table,
+    workspace,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+from rsna.core.config import Config, parse
+from rsna.core.files import content_hash, read_json, write_json
+from rsna.core.tables import write_table
+from rsna.data.competition import read_predictions
+from rsna.evaluation.runs import training_seconds
+from rsna.models.registry import names, settings_of
 
-RECIPES = ("fastai", "post", "default")
-SCORES = ("mAP", "AUC", "IoU", "seconds")
-
-
-def stage(name: str, *words: str) -> None:
-    """Run a stage; its output is shown if it fails."""
-    done = subprocess.run([sys.executable, str(ROOT / "src" / f"{name}.py"), *words], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-
-
-def world_words(root: str, seed: int, words: dict[str, str]) -> list[str]:
-    """The settings that all recipes share."""
-    own = {"root": root, "seed": str(seed), "size": "64", "n_folds": "2", "weights": "none", "demo_train": "300"}
-    own |= {
-        key: value for key, value in words.items() if key in ("size", "n_folds", "demo_train", "input", "precision")
-    }
-    return [f"{key}={value}" for key, value in own.items()]
+DEFAULTS = {"size": "64", "n_folds": "2", "epochs": "10", "weights": "none", "seeds": "42,43,44"}
+SEVERAL = {"max_boxes": "4", "missing_weight": "0"}  # fusion of a model with several boxes per image
+MODELS = {
+    "single_box": {"model": "single_box"},
+    "detector": {"model": "detector", **SEVERAL},
+    "classifier": {"model": "classifier"},
+    "post": {"preset": "fastai"},
+}
+ENSEMBLES = {"gated": ("detector", "classifier")}
+GATE = "0.5,0.1"  # of the challenge's second place: one that is chosen on these images would flatter
+PEERS = ("fastai", "post")
+AUGMENTATION = {"max_rotate": 30.0, "min_zoom": 1.0, "max_zoom": 1.0, "max_lighting": 0.1, "max_warp": 0.0}
 
 
 def post_phases(epochs: int) -> str:
@@ -51,137 +61,119 @@ def post_phases(epochs: int) -> str:
     first, second = max(1, round(epochs * 3 / 18)), max(1, round(epochs * 5 / 18))
     return (
         f"head:{first}:1e-3:one_cycle_legacy,last2:{second}:2e-6/2e-5/2e-4:one_cycle_legacy,"
-        f"all:{epochs - first - second}:1e-6/1e-5/1e-4:one_cycle_legacy"
+        f"all:{max(1, epochs - first - second)}:1e-6/1e-5/1e-4:one_cycle_legacy"
     )
 
 
-def run_ours(recipe: str, world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
-    """Out-of-fold tables by title, from the engine and the stages after it."""
-    from rsna.core.config import parse
-    from rsna.models.registry import settings_of
-    from rsna.training.fold import train_fold
+def own_words(run: str, seed: str, world: dict[str, str]) -> dict[str, str]:
+    """The settings of a run of this seed."""
+    words = {**MODELS.get(run, {}), **world, "seed": seed, "name": f"{run}-{seed}", "checkpoint": "last"}
+    if run in ENSEMBLES:
+        words = {**SEVERAL, "gate": GATE, **words, "runs": ",".join(f"{part}-{seed}" for part in ENSEMBLES[run])}
+    if run in PEERS:
+        words |= {"preset": "fastai", "phases": post_phases(int(words.pop("epochs")))}
+    return words
 
-    own = ["preset=fastai", f"phases={post_phases(epochs)}"] if recipe == "post" else [f"epochs={epochs}"]
-    words = [*own, *world, f"name={recipe}", "checkpoint=last"]
+
+def train_run(run: str, seed: str, world: dict[str, str]) -> None:
+    """Train, predict and fuse with the commands, or fastai's learner in a process of its own."""
+    words = as_words(own_words(run, seed, world))
+    if run == "fastai":
+        run_script(Path(__file__), "one=fastai", *words)
+        return
+    for name in ("train", "predict", "ensemble"):
+        command(name, *words)
+
+
+def train_fastai(words: list[str]) -> None:
+    """Write oof.csv and peer.json of fastai's learner, unless they are there from the same words and folds."""
     cfg = parse(words, settings_of)
-    start = time.perf_counter()
-    for fold in cfg.fold_list:
-        train_fold(cfg, fold)
-    seconds = time.perf_counter() - start
-    for name in ("predict", "ensemble"):
-        stage(name, *words)
-    tables = {recipe: pd.read_csv(cfg.run_dir / "oof_no_tta.csv", dtype={"patientId": str})}
-    if recipe == "default":
-        tables["default, views"] = pd.read_csv(cfg.run_dir / "oof.csv", dtype={"patientId": str})
-    return {title: table.assign(seconds=seconds) for title, table in tables.items()}
+    made = {"words": sorted(words), "folds": content_hash(cfg.folds_csv)}
+    path = cfg.run_dir / "peer.json"
+    if path.is_file() and read_json(path, "")["made"] == made:
+        return
+    parts = [fit_fastai(cfg, fold) for fold in cfg.fold_list]
+    write_table(pd.concat([table for table, _ in parts]), cfg.run_dir / "oof.csv")
+    write_json({"made": made, "seconds": sum(seconds for _, seconds in parts)}, path)
 
 
-def run_fastai(world: list[str], epochs: int) -> dict[str, pd.DataFrame]:
-    """The out-of-fold table of fastai's learner."""
+def fit_fastai(cfg: Config, fold: int) -> tuple[pd.DataFrame, float]:
+    """Predictions of a fold's validation images by fastai's learner, plain view, and the seconds of its training."""
     import fastai_peer
     import torch
 
-    from rsna.core.config import parse
     from rsna.data.dataset import ImageDataset, load_fold
     from rsna.data.loader import make_loader
     from rsna.inference.predictor import predict_views, prediction_table
     from rsna.inference.tta import TtaTransform
-    from rsna.models.registry import build_model, settings_of
+    from rsna.models.registry import build_model
 
-    cfg = parse(["preset=fastai", f"phases={post_phases(epochs)}", *world], settings_of)
-    augmentation = {"max_rotate": 30.0, "min_zoom": 1.0, "max_zoom": 1.0, "max_lighting": 0.1, "max_warp": 0.0}
-    cpu, tables, seconds = torch.device("cpu"), [], 0.0
-    for fold in cfg.fold_list:
-        data = load_fold(cfg, fold)
-        torch.manual_seed(cfg.seed * 1000 + fold)
-        model = build_model(cfg)
-        batches = fastai_peer.make_dataloaders(data.train, data.valid, cfg.batch_size, augmentation)
-        learner = fastai_peer.make_learner(batches, model, wd=0.0)
-        start = time.perf_counter()
-        with learner.no_bar(), learner.no_logging():
-            for phase, group in zip(cfg.phase_list, (2, 1, 0), strict=True):
-                learner.freeze_to(group)
-                learner.fit_one_cycle(phase.epochs, list(phase.lrs) if len(phase.lrs) > 1 else phase.lrs[0])
-        seconds += time.perf_counter() - start
-        loader = make_loader(ImageDataset(data.valid), 16, 0, cpu)
-        ((boxes, scores, _),) = predict_views(model, loader, [TtaTransform()], cpu, torch.float32)
-        tables.append(prediction_table(data.valid, boxes, scores, cfg.size))
-    return {"fastai": pd.concat(tables).assign(seconds=seconds)}
+    data, cpu = load_fold(cfg, fold), torch.device("cpu")
+    torch.manual_seed(cfg.seed * 1000 + fold)
+    random.seed(cfg.seed * 1000 + fold)  # fastai shuffles with it
+    model = build_model(cfg)
+    batches = fastai_peer.make_dataloaders(data.train, data.valid, cfg.batch_size, AUGMENTATION)
+    learner = fastai_peer.make_learner(batches, model, wd=0.0)
+    start = time.perf_counter()
+    with learner.no_bar(), learner.no_logging():
+        for phase, group in zip(cfg.phase_list, (2, 1, 0), strict=True):
+            learner.freeze_to(group)
+            learner.fit_one_cycle(phase.epochs, list(phase.lrs) if len(phase.lrs) > 1 else phase.lrs[0])
+    seconds = time.perf_counter() - start
+    loader = make_loader(ImageDataset(data.valid), 16, 0, cpu)
+    ((boxes, scores, _),) = predict_views(model, loader, [TtaTransform()], cpu, torch.float32)
+    return prediction_table(data.valid, boxes, scores, cfg.size), seconds
 
 
-def run_one(recipe: str, world: list[str], epochs: int) -> None:
-    """One recipe on one seed; prints its scores as JSON."""
-    from rsna.core.config import parse
-    from rsna.data.competition import LABELS_CSV, read_labels, truth_boxes
-    from rsna.evaluation import scores as scoring
-    from rsna.evaluation.threshold import best_score
-
-    tables = run_fastai(world, epochs) if recipe == "fastai" else run_ours(recipe, world, epochs)
-    truth = truth_boxes(read_labels(Path(parse(world).input) / LABELS_CSV))
-    for title, table in tables.items():
-        scores = {
-            "mAP": best_score(table, truth),
-            "AUC": scoring.opacity_auc(table, truth),
-            "IoU": scoring.iou_on_positives(table, truth),
-            "seconds": float(table["seconds"].iloc[0]),
-        }
-        print(json.dumps({"recipe": title} | scores))
+def seconds_of(run: str, seed: str, cfg: Config) -> float:
+    """Seconds of training; of an ensemble those of its runs together."""
+    folders = [Path(cfg.working) / f"{part}-{seed}" for part in ENSEMBLES.get(run, (run,))]
+    if run == "fastai":
+        return float(read_json(folders[0] / "peer.json", "")["seconds"])
+    return sum(map(training_seconds, folders))
 
 
-def prepare(folder: str, seed: int, words: dict[str, str]) -> list[str]:
-    """Make one seed's competition (unless it is given), folds and cache."""
-    world = world_words(f"{folder}/{seed}", seed, words)
-    for name in ("make_folds", "cache_images") if "input" in words else ("make_demo", "make_folds", "cache_images"):
-        stage(name, *world)
-    return world
+def available(runs: str) -> list[str]:
+    """The runs that are named; or the default ones whose models and packages are there."""
+    if runs:
+        return runs.split(",")
+    wanted = ("single_box", "detector", "gated", "fastai")
+    absent = {run for run in wanted if not set(ENSEMBLES.get(run, (run,))) <= {"fastai", *names()}}
+    absent |= set() if find_spec("fastai") else {"fastai"}
+    for run in sorted(absent):
+        print(f"left out: {run}, whose model or package is not there")
+    return [run for run in wanted if run not in absent]
 
 
-def measure(folder: str, words: dict[str, str], seeds: range, epochs: int) -> pd.DataFrame:
-    """A row per recipe and seed; `jobs` of them at a time, one thread each."""
-    worlds = [prepare(folder, seed, words) for seed in seeds]
-    # fastai imports slowly and shows bars; one thread each, so that seconds compare
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-
-    def run(job: tuple[str, list[str]]) -> list[dict[str, Any]]:
-        command = [sys.executable, __file__, f"one={job[0]}", f"epochs={epochs}", *job[1]]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"recipe"')]
-        if done.returncode or not rows:
-            raise RuntimeError(done.stdout + done.stderr)
-        for row in rows:
-            print("  ".join(f"{key} {value if key == 'recipe' else f'{value:.4f}'}" for key, value in row.items()))
-        return rows
-
+def measure(words: dict[str, str], world: dict[str, str], runs: list[str]) -> list[Result]:
+    """Train all runs of all seeds, the parts of ensembles first, and score them."""
+    seeds, cfg = words["seeds"].split(","), parse(as_words(world))
+    make_workspace([*as_words(world), f"seed={seeds[0]}"], "data" in words)
+    parts = dict.fromkeys(part for run in runs for part in ENSEMBLES.get(run, (run,)))
     with ThreadPoolExecutor(int(words.get("jobs", 2))) as pool:
-        recipes = words.get("recipes", ",".join(RECIPES)).split(",")
-        jobs = [(recipe, world) for recipe in recipes for world in worlds]
-        return pd.DataFrame([row for rows in pool.map(run, jobs) for row in rows])
+        list(pool.map(lambda job: train_run(*job, world), [(run, seed) for seed in seeds for run in parts]))
+    results = []
+    for run in runs:
+        for seed in seeds:
+            if run in ENSEMBLES:
+                command("ensemble", *as_words(own_words(run, seed, world)))
+            table = read_predictions(Path(cfg.working) / f"{run}-{seed}" / "oof.csv")
+            results.append(score_table(run, table, cfg, seconds_of(run, seed, cfg)))
+    return results
 
 
-def main(words: dict[str, str]) -> None:
-    if "one" in words:
-        world = [f"{key}={value}" for key, value in words.items() if key not in ("one", "epochs")]
-        run_one(words["one"], world, int(words["epochs"]))
-        return
-    quick = words.get("quick") == "true"
-    epochs = int(words.get("epochs", 3 if quick else 10))
-    words = {"demo_train": "40"} | words if quick else words
-    with tempfile.TemporaryDirectory() as folder:
-        table = measure(folder, words, range(1, 2 if quick else 4), epochs)
-    by_recipe = table.groupby("recipe", sort=False)[list(SCORES)]
-    mean, spread = by_recipe.mean(), by_recipe.std().fillna(0.0)
-    print(f"\n{epochs} epochs, {table.groupby('recipe').size().max()} seeds, mean ± standard deviation")
-    for recipe in mean.index:
-        print(
-            f"{recipe:16}" + "  ".join(f"{s} {mean.loc[recipe, s]:.4f} ± {spread.loc[recipe, s]:.4f}" for s in SCORES)
-        )
-    for peer in ("fastai", "post") if "recipes" not in words else ():
-        for score in ("mAP", "AUC", "IoU"):
-            # a peer that finds nothing scores 0: then the ratio says nothing but that
-            ratio = mean.loc["default", score] / mean.loc[peer, score] if mean.loc[peer, score] else np.inf
-            print(f"ratio {score}_of_default_to_{peer} {ratio:.2f}")
-        print(f"ratio seconds_of_{peer}_to_default {mean.loc[peer, 'seconds'] / mean.loc['default', 'seconds']:.2f}")
+def main(words: dict[str, str], world: dict[str, str]) -> None:
+    runs = available(words.get("runs", ""))
+    results = measure(words, world, runs)
+    own = [run for run in runs if run not in PEERS]
+    pairs = [(run, own[0]) for run in own[1:]] + [(run, peer) for peer in PEERS if peer in runs for run in own]
+    print_comparison(results, parse(as_words(world)), pairs)
 
 
 if __name__ == "__main__":
-    main(dict(word.split("=", 1) for word in sys.argv[1:]))
+    if sys.argv[1:2] == ["one=fastai"]:
+        train_fastai(sys.argv[2:])
+    else:
+        given = read_words(sys.argv[1:], DEFAULTS)
+        with workspace(given, "quality") as shared:
+            main(given, shared)

@@ -88,6 +88,8 @@ def test_the_top_shows_the_figures_of_the_files(made, outline):
         f"{scores['interval'][0]:.4f} to {scores['interval'][1]:.4f}",
         f"{scores['cross_fitted_mAP']:.4f}",
         f"{scores['threshold']:.4f} gives",
+        f"AP50, all boxes {scores['AP50']:.4f}",
+        "sensitivity " + " ".join(f"{share:.3f}" for share in scores["FROC"].values()),
         "first.csv gives 5 of 20 test images (25.0%) a box, at threshold 0.4321: as many as single folds give a box.",
         "median box on every image",
         "run second",
@@ -292,6 +294,18 @@ def test_a_submission_of_older_scores_is_called_stale(tmp_path):
     text = report(words(tmp_path)).read_text()
     assert "The submission is stale" in text
     assert "To write it again: ./run.sh make_submission" in text
+
+
+def test_scores_of_an_earlier_version_have_a_report_too(tmp_path):
+    _, labels = make_competition(tmp_path, 40)
+    cfg = make_run(tmp_path, make_predictions(labels))
+    path = cfg.run_dir / "scores.json"
+    scores = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in scores.items() if key not in ("AP50", "FROC")}))
+    record(cfg, "evaluate")
+    text = report(words(tmp_path)).read_text()
+    assert "FROC" not in text
+    assert "<dt>AP50, all boxes</dt><dd><strong>-</strong></dd>" in text
 
 
 # from here on in a browser

@@ -66,7 +66,7 @@ STAGES = {
         settings=(config.EvaluationSettings, config.SeedSettings),
         inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS),
         outputs=("{run}/scores.json", "{run}/threshold.csv"),
-        manifest="{run}/evaluate.json", after=("ensemble",), version=2,
+        manifest="{run}/evaluate.json", after=("ensemble",), version=3,
     ),
     "make_submission": Stage(
         settings=(config.SubmissionSettings,),

@@ -11,6 +11,7 @@ from rsna.core.errors import UserError
 from rsna.core.tables import read_table
 from rsna.data.competition import LABELS_CSV, read_labels, read_people, read_predictions, truth_boxes
 from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
+from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import keep_confident, of_images
 from rsna.evaluation.scores import describe
 from rsna.evaluation.threshold import best_point
@@ -28,6 +29,7 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     else:
         print(f"cross-fitted, with the threshold chosen on the other folds: {scores['cross_fitted_mAP']:.4f}")
     print(by_name("on the same images", scores["baselines"]))
+    print_detection_scores(scores)
     print_scales(scores)
     fused, plain = scores["best_mAP"], scores["no_tta_best_mAP"]
     if plain > fused:
@@ -42,6 +44,12 @@ def print_map(scores: dict[str, Any], spread: str = "") -> None:
     low, high = scores["interval"]
     print(f"mAP {scores['mAP']:.4f}, 95 % interval {low:.4f} to {high:.4f}{spread}")
     print(by_name("mAP by IoU threshold", scores["per_iou"], 3))
+
+
+def print_detection_scores(scores: dict[str, Any]) -> None:
+    """What papers report; both take all boxes of all images, whatever the threshold."""
+    print(f"over all thresholds: AP50 {scores['AP50']:.4f}")
+    print(by_name("FROC, sensitivity at false positives per image", scores["FROC"], 3))
 
 
 def by_name(title: str, values: dict[str, float], digits: int = 4) -> str:
@@ -81,6 +89,7 @@ def score_file(cfg: Config) -> None:
     print_map(scores)
     print(f"{scores['images']} images, {scores['positives']} positive, {scores['with_box']:.1%} with a box")
     print(f"IoU of the most confident box with the largest truth box, on positives: {scores['IoU']:.4f}")
+    print_detection_scores(detection_scores(truth, predictions, len(ids)))
 
 
 def threshold_for(cfg: Config, predictions: pd.DataFrame, truth: pd.DataFrame, is_submission: bool) -> float:

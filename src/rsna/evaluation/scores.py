@@ -17,6 +17,7 @@ from rsna.data import competition
 from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, largest_box
 from rsna.evaluation.bootstrap import interval
+from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import image_scores, mean_average_precision, of_images, threshold_sweep, top_confidences
 from rsna.evaluation.threshold import OperatingPoint, best_score, best_threshold, cross_fit, mean_or_none, scale_scores
 
@@ -173,6 +174,7 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
         "best_mAP": best_score(predictions, truth),
         "no_tta_best_mAP": best_score(found.no_tta, truth),
         "accuracy": accuracy(predictions, truth),
+        **detection_scores(truth, predictions, len(folds)),
         "box_scales": scale_scores(predictions, truth, folds["fold"]),
         "per_view_position": image_score.groupby(view).mean().to_dict(),
         "baselines": baselines(found.all_truth, folds["fold"], kept, truth),

@@ -77,12 +77,22 @@ def headline(cfg: Config, data: ReportData) -> dict[str, Any]:
         "threshold": f"{scores['threshold']:.4f}",
         "auc": digits(scores["AUC"], ".3f"),
         "iou": digits(scores["IoU"], ".3f"),
+        "ap50": digits(scores.get("AP50")),
+        "froc": froc_table(scores["FROC"]) if "FROC" in scores else None,  # not in those of earlier versions
         "images": len(data.run.ids),
         "patients": data.folds["group"].nunique(),
         "with_box": f"{data.run.kept['patientId'].nunique() / len(data.run.ids):.1%}",
         "submission": submission_sentence(cfg),
         "synthetic": "demo" in cfg.preset.split(","),
     }
+
+
+def froc_table(sensitivity: dict[str, float]) -> Table:
+    """The sensitivities of scores.json in one row."""
+    caption = "FROC: share of the true boxes that are found (IoU above .5) at so many false positives per image"
+    return Table(
+        caption, ["", *sensitivity], [["sensitivity", *(digits(share, ".3f") for share in sensitivity.values())]]
+    )
 
 
 def submission_sentence(cfg: Config) -> str:

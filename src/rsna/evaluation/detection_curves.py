@@ -1,0 +1,64 @@
+"""The scores that papers on detection report: AP50 and FROC, over all boxes and not only those above a threshold."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rsna.evaluation.metric import Arranged, arrange, cut_points, take_best
+
+AP_BOXES = 100  # per image, the most confident: COCO's maxDets
+RECALLS = np.linspace(0, 1, 101)
+# COCO counts an IoU of exactly .5 as a match, the competition and FROC here do not; both are compared with `>`
+COCO_IOU, FROC_IOU = np.nextafter(0.5, 0), 0.5
+FROC_RATES = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1, "2": 2, "4": 4, "8": 8}  # false positives per image
+
+
+def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: int) -> dict[str, Any]:
+    """`AP50`, and `FROC`: the sensitivity at each of FROC_RATES and their `mean`; all NaN without a true box.
+
+    truth, predictions: as in metric.image_scores, with all boxes that were predicted; n_images: how many images were
+    predicted, those without a box included.
+    """
+    # reversed: of equal overlaps COCO takes the last true box
+    table = arrange(truth.iloc[::-1], predictions)
+    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), 2, axis=1)
+    may = np.ones((len(table.image), 2), dtype=bool)
+    hits = take_best(table, free, may, np.array([COCO_IOU, FROC_IOU]))
+    order = by_falling_confidence(table)
+    counted = order[table.rank[order] < AP_BOXES]
+    froc = sensitivities(hits[order, 1], table.confidence[order], len(truth), n_images)
+    return {"AP50": average_precision(hits[counted, 0], len(truth)), "FROC": froc}
+
+
+def by_falling_confidence(table: Arranged) -> NDArray[np.intp]:
+    """The order of the boxes of all images; equal confidences by patientId and rank, as in COCO's own code."""
+    return np.lexsort((table.rank, pd.Series(table.ids).rank().to_numpy()[table.image], -table.confidence))
+
+
+def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:
+    """COCO's average precision of boxes by falling confidence: the mean over RECALLS of the interpolated precision.
+
+    That is the highest precision at this recall or a higher one, and 0 for a recall that is not reached.
+    """
+    if n_truth == 0:
+        return float("nan")
+    found = np.cumsum(hits)
+    precision = np.maximum.accumulate((found / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    return float(np.append(precision, 0.0)[np.searchsorted(found / n_truth, RECALLS)].mean())
+
+
+def sensitivities(
+    hits: NDArray[np.int64], falling: NDArray[np.float64], n_truth: int, n_images: int
+) -> dict[str, float]:
+    """The share of true boxes that are found with at most so many false positives per image, and the mean share.
+
+    hits, falling: of the boxes by falling confidence. Boxes of equal confidence are kept together. A rate that is not
+    reached, as with one box per image, has the highest sensitivity that is.
+    """
+    kept, _ = cut_points(falling)
+    found = np.append(0, np.cumsum(hits))[kept]
+    rows = np.searchsorted(kept - found, [rate * n_images for rate in FROC_RATES.values()], side="right") - 1
+    shares = found[rows] / n_truth if n_truth else np.full(len(rows), np.nan)
+    return {**dict(zip(FROC_RATES, shares.tolist(), strict=True)), "mean": float(shares.mean())}
