@@ -17,7 +17,6 @@ from rsna.core.errors import UserError
 from rsna.core.files import file_lock
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions
-from rsna.evaluation.threshold import with_scaled_boxes
 from rsna.inference.box_fusion import fuse_tables
 
 
@@ -78,7 +77,7 @@ def write_boxes(cfg: Config) -> tuple[int, int]:
         "test": fuse_models(by_fold, cfg),
     }
     for name, table in tables.items():
-        write_table(with_scaled_boxes(table, cfg.box_scale), cfg.run_dir / f"{name}.csv")
+        write_table(table, cfg.run_dir / f"{name}.csv")
     return tables["oof"]["patientId"].nunique(), tables["test"]["patientId"].nunique()
 
 
