@@ -1,153 +1,161 @@
 """The operating point for the images that will be submitted, chosen on out-of-fold images that are like them.
 
-They are few, so curves are smoothed. With `found` the mean score of the positive images and `false_alarms` the fraction
-of the negative ones that get a box, both at some threshold, and `prior` the fraction of positive images, the score is
-prior * found / (prior + (1 - prior) * false_alarms): so curves of one set give those of a set with another prior.
+At any threshold let `found` be the mean score of positive images, `false_alarms` the fraction of negatives with a box,
+`prior` the fraction of positives. Then mAP = prior * found / (prior + (1 - prior) * false_alarms): curves of one set of
+images, smoothed as these are few, give those of a set with another prior.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from rsna.core.config import Config
+from rsna.core.errors import UserError
+from rsna.core.tables import read_table
+from rsna.data.competition import LABELS_CSV, refuse_rows
 from rsna.evaluation.bootstrap import MIDDLE
-from rsna.evaluation.metric import box_steps, top_confidences
+from rsna.evaluation.metric import Floats, box_steps, of_images, top_confidences
 from rsna.evaluation.prior import count_bins
 from rsna.evaluation.threshold import best_point, with_scaled_boxes
 
-Floats = NDArray[np.float64]
+CHALLENGE_IMAGES = 26_684  # training images of the challenge
+TEST_LIKE_IMAGES = 1_000  # the last of them are the first stage's test set, labelled as the final test set
 SCALES = tuple(k / 100 for k in range(70, 111, 5))  # factors on the sides of boxes that are tried
 SURFACE_COLUMNS = ["box_scale", "threshold", "score", "found", "false_alarms"]
 N_THRESHOLDS = 200
 BANDWIDTH = 0.2  # of the Gaussian kernel, in standard deviations of the images' log-odds; see bench/operating_point.py
 
 
-class Calibration(NamedTuple):
-    """The out-of-fold images that an operating point is chosen on."""
+class Images(NamedTuple):
+    """Out-of-fold images: predictions, true boxes, and patientId -> person."""
 
     predictions: pd.DataFrame
     truth: pd.DataFrame
-    people: pd.Series  # patientId -> person
+    people: pd.Series
 
 
-class Curves(NamedTuple):
-    """Sums over the images of each person, smoothed over the thresholds."""
+def calibration_images(every: Images, calibrate: str, labelled: pd.Index) -> tuple[Images, str]:
+    """Those of all images that calibrate= names, and that in words; labelled: patientIds in the order of the labels.
 
-    found: Floats  # (people, thresholds) scores of the positive images
-    false_alarms: Floats  # (people, thresholds) negative images with a box
-    positives: Floats  # (people,) images
-    negatives: Floats
-
-
-def log_odds(confidence: Any) -> Floats:
-    clipped = np.clip(np.asarray(confidence, dtype=float), 1e-6, 1 - 1e-6)
-    return np.log(clipped / (1 - clipped))
-
-
-def make_grid(predictions: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Thresholds, evenly spaced in log-odds, and the kernel (thresholds, thresholds) that smooths over them."""
-    boxes = predictions.dropna(subset=["confidence"])
-    found, top = log_odds(boxes["confidence"]), log_odds(top_confidences(boxes))
-    grid = np.linspace(found.min(initial=0.0), found.max(initial=0.0), N_THRESHOLDS)
-    width = BANDWIDTH * max(float(top.std()) if len(top) else 0.0, 1e-9)
-    kernel = np.exp(-0.5 * ((grid[:, None] - grid) / width) ** 2)
-    return 1 / (1 + np.exp(-grid)), kernel / kernel.sum(axis=1, keepdims=True)
+    Raises UserError where it names images that cannot be used.
+    """
+    if calibrate == "auto":
+        calibrate = "test_like" if len(labelled) == CHALLENGE_IMAGES else "all"
+    if calibrate == "all":
+        return every, "all out-of-fold images"
+    if calibrate == "test_like":
+        chosen, words = labelled[-min(TEST_LIKE_IMAGES, max(1, len(labelled) // 5)) :], f"images of {LABELS_CSV}"
+        words = f"the last {len(chosen)} {words}"
+    else:
+        chosen, words = read_ids(Path(calibrate), labelled, every.people.index), f"the images of {Path(calibrate).name}"
+    people = every.people[every.people.index.isin(chosen)]
+    images = Images(of_images(every.predictions, people.index), of_images(every.truth, people.index), people)
+    if not 0 < (n_positives := images.truth["patientId"].nunique()) < len(people):
+        problem = f"of {words} {len(people)} have out-of-fold predictions and {n_positives} an opacity"
+        raise UserError(f"calibrate={calibrate}: {problem}; choose images with and without, or calibrate=all")
+    return images, words
 
 
-def person_curves(images: Calibration, thresholds: Floats, kernel: Floats) -> Curves:
-    """What the boxes score for each person at each of the rising thresholds."""
-    codes, names = pd.factorize(images.people)
-    person = pd.Series(codes, index=images.people.index)
-    steps = box_steps(images.truth, images.predictions)
-    last = np.maximum(np.searchsorted(thresholds, steps["confidence"], side="right") - 1, 0)
-    sums = np.zeros((2, len(names), len(thresholds)))
-    for table, column in zip(sums, ("gain", "newly_counted"), strict=True):
-        np.add.at(table, (person[steps["patientId"]].to_numpy(), last), steps[column].to_numpy())
-    found, false_alarms = sums[..., ::-1].cumsum(axis=-1)[..., ::-1] @ kernel.T
-    positive = images.people.index.isin(images.truth["patientId"])
-    count = [np.bincount(codes, weights=kind, minlength=len(names)).astype(float) for kind in (positive, ~positive)]
-    return Curves(found, false_alarms, *count)
+def read_ids(path: Path, labelled: pd.Index, predicted: pd.Index) -> pd.Index:
+    """The column patientId of a table. Raises UserError that names the first row that cannot be used."""
+    ids = read_table(path, ["patientId"])["patientId"]
+    problems = {
+        f"it is not in {LABELS_CSV}": ~ids.isin(labelled),
+        "it has no out-of-fold prediction (is its fold trained?)": ~ids.isin(predicted),
+    }
+    refuse_rows(path, ids, problems, "remove them, or choose calibrate=test_like or all")
+    return pd.Index(ids)
 
 
-def scores_at(found: Any, false_alarms: Any, prior: float) -> Any:
-    """mAP of images of which the fraction `prior` is positive."""
+class Surface(NamedTuple):
+    """Smoothed curves (draws, scales, thresholds): of the images, then of the same with people drawn anew."""
+
+    scales: Floats
+    thresholds: Floats  # falling
+    found: Floats
+    false_alarms: Floats
+    share: Floats  # (draws, 1, 1) fraction of positive images
+
+    @property
+    def scores(self) -> Floats:
+        return mean_score(self.found, self.false_alarms, self.share)
+
+    def choices(self) -> Floats:
+        """The threshold and the box scale (draws, 2) of the highest score."""
+        places = self.scores.reshape(len(self.scores), -1).argmax(axis=1)
+        scale, threshold = np.divmod(places, N_THRESHOLDS)
+        return np.column_stack([self.thresholds[threshold], self.scales[scale]])
+
+
+def mean_score(found: Any, false_alarms: Any, prior: Any) -> Any:
     return prior * found / (prior + (1 - prior) * false_alarms)
 
 
-def make_surface(images: Calibration, scales: Sequence[float]) -> pd.DataFrame:
-    """Rows by rising scale and falling threshold; columns SURFACE_COLUMNS."""
-    thresholds, _ = make_grid(images.predictions)
-    parts = []
-    for scale, curves in curves_by_scale(images, scales).items():
-        n_positives, n_negatives = curves.positives.sum(), max(curves.negatives.sum(), 1)
-        found, false_alarms = curves.found.sum(axis=0) / n_positives, curves.false_alarms.sum(axis=0) / n_negatives
-        score = scores_at(found, false_alarms, n_positives / (n_positives + curves.negatives.sum()))
-        rows = np.column_stack([np.full(N_THRESHOLDS, scale), thresholds, score, found, false_alarms])
-        parts.append(pd.DataFrame(rows[::-1], columns=SURFACE_COLUMNS))  # of equals the highest threshold is taken
-    return pd.concat(parts, ignore_index=True)
+def measure(images: Images, scales: Sequence[float], n_resamples: int = 0, seed: int = 0) -> Surface:
+    """The surface over these box scales and a grid of thresholds that is even in log-odds."""
+    boxes = images.predictions.dropna(subset=["confidence"])
+    odds = log_odds(boxes["confidence"])
+    grid = np.linspace(odds.max(initial=0.0), odds.min(initial=0.0), N_THRESHOLDS)
+    width = max(BANDWIDTH * float(np.nan_to_num(log_odds(top_confidences(boxes)).std())), 1e-9)
+    kernel = np.exp(-0.5 * ((grid[:, None] - grid) / width) ** 2)
+    person, n = pd.factorize(images.people)[0], images.people.nunique()
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
+    draws = np.vstack([np.ones(n), draws])
+    positive = images.people.index.isin(images.truth["patientId"])
+    counts = [np.maximum(draws @ np.bincount(person, kind, n), 1e-9)[:, None] for kind in (positive, ~positive)]
+    people, smooth = pd.Series(person, images.people.index), (kernel / kernel.sum(axis=1, keepdims=True)).T
+    tables = [(images.truth, with_scaled_boxes(images.predictions, scale)) for scale in scales]
+    sums = [[draws @ table @ smooth for table in person_curves(*both, people, grid)] for both in tables]
+    found, false_alarms = (np.stack([pair[k] / counts[k] for pair in sums], axis=1) for k in (0, 1))
+    share = (counts[0] / (counts[0] + counts[1]))[..., None]
+    return Surface(np.asarray(scales), 1 / (1 + np.exp(-grid)), found, false_alarms, share)
 
 
-def curves_by_scale(images: Calibration, scales: Sequence[float]) -> dict[float, Curves]:
-    """The curves of the boxes at each scale, at the thresholds of make_grid."""
-    thresholds, kernel = make_grid(images.predictions)
-    scaled = {scale: images._replace(predictions=with_scaled_boxes(images.predictions, scale)) for scale in scales}
-    return {scale: person_curves(table, thresholds, kernel) for scale, table in scaled.items()}
+def person_curves(truth: pd.DataFrame, predictions: pd.DataFrame, people: pd.Series, grid: Floats) -> Floats:
+    """(2, people, thresholds): sum of scores, and negative images with a box, at each of the falling log-odds `grid`.
 
-
-def choose_point(
-    images: Calibration, every: Calibration, box_scale: str, n_resamples: int, seed: int
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The surface of score over box scale and threshold of `images`, and the choice on it for scores.json.
-
-    every: all out-of-fold images, of which `images` are a part. Where they are the same and box_scale is a number, the
-    threshold is the best one as it is: many images need no smoothing.
+    people: patientId -> 0, 1, 2 ...
     """
-    scales = SCALES if box_scale == "auto" else (float(box_scale),)
-    surface = make_surface(images, sorted({*SCALES, *scales}))
-    if box_scale == "auto":
-        of_all = choose_on_surface(make_surface(every, scales), scales)
-    else:
-        of_all = best_point(every.predictions, every.truth, scales).threshold, scales[0]
-    plain = box_scale != "auto" and len(images.people) == len(every.people)
-    threshold, scale = of_all if plain else choose_on_surface(surface, scales)
+    steps = box_steps(truth, predictions)
+    first = np.minimum(np.searchsorted(-grid, -log_odds(steps["confidence"])), len(grid) - 1)
+    sums = np.zeros((2, people.max() + 1, len(grid)))
+    for table, column in zip(sums, ("gain", "newly_counted"), strict=True):
+        np.add.at(table, (people[steps["patientId"]].to_numpy(), first), steps[column].to_numpy())
+    return sums.cumsum(axis=-1)
+
+
+def log_odds(confidence: pd.Series) -> Floats:
+    clipped = np.clip(confidence.to_numpy(dtype=float), 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped))
+
+
+def choose_point(every: Images, labelled: pd.Index, cfg: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The surface as a table, and the choice on it for scores.json; see calibration_images for the arguments.
+
+    On all images, with box_scale= a number, the threshold is the best one as it is: so many need no smoothing.
+    """
+    images, words = calibration_images(every, cfg.calibrate, labelled)
+    scales = SCALES if cfg.box_scale == "auto" else (float(cfg.box_scale),)
+    plain = len(scales) == 1 and images is every
+    surface, best = measure(images, sorted({*SCALES, *scales})), best_point(every.predictions, every.truth, scales)
+    choices = measure(images, scales, 0 if plain else cfg.bootstrap, cfg.seed).choices()
+    threshold, scale = (best.threshold, best.box_scale) if plain else choices[0].tolist()
     top = top_confidences(images.predictions)
     bins = count_bins(top, top.index.isin(images.truth["patientId"]))
-    return surface, {
-        "threshold": threshold,
-        "box_scale": scale,
-        "intervals": None if plain else choice_intervals(images, scales, n_resamples, seed),
-        "of_all_images": {"threshold": of_all[0], "box_scale": of_all[1]},
+    cells = np.meshgrid(surface.scales, surface.thresholds, indexing="ij")
+    columns = [*cells, surface.scores[0], surface.found[0], surface.false_alarms[0]]
+    table = pd.DataFrame({name: cell.ravel() for name, cell in zip(SURFACE_COLUMNS, columns, strict=True)})
+    return table, {
+        "chosen_on": words,
         "images": len(top),
         "positives": sum(bins["positives"]),
         "bins": bins,
-        "resampling": [n_resamples, seed],
+        "threshold": threshold,
+        "box_scale": scale,
+        "of_all_images": [best.threshold, best.box_scale],
+        "intervals": None if plain else np.quantile(choices[1:], MIDDLE, axis=0).T.tolist(),
+        "resampling": [cfg.bootstrap, cfg.seed],
     }
-
-
-def choose_on_surface(
-    surface: pd.DataFrame, scales: Sequence[float], prior: float | None = None
-) -> tuple[float, float]:
-    """Threshold and box scale, of `scales`, of the highest score; prior: that of the images to be submitted."""
-    rows = surface[np.isclose(surface["box_scale"].to_numpy()[:, None], scales).any(axis=1)]
-    score = rows["score"] if prior is None else scores_at(rows["found"], rows["false_alarms"], prior)
-    best = rows.loc[score.idxmax()]
-    return float(best["threshold"]), float(best["box_scale"])
-
-
-def choice_intervals(
-    images: Calibration, scales: Sequence[float], n_resamples: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the chosen threshold and box scale: the choice is made again on people drawn anew."""
-    thresholds, _ = make_grid(images.predictions)
-    n = images.people.nunique()
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples).astype(float)
-    scores = []
-    for curves in curves_by_scale(images, scales).values():
-        counted = (draws @ curves.positives)[:, None] + draws @ curves.false_alarms
-        scores.append(draws @ curves.found / np.maximum(counted, 1e-9))
-    scale, place = np.divmod(np.concatenate(scores, axis=1).argmax(axis=1), len(thresholds))
-    chosen = {"threshold": thresholds[place], "box_scale": np.asarray(scales)[scale]}
-    spans = {name: np.quantile(values, MIDDLE) for name, values in chosen.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in spans.items()}

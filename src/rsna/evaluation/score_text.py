@@ -44,13 +44,11 @@ def print_point(scores: dict[str, Any]) -> None:
     if not point["intervals"]:
         print(f"threshold {scores['threshold']:.4f}: the best on these predictions, {with_box}")
         return
-    low, high = point["intervals"]["threshold"]
+    ((low, high), (smallest, largest)), best = point["intervals"], point["of_all_images"]
     print(f"threshold {scores['threshold']:.4f}, 95 % interval {low:.4f} to {high:.4f}; {with_box}")
-    low, high = point["intervals"]["box_scale"]
-    print(f"box scale {scores['box_scale']:g}" + (f", 95 % interval {low:g} to {high:g}" if low < high else ""))
-    print(f"both chosen on {point['chosen_on']}, {point['positives']} of {point['images']} positive")
-    best = point["of_all_images"]
-    print(f"all out-of-fold images would choose threshold {best['threshold']:.4f}, box scale {best['box_scale']:g}")
+    print(f"box scale {scores['box_scale']:g}, 95 % interval {smallest:g} to {largest:g}")
+    print(f"both chosen on {point['chosen_on']}, {point['positives']} of {point['images']} positive;")
+    print(f"all out-of-fold images would choose threshold {best[0]:.4f}, box scale {best[1]:g}")
 
 
 def print_map(scores: dict[str, Any], spread: str = "") -> None:

@@ -1,5 +1,6 @@
 """What predictions are worth: the metric with its interval, other scores, baselines, and all that scores.json holds."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,24 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
-from rsna.core.config import Config
+from rsna.core.config import Config, command
+from rsna.core.errors import UserError
 from rsna.core.files import file_lock, read_json, write_json
 from rsna.core.tables import write_table
+from rsna.data import competition
 from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, largest_box
 from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.metric import image_scores, mean_average_precision, of_images, threshold_sweep, top_confidences
-from rsna.evaluation.operating_point import choose_point
-from rsna.evaluation.out_of_fold import OutOfFold, calibration_images, read_out_of_fold
-from rsna.evaluation.threshold import OperatingPoint, best_score, cross_fit, mean_or_none, scale_scores
+from rsna.evaluation.operating_point import Images, choose_point
+from rsna.evaluation.threshold import (
+    OperatingPoint,
+    best_score,
+    cross_fit,
+    mean_or_none,
+    scale_scores,
+    with_scaled_boxes,
+)
 
 Floats = NDArray[np.float64]
 # what others take from scores.json, and of what type
@@ -113,6 +122,18 @@ def read_scores(run_dir: Path, rebuild: str) -> dict[str, Any]:
     return read_json(run_dir / "scores.json", rebuild, SCORES_JSON)
 
 
+@dataclass(frozen=True)
+class OutOfFold:
+    """What a run predicted for the images that its folds did not train on, and the truth."""
+
+    predictions: pd.DataFrame  # oof.csv
+    no_tta: pd.DataFrame  # oof_no_tta.csv
+    folds: pd.DataFrame  # rows of folds.csv by patientId, of the predicted images
+    truth: pd.DataFrame  # their true boxes
+    all_truth: pd.DataFrame  # those of all training images
+    labelled: pd.Index  # all training images, in the order of the labels
+
+
 def evaluate_run(cfg: Config) -> dict[str, Any] | None:
     """Choose a run's operating point and score it: write scores.json, threshold.csv, surface.csv; return the scores.
 
@@ -124,17 +145,32 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
         found = read_out_of_fold(cfg)
         if is_current(cfg, "evaluate"):
             return None
-        images, words = calibration_images(found, cfg.calibrate)
-        surface, chosen = choose_point(images, found.calibration(), cfg.box_scale, cfg.bootstrap, cfg.seed)
-        found = found.scaled(chosen["box_scale"])
-        scores = {"name": cfg.name, **score_run(found, chosen["threshold"], cfg.bootstrap, cfg.seed)}
-        scores |= {"box_scale": chosen["box_scale"], "operating_point": {"chosen_on": words, **chosen}}
+        images = Images(found.predictions, found.truth, found.folds["group"])
+        surface, point = choose_point(images, found.labelled, cfg)
+        predictions, no_tta = (with_scaled_boxes(t, point["box_scale"]) for t in (found.predictions, found.no_tta))
+        found = replace(found, predictions=predictions, no_tta=no_tta)
+        scores = {"name": cfg.name, **score_run(found, point["threshold"], cfg.bootstrap, cfg.seed)}
+        scores |= {"box_scale": point["box_scale"], "operating_point": point}
         withdraw(cfg, "evaluate")
         write_table(threshold_sweep(found.truth, found.predictions), cfg.run_dir / "threshold.csv")
         write_table(surface, cfg.run_dir / "surface.csv")
         write_json(scores, cfg.run_dir / "scores.json")
         record(cfg, "evaluate", made=made)
     return scores
+
+
+def read_out_of_fold(cfg: Config) -> OutOfFold:
+    rebuild = command(cfg, "ensemble")
+    paths = (cfg.run_dir / f"{name}.csv" for name in ("oof", "oof_no_tta"))
+    predictions, no_tta = (competition.read_predictions(path, rebuild) for path in paths)
+    folds = competition.read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
+    folds = folds.loc[predictions["patientId"].drop_duplicates()]
+    labels = competition.read_labels(Path(cfg.input) / competition.LABELS_CSV)
+    all_truth = competition.truth_boxes(labels)
+    truth = of_images(all_truth, folds.index)
+    if truth.empty:
+        raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
+    return OutOfFold(predictions, no_tta, folds, truth, all_truth, pd.Index(labels["patientId"].unique()))
 
 
 def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:

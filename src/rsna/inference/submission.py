@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
@@ -15,10 +16,10 @@ from rsna.core.tables import read_table
 from rsna.data.cache import read_index
 from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample
 from rsna.data.submission_format import check_submission, format_submission
-from rsna.evaluation.operating_point import SURFACE_COLUMNS, choose_on_surface
+from rsna.evaluation.operating_point import SURFACE_COLUMNS, mean_score
 from rsna.evaluation.prior import estimate_prior
 from rsna.evaluation.scores import read_scores
-from rsna.evaluation.threshold import OperatingPoint, point_for_test
+from rsna.evaluation.threshold import OperatingPoint, best_threshold, point_for_test
 
 # what others take from submissions/<name>.json, and of what type
 SUBMISSION_JSON = {"images": int, "images_with_box": int, "threshold": int | float, "threshold_from": str}
@@ -113,7 +114,8 @@ def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFra
             return scores["threshold"], f"{why} from the {share:.1%} out of fold"
     prior = prior or float(cfg.prior)
     surface = read_table(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))
-    threshold, _ = choose_on_surface(surface, [scores["box_scale"]], prior)
+    own = surface[np.isclose(surface["box_scale"], scores["box_scale"])]
+    threshold = best_threshold(own.assign(score=mean_score(own["found"], own["false_alarms"], prior)))
     return threshold, f"; corrected for {prior:.1%} positives ({words}) instead of {share:.1%}"
 
 

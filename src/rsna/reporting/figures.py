@@ -54,6 +54,20 @@ def draw_threshold(name: str, sweep: pd.DataFrame, chosen: float, score: float) 
 
 
 @svg.styled
+def draw_surface(name: str, surface: pd.DataFrame, chosen: tuple[float, float]) -> str:
+    """mAP over threshold and box scale as a map; chosen: the threshold and the scale that are marked."""
+    figure, (axis,) = svg.new_axes()
+    cells = surface.pivot(index="box_scale", columns="threshold", values="score")
+    odds = -np.log(1 / cells.columns.to_numpy(dtype=float) - 1)
+    image = axis.pcolormesh(odds, cells.index, cells, cmap="cividis", shading="nearest", rasterized=True)
+    axis.plot(-np.log(1 / chosen[0] - 1), chosen[1], "o", color=svg.RED, markersize=7, markeredgecolor=svg.PAPER)
+    axis.set(xlabel="log-odds of the confidence threshold", ylabel="factor on the boxes' sides")
+    axis.grid(visible=False)
+    figure.colorbar(image, ax=axis, label="mAP")
+    return svg.to_svg(figure, name)
+
+
+@svg.styled
 def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
     """Stacked bars, one for each IoU threshold: the score, then the loss to each kind of error; together 1."""
     figure, (axis,) = svg.new_axes(3.9)
