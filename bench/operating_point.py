@@ -13,8 +13,8 @@ em          the best of the curve weighted for the fraction of positives that EM
 settled     em where the interval of that fraction excludes the one out of fold, else share: prior=auto
 known       as em, with the true fraction: what EM could reach at most
 
-On `all` the threshold is chosen on images of the training mix (22 % positive), whose negatives are more often Not Normal
-than those of the test set; on `test_like` on 1,000 images of the test set's mix (35 %). The test set's fraction varies.
+On `all` the threshold is chosen on images of the training mix (22 % positive; negatives more often Not Normal than in
+the test set), on `test_like` on 1,000 images of the test set's mix (35 %). The test set's fraction varies.
 """
 
 import sys
@@ -103,9 +103,8 @@ def main(words: dict[str, str]) -> None:
             print(f"ratio loss_of_{rule}_to_oracle_on_{name} {own[rule].mean() / own['oracle'].mean():.4f}")
         print(f"ratio error_of_the_estimated_prior_on_{name} {(own['estimate'] / own['prior'] - 1).abs().mean():.4f}")
     at_test = table[np.isclose(table["prior"], 0.36)].groupby("calibrate")[["share", "settled"]].mean()
-    print(
-        f"ratio loss_of_settled_to_share_on_all_at_36_percent {at_test.loc['all'].settled / at_test.loc['all'].share:.3f}"
-    )
+    settled, share = at_test.loc["all", ["settled", "share"]]
+    print(f"ratio loss_of_settled_to_share_on_all_at_36_percent {settled / share:.4f}")
 
 
 if __name__ == "__main__":

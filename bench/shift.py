@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from rsna.data.competition import read_labels, truth_boxes
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores
 
+SRC = Path(__file__).resolve().parent.parent / "src"
 SEQUENCE = ("make_demo", "make_folds", "cache_images", "train", "predict", "ensemble")
 RULES = {
     "all": ["calibrate=all", "prior=none"],
@@ -44,7 +44,7 @@ QUICK = {
 
 def run(name: str, words: list[str]) -> str:
     """Run a command; returns what it printed. Its output is shown if it fails."""
-    command = [sys.executable, str(ROOT / "src" / f"{name}.py"), *words]
+    command = [sys.executable, str(SRC / f"{name}.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stdout}{done.stderr}")
