@@ -127,8 +127,8 @@ def person_curves(truth: pd.DataFrame, predictions: pd.DataFrame, people: pd.Ser
     return sums.cumsum(axis=-1)
 
 
-def log_odds(confidence: pd.Series) -> Floats:
-    clipped = np.clip(confidence.to_numpy(dtype=float), 1e-6, 1 - 1e-6)
+def log_odds(confidence: Any) -> Floats:
+    clipped = np.clip(np.asarray(confidence, dtype=float), 1e-6, 1 - 1e-6)
     return np.log(clipped / (1 - clipped))
 
 

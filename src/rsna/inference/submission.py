@@ -87,7 +87,7 @@ def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
     if "auto" not in (cfg.threshold, cfg.box_scale):
         return OperatingPoint(float(cfg.threshold), float(cfg.box_scale), given)
     rebuild = command(cfg, "evaluate")
-    made_with = require(cfg, "evaluate")["settings"]["box_scale"]
+    made_with = require(cfg, "evaluate")["settings"].get("box_scale")
     if made_with != cfg.box_scale:
         path = cfg.run_dir / "scores.json"
         raise UserError(f"{path}: made with box_scale={made_with}, and now box_scale={cfg.box_scale}; run: {rebuild}")

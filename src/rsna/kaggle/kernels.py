@@ -17,9 +17,8 @@ from rsna.kaggle.client import Upload, instructions
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
 
-RUN_SETTINGS = [
-    kind for name in ("train", "predict", "ensemble", "evaluate", "make_submission") for kind in STAGES[name].settings
-]
+COMMANDS = ("train", "predict", "ensemble", "evaluate", "make_submission")
+RUN_SETTINGS = [kind for name in COMMANDS for kind in STAGES[name].settings]
 
 
 @dataclass(frozen=True)

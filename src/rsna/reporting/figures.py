@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rsna.evaluation.error_analysis import thin
 from rsna.evaluation.metric import IOU_THRESHOLDS
+from rsna.evaluation.operating_point import log_odds
 from rsna.reporting import svg
 
 Floats = NDArray[np.float64]
@@ -58,9 +59,10 @@ def draw_surface(name: str, surface: pd.DataFrame, chosen: tuple[float, float]) 
     """mAP over threshold and box scale as a map; chosen: the threshold and the scale that are marked."""
     figure, (axis,) = svg.new_axes()
     cells = surface.pivot(index="box_scale", columns="threshold", values="score")
-    odds = -np.log(1 / cells.columns.to_numpy(dtype=float) - 1)
-    image = axis.pcolormesh(odds, cells.index, cells, cmap="cividis", shading="nearest", rasterized=True)
-    axis.plot(-np.log(1 / chosen[0] - 1), chosen[1], "o", color=svg.RED, markersize=7, markeredgecolor=svg.PAPER)
+    image = axis.pcolormesh(
+        log_odds(cells.columns), cells.index, cells, cmap="cividis", shading="nearest", rasterized=True
+    )
+    axis.plot(log_odds(chosen[0]), chosen[1], "o", color=svg.RED, markersize=7, markeredgecolor=svg.PAPER)
     axis.set(xlabel="log-odds of the confidence threshold", ylabel="factor on the boxes' sides")
     axis.grid(visible=False)
     figure.colorbar(image, ax=axis, label="mAP")
