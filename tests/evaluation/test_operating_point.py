@@ -16,7 +16,7 @@ from rsna.core.files import read_json
 from rsna.data.competition import BOX_COLUMNS
 from rsna.evaluation import operating_point
 from rsna.evaluation.metric import keep_confident, mean_average_precision
-from rsna.evaluation.operating_point import Images, calibration_images, mean_score, measure
+from rsna.evaluation.operating_point import Images, calibration_images, mean_score, measure, read_ids
 from rsna.evaluation.prior import count_bins, em_prior, estimate_prior
 from rsna.evaluation.runs import read_run
 from rsna.evaluation.scores import evaluate_run
@@ -108,6 +108,18 @@ def test_test_like_images_are_the_last_by_first_appearance():
     assert calibration_images(every, "auto", labelled)[0] is every, "not the challenge's own labels"
 
 
+def test_ids_in_a_file_are_text(tmp_path):
+    ids = pd.Index(["nan", "1e5", "00012"])
+    for lines in ("nan\n1e5\n00012", "\ufeffpatientId\r\n nan\r\n1e5\r\n\r\n00012\r\n"):
+        (tmp_path / "ids.csv").write_text(lines, encoding="utf-8")
+        assert read_ids(tmp_path / "ids.csv", ids, ids).tolist() == ids.tolist()
+    with pytest.raises(UserError, match="line 4: patientId 1e5 has no out-of-fold prediction"):
+        read_ids(tmp_path / "ids.csv", ids, ids[[0, 2]])
+    (tmp_path / "ids.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a text file with one patientId per line"):
+        read_ids(tmp_path / "ids.csv", ids, ids)
+
+
 def test_the_challenges_labels_choose_their_last_thousand():
     labelled = pd.Index([f"{k:05d}" for k in range(26_684)])
     images = simulate(26_684, 0.3)
@@ -142,9 +154,9 @@ def test_a_file_of_ids_is_one_of_the_inputs(root, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["patientId", "{0}", "nobody"], r"ids\.csv, line 3 \(patientId nobody\): it is not in stage_2_train_labels"),
+        (["patientId", "{0}", "nobody"], r"ids\.csv, line 3: patientId nobody is not in stage_2_train_labels"),
         (["patientId", "{0}", "{1}"], r"calibrate=.*ids\.csv: of the images of ids\.csv 2 have .* and 1 an opacity"),
-        (["{0}", "{1}"], r"ids\.csv: column patientId is missing"),
+        (["{0}", "", "1e5"], r"ids\.csv, line 3: patientId 1e5 is not in"),
         (["patientId"], r"ids\.csv: of the images of ids\.csv 0 have"),
     ],
 )

@@ -14,8 +14,7 @@ import pandas as pd
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.tables import read_table
-from rsna.data.competition import LABELS_CSV, refuse_rows
+from rsna.data.competition import LABELS_CSV
 from rsna.evaluation.bootstrap import MIDDLE
 from rsna.evaluation.metric import Floats, box_steps, of_images, top_confidences
 from rsna.evaluation.prior import count_bins
@@ -60,14 +59,17 @@ def calibration_images(every: Images, calibrate: str, labelled: pd.Index) -> tup
 
 
 def read_ids(path: Path, labelled: pd.Index, predicted: pd.Index) -> pd.Index:
-    """The column patientId of a table. Raises UserError that names the first row that cannot be used."""
-    ids = read_table(path, ["patientId"])["patientId"]
-    problems = {
-        f"it is not in {LABELS_CSV}": ~ids.isin(labelled),
-        "it has no out-of-fold prediction (is its fold trained?)": ~ids.isin(predicted),
-    }
-    refuse_rows(path, ids, problems, "remove them, or choose calibrate=test_like or all")
-    return pd.Index(ids)
+    """The patientIds of a text file, one per line. Raises UserError that names the first line that cannot be used."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a text file with one patientId per line ({error})") from None
+    names = {number: name for number, name in enumerate(lines, 1) if name not in ("", "patientId")}  # a header may be
+    for number, name in names.items():
+        if name not in predicted:
+            problem = "has no out-of-fold prediction" if name in labelled else f"is not in {LABELS_CSV}"
+            raise UserError(f"{path}, line {number}: patientId {name} {problem}; remove it, or use calibrate=test_like")
+    return pd.Index(names.values())
 
 
 class Surface(NamedTuple):
