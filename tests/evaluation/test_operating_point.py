@@ -113,7 +113,7 @@ def test_ids_in_a_file_are_text(tmp_path):
     for lines in ("nan\n1e5\n00012", "\ufeffpatientId\r\n nan\r\n1e5\r\n\r\n00012\r\n"):
         (tmp_path / "ids.csv").write_text(lines, encoding="utf-8")
         assert read_ids(tmp_path / "ids.csv", ids, ids).tolist() == ids.tolist()
-    with pytest.raises(UserError, match="line 4: patientId 1e5 has no out-of-fold prediction"):
+    with pytest.raises(UserError, match="line 3: patientId 1e5 has no out-of-fold prediction"):
         read_ids(tmp_path / "ids.csv", ids, ids[[0, 2]])
     (tmp_path / "ids.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a text file with one patientId per line"):
