@@ -20,7 +20,10 @@ def main(cfg: Config) -> None:
 
 def print_counts(submission: Submission) -> None:
     boxes, total, with_box = submission.boxes, submission.images, submission.images_with_box
-    print(f"threshold {submission.point.threshold:.4f} ({submission.point.how_chosen})")
+    point = submission.point
+    print(f"threshold {point.threshold:.4f} ({point.how_chosen})")
+    if point.box_scale != 1:
+        print(f"sides of the boxes times {point.box_scale:g}")
     print(f"{with_box} of {total} images ({with_box / total:.1%}) got a box, {len(boxes)} boxes")
     if len(boxes):
         print(f"confidences from {boxes['confidence'].min():.4f} to {boxes['confidence'].max():.4f}")

@@ -16,6 +16,7 @@ from rsna.data.cache import INDEX_CSV
 from rsna.data.competition import read_predictions
 from rsna.inference import predictor
 from rsna.inference.ensemble import fuse_run, mean_images, read_views
+from rsna.inference.submission import choose_point
 from rsna.inference.tta import TtaTransform, parse_transforms
 
 
@@ -95,7 +96,7 @@ def test_another_way_to_fuse_costs_no_forward_pass(config):
     predict(config())
     assert fuse_run(config())
     assert not fuse_run(config())
-    for word in ("max_boxes=2", "missing_weight=0.1", "wbf_iou=0.6", "box_scale=0.9"):
+    for word in ("max_boxes=2", "missing_weight=0.1", "wbf_iou=0.6"):
         assert predict(config(word)) == [False, False]
         assert fuse_run(config(word))
     assert len(config.loaded) == 2
@@ -115,13 +116,14 @@ def test_max_boxes_limits_what_is_fused_from_models_of_several_boxes(config):
             ]
 
 
-def test_box_scale_is_applied_once(config):
+def test_box_scale_is_applied_once_by_the_submission(config):
     predict(config())
     areas = []
     for scale in (1.0, 0.5):
-        cfg = config(f"box_scale={scale}")
+        cfg = config(f"box_scale={scale}", "threshold=0.3")
         fuse_run(cfg)
-        boxes = read_predictions(cfg.run_dir / "test.csv").set_index("patientId").loc[sorted(SQUARES)]
+        fused = read_predictions(cfg.run_dir / "test.csv")
+        boxes = choose_point(cfg, fused).apply(fused).set_index("patientId").loc[sorted(SQUARES)]
         areas.append(boxes["width"] * boxes["height"])
     np.testing.assert_allclose(areas[1], areas[0] / 4)
 

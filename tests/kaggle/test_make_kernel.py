@@ -367,7 +367,7 @@ def test_an_incomplete_run_or_one_of_other_settings_has_no_kernel(world, tmp_pat
     before = contents(home)
     for word, reason in {
         "tta=plain": r"predict\.json: predict ran with other settings or files \(tta: plain,hflip -> plain\)",
-        "box_scale=0.9": r"ensemble\.json: ensemble ran with other .*box_scale: 1.0 -> 0.9",
+        "wbf_iou=0.5": r"ensemble\.json: ensemble ran with other .*wbf_iou: 0.4 -> 0.5",
         "lr=0.01": r"train\.json: train ran with other settings.*lr: 0.001 -> 0.01",
         "dropout=0.25": r"train\.json: train ran with other settings.*dropout: None -> 0.25",
         "runs=a,b": "an ensemble of runs has no kernel",

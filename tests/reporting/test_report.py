@@ -139,7 +139,7 @@ def test_nothing_is_fetched_and_scripts_are_bound_by_hash(made, outline):
 
 def test_figures_have_words_and_tables_have_heads(outline):
     figures = outline.all("figure")
-    assert len(figures) == 13, "two of them are parts of the loss"
+    assert len(figures) == 14, "two of them are parts of the loss"
     roles = [attributes for attributes in outline.all("div") if attributes.get("role") == "img"]
     assert len(roles) == len(figures)
     assert all(
@@ -159,7 +159,7 @@ def test_figures_have_words_and_tables_have_heads(outline):
 
 def test_every_figure_names_the_command(made):
     commands = re.findall(r"made by <code>(.*?)</code>", made.read_text())
-    assert len(commands) == 14
+    assert len(commands) == 15
     assert all(command.startswith("./run.sh ") and "name=first" in command for command in commands)
 
 

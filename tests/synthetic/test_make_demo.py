@@ -19,7 +19,7 @@ from rsna.core.errors import UserError
 from rsna.data import competition
 from rsna.synthetic import demo as demo_module
 from rsna.synthetic.demo import claim_folder, make_demo
-from rsna.synthetic.patients import MIX, apportion, draw_patients
+from rsna.synthetic.patients import BOX_SHRINK, MIX, apportion, draw_patients, draw_split
 from rsna.synthetic.phantom import SIDE, Case, lay_out, render
 
 # every tag of the challenge's files, in their order
@@ -253,6 +253,36 @@ def test_apportion_keeps_the_sum_and_the_largest_remainder():
 def test_no_patient_in_both_splits():
     train, test = ({m.patient for m in draw_patients(200, split, 42)} for split in (0, 1))
     assert not train & test
+
+
+def test_a_shifted_competition_has_the_real_shift():
+    train, test = (draw_split(n, k, 42, True) for k, n in enumerate((500, 200)))
+    for images, count in ((train[-100:], 100), (test, 200)):
+        kinds = Counter(m.kind for m in images)
+        assert kinds == pytest.approx(
+            {"Lung Opacity": 0.36 * count, "Normal": 0.32 * count, competition.CLASSES[1]: 0.32 * count}, abs=2
+        )
+        assert {m.case.box_scale for m in images} == {BOX_SHRINK}
+    assert {m.case.box_scale for m in train[:-100]} == {1.0}
+    assert np.mean([m.kind == "Lung Opacity" for m in train[:-100]]) == pytest.approx(0.225, abs=0.01)
+    people = [{m.patient for m in images} for images in (train[:-100], train[-100:], test)]
+    assert sum(map(len, people)) == len(set().union(*people)), "nobody in two of them"
+    assert len({m.patient_id for m in [*train, *test]}) == 700
+    assert draw_split(50, 0, 42, False) == draw_patients(50, 0, 42)
+
+
+def test_shifted_boxes_are_smaller():
+    case = Case("M", "AP", True, 2, (0, 0))
+    sides = [
+        np.median(
+            [
+                lay_out(replace(case, body_seed=(0, i), box_scale=s), np.random.default_rng(i)).boxes[:, 2:]
+                for i in range(8)
+            ]
+        )
+        for s in (1.0, BOX_SHRINK)
+    ]
+    assert sides[1] / sides[0] == pytest.approx(BOX_SHRINK, abs=0.06)
 
 
 def test_a_patient_keeps_sex_and_body():

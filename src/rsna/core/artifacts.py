@@ -15,10 +15,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rsna.core.config import Config, FusionSettings, command
+from rsna.core.config import FILE_OR_WORD, Config, FusionSettings, command
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, content_hash, read_json, write_json
 from rsna.core.stages import STAGES
+
+# types in a manifest that stand for those of the settings; box_scale was a number in earlier versions
+NUMBERS = ((int, float), (float, str))
 
 
 def manifest_path(cfg: Config, name: str, fold: int | None = None) -> Path:
@@ -29,8 +32,9 @@ def current_manifest(cfg: Config, name: str, fold: int | None = None) -> dict[st
     """What a manifest would say if the command ran now: command, version, settings and hashes of the inputs."""
     stage = STAGES[name]
     settings = cfg.only(*stage.settings)
-    if "weights" in settings and is_file_of_weights(cfg):
-        settings["weights"] = "a file"  # its content is among the inputs
+    for key in FILE_OR_WORD.keys() & settings:
+        if names_file(cfg, key):
+            settings[key] = "a file"  # its content is among the inputs
     if FusionSettings in stage.settings:
         settings["fold_list"] = cfg.fold_list
     inputs = {key: hash_of(path) for key, path in files_of(stage.inputs, cfg, fold).items()}
@@ -125,8 +129,7 @@ def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
     """The config with the settings that a manifest says, so that its files are found where they were written."""
     settings = dict(manifest["settings"])
     folds = settings.pop("fold_list", None)
-    if settings.get("weights") == "a file":
-        del settings["weights"]
+    settings = {key: value for key, value in settings.items() if key not in FILE_OR_WORD or value != "a file"}
     known = {f.name for f in fields(Config)}
     said = {key: value for key, value in settings.items() if key in known}
     if "model" in settings:
@@ -153,7 +156,7 @@ def read_manifest(path: Path, rebuild: str = "") -> dict[str, Any]:
     found = read_json(path, rebuild, {"settings": dict, "inputs": dict, "outputs": dict})
     settings, usual = found["settings"], vars(Config())
     pairs = {key: (type(value), type(usual.get(key))) for key, value in settings.items() if key in usual}
-    wrong = [key for key, (kind, wanted) in pairs.items() if kind != wanted and (kind, wanted) != (int, float)]
+    wrong = [key for key, (kind, wanted) in pairs.items() if kind != wanted and (kind, wanted) not in NUMBERS]
     folds = settings.get("fold_list", [])
     if wrong or not (isinstance(folds, list) and all(type(fold) is int for fold in folds)):
         raise UserError(f"{path}: '{(wrong or ['fold_list'])[0]}' makes no sense; delete it and run: {rebuild}")
@@ -164,12 +167,12 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
     """Templates -> name in manifests, which holds no folder of this machine, and path. `{source}` gives several."""
     found: dict[str, Path] = {}
     for template in templates:
-        if template == "{weights}" and not is_file_of_weights(cfg):
+        if template.strip("{}") in FILE_OR_WORD and not names_file(cfg, template.strip("{}")):
             continue
         runs = [(cfg, fold)]
         if "{source}" in template:
             runs = [(run, k) for run in cfg.fused_runs for k in cfg.fold_list]
-        key = re.sub(r"^\{(input|folds|root|submissions|weights|test_labels)\}", r"\1", template)
+        key = re.sub(r"^\{(input|folds|root|submissions|weights|calibrate|test_labels)\}", r"\1", template)
         for part, short in (("{source}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
             key = key.replace(part, short)
         template = template.replace("{source}", "{run}")
@@ -182,8 +185,9 @@ def fill(template: str, cfg: Config, fold: int | None) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), template)
 
 
-def is_file_of_weights(cfg: Config) -> bool:
-    return cfg.weights not in ("none", "imagenet")
+def names_file(cfg: Config, key: str) -> bool:
+    """Whether a setting of FILE_OR_WORD is a file."""
+    return getattr(cfg, key) not in FILE_OR_WORD[key]
 
 
 def hash_of(path: Path) -> str:

@@ -119,7 +119,6 @@ class FusionSettings:  # how the boxes of views, folds and runs become one set p
         "p = p_opacity + beta * p_not_normal; auto: chosen out of fold",
     )
     max_boxes: int = setting(1, "boxes kept per image after fusion, most confident first", common=True)
-    box_scale: float = setting(1.0, "factor on the sides of the fused boxes; evaluate says what would pay")
     runs: str = setting("", "fuse these runs instead of the folds of this one: a,b", common=True)
     members: str = setting("", "presets, each trained as a run <name>_<preset>, that are fused: detector,classifier")
 
@@ -127,11 +126,20 @@ class FusionSettings:  # how the boxes of views, folds and runs become one set p
 @dataclass(frozen=True)
 class EvaluationSettings:  # how predictions are scored
     bootstrap: int = setting(1000, "resamples behind each 95 % interval")
+    calibrate: str = setting(
+        "auto", "images that the threshold is chosen on: all, test_like (the last 1,000), a file of patientIds, or auto"
+    )
+
+
+@dataclass(frozen=True)
+class OperatingPointSettings:  # what evaluate and make_submission have to agree on
+    box_scale: str = setting("1.0", "factor on the sides of the boxes: a number, or auto (chosen with the threshold)")
 
 
 @dataclass(frozen=True)
 class SubmissionSettings:  # what is submitted
     threshold: str = setting("auto", "smallest confidence submitted: auto, or a number", common=True)
+    prior: str = setting("auto", "fraction of test images with an opacity: auto (estimated), a number, or none")
 
 
 @dataclass(frozen=True)
@@ -152,14 +160,15 @@ class KaggleSettings:  # what make_kernel needs
 class DemoSettings:  # the synthetic competition
     demo_train: int = setting(300, "training images of the synthetic competition")
     demo_test: int = setting(80, "test images of the synthetic competition")
+    demo_shift: bool = setting(False, "the last fifth of the training images and the test images as in the real test")
 
 
 # fmt: off
 @dataclass(frozen=True)
 class Config(
     RunSettings, PathSettings, FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings,
-    TrainSettings, AugmentSettings, PredictSettings, FusionSettings, EvaluationSettings, SubmissionSettings,
-    ScoringSettings, KaggleSettings, DemoSettings,
+    TrainSettings, AugmentSettings, PredictSettings, FusionSettings, EvaluationSettings, OperatingPointSettings,
+    SubmissionSettings, ScoringSettings, KaggleSettings, DemoSettings,
 ):
     # fmt: on
     """Every setting of every command, and the paths that follow from them.
@@ -231,6 +240,8 @@ class Config(
         return {name: getattr(self, name) for name in names} | own
 
 
+# settings that name a file, unless they are one of these words
+FILE_OR_WORD = {"weights": ("imagenet", "none"), "calibrate": ("auto", "all", "test_like")}
 # in the order in which help lists them
 GROUPS: tuple[type, ...] = Config.__bases__
 NAMES = tuple(f.name for group in GROUPS for f in fields(group))
@@ -257,10 +268,12 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
     if {**preset, **given}.get("phases") and (unused := {"epochs", "lr"} & set(given)):
         raise UserError(f"{min(unused)}= has no effect here: phases= sets epochs and rates; change or omit phases=")
     given |= {key: absolute(given[key]) for key in PATHS if given.get(key)}
-    if given.get("weights", "none") not in ("none", "imagenet"):
-        given["weights"] = absolute(given["weights"])
-        if not Path(given["weights"]).is_file():
-            raise UserError(f"weights={given['weights']}: no such file; or use weights=imagenet or weights=none")
+    for key, choices in FILE_OR_WORD.items():
+        if given.get(key, choices[0]) not in choices:
+            given[key] = absolute(given[key])
+            if not Path(given[key]).is_file():
+                usual = " or ".join(f"{key}={word}" for word in choices)
+                raise UserError(f"{key}={given[key]}: no such file; or use {usual}")
     words_of = {**preset, **given}
     config = fill(Config, {key: value for key, value in words_of.items() if key in NAMES})
     if others := {key: value for key, value in words_of.items() if key not in NAMES}:

@@ -10,8 +10,8 @@ class Stage:
     """One command: the settings that change its outputs, its files, and the commands whose outputs it reads.
 
     Files are templates: {input}, {folds}, {cache}, {run}, {root} and {submissions} are the folders of the config,
-    {name} is the run, {fold} the fold, {source} each of the runs that are fused, {test_labels} and {weights} these
-    files. `index.csv#train` stands for the rows of the cached training images.
+    {name} is the run, {fold} the fold, {source} each of the runs that are fused, {test_labels}, {weights} and
+    {calibrate} these files. `index.csv#train` stands for the rows of the cached training images.
     """
 
     settings: tuple[type, ...]
@@ -63,19 +63,25 @@ STAGES = {
         manifest="{run}/ensemble.json", after=("predict",), version=3,
     ),
     "evaluate": Stage(
-        settings=(config.EvaluationSettings, config.SeedSettings),
-        inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS),
-        outputs=("{run}/scores.json", "{run}/threshold.csv"),
+        settings=(config.EvaluationSettings, config.OperatingPointSettings, config.SeedSettings),
+        inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS, "{calibrate}"),
+        outputs=("{run}/scores.json", "{run}/threshold.csv", "{run}/surface.csv"),
         manifest="{run}/evaluate.json", after=("ensemble",), version=3,
     ),
     "make_submission": Stage(
-        settings=(config.SubmissionSettings,),
-        inputs=("{run}/test.csv", "{run}/test_by_fold.csv", "{run}/scores.json", SAMPLE, TEST_IMAGES),
+        settings=(config.OperatingPointSettings, config.SubmissionSettings),
+        inputs=(
+            "{run}/test.csv", "{run}/test_by_fold.csv", "{run}/scores.json", "{run}/surface.csv", SAMPLE, TEST_IMAGES,
+        ),
         outputs=("{submissions}/{name}.csv",),
-        manifest="{submissions}/{name}.json", after=("evaluate",), version=2,
+        manifest="{submissions}/{name}.json", after=("evaluate",), version=3,
     ),
     "report": Stage(
-        settings=(), inputs=("{run}/oof.csv", "{run}/scores.json", "{run}/threshold.csv", "{submissions}/{name}.csv"),
+        settings=(),
+        inputs=(
+            "{run}/oof.csv", "{run}/scores.json", "{run}/threshold.csv", "{run}/surface.csv",
+            "{submissions}/{name}.csv",
+        ),
         outputs=("{run}/report.html",), manifest="{run}/report.json", after=("evaluate",),
     ),
 }

@@ -14,7 +14,7 @@ RANGES = {
     "lr": (1e-8, 10.0), "encoder_lr": (1e-8, 1.0), "weight_decay": (0.0, 10.0), "grad_clip": (0.0, 1e6),
     "flip": (0.0, 1.0), "rotate": (0.0, 90.0), "translate": (0.0, 0.5), "scale": (0.0, 0.5),
     "brightness_contrast": (0.0, 0.9), "memory": (0.0, 1.0),
-    "wbf_iou": (0.01, 0.99), "missing_weight": (0.0, 1.0), "box_scale": (0.1, 2.0),
+    "wbf_iou": (0.01, 0.99), "missing_weight": (0.0, 1.0),
 }
 # fmt: on
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
@@ -62,6 +62,11 @@ def check(settings: dict[str, Any]) -> None:
             not re.fullmatch(r"auto|0?\.\d+|[01](\.0*)?", settings["threshold"]),
             "auto, or a number from 0 to 1",
         ),
+        "box_scale": (not in_range(settings["box_scale"], ("auto",), 0.1, 2.0), "auto, or a number from 0.1 to 2"),
+        "prior": (
+            not in_range(settings["prior"], ("auto", "none"), 0.001, 0.999),
+            "auto, none, or a number from 0.001 to 0.999",
+        ),
         **{key: (settings[key] < low, f"must be at least {low}") for key, low in LOWEST.items()},
         **{key: (settings[key] not in allowed, " or ".join(map(str, allowed))) for key, allowed in CHOICES.items()},
         **{key: (not settings[key].strip(), "must not be empty") for key in FOLDERS},
@@ -76,6 +81,11 @@ def check(settings: dict[str, Any]) -> None:
         parse_phases(settings["phases"])
     check_views(settings["tta"], settings["tta_scales"])
     parse_folds(settings["fold"], settings["n_folds"])
+
+
+def in_range(text: str, others: tuple[str, ...], low: float, high: float) -> bool:
+    """Whether a setting is one of these words, or a number from low to high."""
+    return text in others or (re.fullmatch(r"\d*\.?\d+|\d+\.", text) is not None and low <= float(text) <= high)
 
 
 def check_views(names: str, scales: str) -> None:

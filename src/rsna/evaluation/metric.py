@@ -46,22 +46,31 @@ def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFr
     many are kept). A lower threshold only appends to an image's boxes and leaves the greedy matching of those before
     as it is: so each box adds a known step to its image's score, and a running sum does the rest.
     """
-    return sweep_steps(*score_steps(truth, predictions), truth["patientId"].nunique())
+    return sweep_steps(box_steps(truth, predictions), truth["patientId"].nunique())
 
 
-def sweep_steps(steps: pd.DataFrame, scores: Floats, n_positive: int) -> pd.DataFrame:
-    """threshold_sweep of the steps of score_steps; n_positive: images with a true box."""
-    after = scores.mean(axis=1)
-    first = ~steps["patientId"].duplicated().to_numpy()
-    gain = after - np.where(first, 0.0, np.roll(after, 1))
-    newly_counted = first & (steps["n_truth"].to_numpy() == 0)
-    confidence = steps["confidence"].to_numpy()
+def sweep_steps(steps: pd.DataFrame, n_positive: int) -> pd.DataFrame:
+    """threshold_sweep of the steps of box_steps; n_positive: images with a true box."""
+    confidence, gain, newly_counted = (steps[name].to_numpy() for name in ("confidence", "gain", "newly_counted"))
     order = np.argsort(-confidence, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(gain[order])])
     counted = n_positive + np.concatenate([[0], np.cumsum(newly_counted[order])])
     kept, thresholds = cut_points(confidence[order])
     score = np.divide(total[kept], counted[kept], out=np.zeros(len(kept)), where=counted[kept] > 0)
     return pd.DataFrame({"threshold": thresholds, "score": score, "n_boxes": kept})
+
+
+def box_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
+    """What each box changes once all boxes of its image with more confidence are kept.
+
+    Columns patientId, confidence, gain (of its image's score) and newly_counted (the first box of a negative image).
+    """
+    steps, scores = score_steps(truth, predictions)
+    after = scores.mean(axis=1)
+    first = ~steps["patientId"].duplicated().to_numpy()
+    gain = after - np.where(first, 0.0, np.roll(after, 1))
+    newly_counted = first & (steps["n_truth"].to_numpy() == 0)
+    return steps[["patientId", "confidence"]].assign(gain=gain, newly_counted=newly_counted)
 
 
 def cut_points(falling: Floats) -> tuple[NDArray[np.int64], Floats]:

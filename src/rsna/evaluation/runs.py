@@ -15,6 +15,7 @@ from rsna.data.competition import read_predictions
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, of_images
 from rsna.evaluation.scores import read_scores
+from rsna.evaluation.threshold import with_scaled_boxes
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Run:
 
     folder: Path
     scores: dict[str, Any]  # scores.json
-    predictions: pd.DataFrame  # oof.csv
+    predictions: pd.DataFrame  # oof.csv, boxes scaled as for the submission
 
     @property
     def name(self) -> str:
@@ -52,7 +53,8 @@ def read_run(cfg: Config) -> Run:
     """oof.csv and scores.json of a run. Raises UserError if they, or what they were made from, are not current."""
     require(cfg, "evaluate")
     predictions = read_predictions(cfg.run_dir / "oof.csv", command(cfg, "ensemble"))
-    return Run(cfg.run_dir, read_scores(cfg.run_dir, command(cfg, "evaluate")), predictions)
+    scores = read_scores(cfg.run_dir, command(cfg, "evaluate"))
+    return Run(cfg.run_dir, scores, with_scaled_boxes(predictions, scores["box_scale"]))
 
 
 def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:

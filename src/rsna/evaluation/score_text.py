@@ -23,7 +23,7 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     print(folds.to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
     print_map(scores, f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else "")
     print(by_name("mAP by view position", scores["per_view_position"]))
-    print(f"threshold {scores['threshold']:.4f}: the best on these predictions, {scores['with_box']:.1%} get a box")
+    print_point(scores)
     if scores["cross_fitted_mAP"] is None:
         print("a cross-fitted score, with the threshold chosen on the other folds, takes two folds at least")
     else:
@@ -38,6 +38,19 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     else:
         print(f"test-time augmentation: {fused:.4f}, the plain view alone {plain:.4f}")
     print(f"scores -> {path}")
+
+
+def print_point(scores: dict[str, Any]) -> None:
+    """The operating point, and for which images it was chosen."""
+    point, with_box = scores["operating_point"], f"{scores['with_box']:.1%} get a box"
+    if not point["intervals"]:
+        print(f"threshold {scores['threshold']:.4f}: the best on these predictions, {with_box}")
+        return
+    ((low, high), (smallest, largest)), best = point["intervals"], point["of_all_images"]
+    print(f"threshold {scores['threshold']:.4f}, 95 % interval {low:.4f} to {high:.4f}; {with_box}")
+    print(f"box scale {scores['box_scale']:g}, 95 % interval {smallest:g} to {largest:g}")
+    print(f"both chosen on {point['chosen_on']}, {point['positives']} of {point['images']} positive;")
+    print(f"all out-of-fold images would choose threshold {best[0]:.4f}, box scale {best[1]:g}")
 
 
 def print_map(scores: dict[str, Any], spread: str = "") -> None:

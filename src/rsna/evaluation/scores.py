@@ -1,6 +1,6 @@
 """What predictions are worth: the metric with its interval, other scores, baselines, and all that scores.json holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,20 @@ from rsna.data.competition import BOX_COLUMNS, largest_box
 from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import image_scores, mean_average_precision, of_images, threshold_sweep, top_confidences
-from rsna.evaluation.threshold import OperatingPoint, best_score, best_threshold, cross_fit, mean_or_none, scale_scores
+from rsna.evaluation.operating_point import Images, choose_point
+from rsna.evaluation.threshold import (
+    OperatingPoint,
+    best_score,
+    cross_fit,
+    mean_or_none,
+    scale_scores,
+    with_scaled_boxes,
+)
 
 Floats = NDArray[np.float64]
 # what others take from scores.json, and of what type
-SCORES_JSON = {"threshold": int | float, "images": int, "mAP": int | float, "interval": list, "per_fold": list}
+SCORES_JSON: dict[str, Any] = {"threshold": int | float, "box_scale": int | float, "operating_point": dict}
+SCORES_JSON |= {"images": int, "mAP": int | float, "interval": list, "per_fold": list}
 
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
@@ -123,10 +132,11 @@ class OutOfFold:
     folds: pd.DataFrame  # rows of folds.csv by patientId, of the predicted images
     truth: pd.DataFrame  # their true boxes
     all_truth: pd.DataFrame  # those of all training images
+    labelled: pd.Index  # all training images, in the order of the labels
 
 
 def evaluate_run(cfg: Config) -> dict[str, Any] | None:
-    """Score a run and choose its threshold: write scores.json and threshold.csv, return the scores.
+    """Choose a run's operating point and score it: write scores.json, threshold.csv, surface.csv; return the scores.
 
     None if they are current. Raises UserError where a file is missing or does not belong to the others.
     """
@@ -136,10 +146,15 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
         found = read_out_of_fold(cfg)
         if is_current(cfg, "evaluate"):
             return None
-        sweep = threshold_sweep(found.truth, found.predictions)
-        scores = {"name": cfg.name, **score_run(found, best_threshold(sweep), cfg.bootstrap, cfg.seed)}
+        images = Images(found.predictions, found.truth, found.folds["group"])
+        surface, point = choose_point(images, found.labelled, cfg)
+        predictions, no_tta = (with_scaled_boxes(t, point["box_scale"]) for t in (found.predictions, found.no_tta))
+        found = replace(found, predictions=predictions, no_tta=no_tta)
+        scores = {"name": cfg.name, **score_run(found, point["threshold"], cfg.bootstrap, cfg.seed)}
+        scores |= {"box_scale": point["box_scale"], "operating_point": point}
         withdraw(cfg, "evaluate")
-        write_table(sweep, cfg.run_dir / "threshold.csv")
+        write_table(threshold_sweep(found.truth, found.predictions), cfg.run_dir / "threshold.csv")
+        write_table(surface, cfg.run_dir / "surface.csv")
         write_json(scores, cfg.run_dir / "scores.json")
         record(cfg, "evaluate", made=made)
     return scores
@@ -151,11 +166,12 @@ def read_out_of_fold(cfg: Config) -> OutOfFold:
     predictions, no_tta = (competition.read_predictions(path, rebuild) for path in paths)
     folds = competition.read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
     folds = folds.loc[predictions["patientId"].drop_duplicates()]
-    all_truth = competition.truth_boxes(competition.read_labels(Path(cfg.input) / competition.LABELS_CSV))
+    labels = competition.read_labels(Path(cfg.input) / competition.LABELS_CSV)
+    all_truth = competition.truth_boxes(labels)
     truth = of_images(all_truth, folds.index)
     if truth.empty:
         raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
-    return OutOfFold(predictions, no_tta, folds, truth, all_truth)
+    return OutOfFold(predictions, no_tta, folds, truth, all_truth, pd.Index(labels["patientId"].unique()))
 
 
 def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:

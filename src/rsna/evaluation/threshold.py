@@ -95,8 +95,10 @@ def scale_scores(predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Ser
     }
 
 
-def point_for_test(predictions: pd.DataFrame, by_fold: pd.DataFrame, threshold: float) -> OperatingPoint:
-    """The operating point for the fused predictions of the test images, given the best threshold out of fold.
+def point_for_test(
+    predictions: pd.DataFrame, by_fold: pd.DataFrame, threshold: float, box_scale: float = 1.0
+) -> OperatingPoint:
+    """The operating point for the fused predictions of the test images, given the best one out of fold.
 
     That does not carry over as a number: all folds see a test image and one sees an out-of-fold image, and where models
     disagree on the place the fused confidence is lower. But each fold's own test predictions (by_fold, with a column
@@ -107,7 +109,7 @@ def point_for_test(predictions: pd.DataFrame, by_fold: pd.DataFrame, threshold: 
     share = float(shares.mean())
     how = f"{share:.1%} of the test images, as many as single folds give a box at {threshold:.4f}"
     how += ", the best threshold out of fold"
-    return OperatingPoint(threshold_of_share(predictions, share), how_chosen=how)
+    return OperatingPoint(threshold_of_share(predictions, share), box_scale, how)
 
 
 def threshold_of_share(predictions: pd.DataFrame, share: float) -> float:

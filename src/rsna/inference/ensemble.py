@@ -19,7 +19,6 @@ from rsna.core.files import file_lock
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions, read_truth
 from rsna.evaluation.metric import of_images
-from rsna.evaluation.threshold import with_scaled_boxes
 from rsna.inference.box_fusion import fuse_tables
 from rsna.inference.gate import Fused, Gate, choose_gate, parse_gate
 
@@ -60,18 +59,17 @@ def check_predictions(cfg: Config) -> None:
 def write_tables(cfg: Config) -> dict[str, Any]:
     """Fuse and write all tables; returns `oof` and `test`, the numbers of images, and `gate`, see gate.choose_gate."""
     runs = runs_with_boxes(cfg)
-    valid = [fuse_fold(cfg, runs, fold, "valid") for fold in cfg.fold_list]
-    no_tta = [fuse_fold(cfg, runs, fold, "valid", tta=False) for fold in cfg.fold_list]
+    oof = joined([fuse_fold(cfg, runs, fold, "valid") for fold in cfg.fold_list])
+    no_tta = joined([fuse_fold(cfg, runs, fold, "valid", tta=False) for fold in cfg.fold_list])
     test = [fuse_fold(cfg, runs, fold, "test") for fold in cfg.fold_list]
     all_test = Fused(fuse_models([fold.boxes for fold in test], cfg), mean_images([fold.images for fold in test]))
-    oof = joined(valid)
     gate, gain = pick_gate(cfg, oof)
-    by_fold = [gated(cfg, gate, part).assign(fold=fold) for fold, part in zip(cfg.fold_list, test, strict=True)]
+    by_fold = [gate.apply(part.boxes, part.images) for part in test]
     tables = {
-        "oof": gated(cfg, gate, oof),
-        "oof_no_tta": gated(cfg, gate, joined(no_tta)),
-        "test": gated(cfg, gate, all_test),
-        "test_by_fold": pd.concat(by_fold),
+        "oof": gate.apply(oof.boxes, oof.images),
+        "oof_no_tta": gate.apply(no_tta.boxes, no_tta.images),
+        "test": gate.apply(all_test.boxes, all_test.images),
+        "test_by_fold": pd.concat([t.assign(fold=k) for k, t in zip(cfg.fold_list, by_fold, strict=True)]),
         "oof_images": oof.images.reset_index(),
         "test_images": all_test.images.reset_index(),
     }
@@ -112,10 +110,6 @@ def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None]:
     truth = of_images(read_truth(Path(cfg.input)), oof.images.index)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")["fold"]
     return choose_gate(oof, truth, folds[oof.images.index])
-
-
-def gated(cfg: Config, gate: Gate, found: Fused) -> pd.DataFrame:
-    return with_scaled_boxes(gate.apply(found.boxes, found.images), cfg.box_scale)
 
 
 def fuse_models(tables: list[pd.DataFrame], settings: FusionSettings) -> pd.DataFrame:

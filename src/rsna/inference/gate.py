@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from rsna.evaluation.metric import image_scores, keep_confident, of_images, score_steps, sweep_steps
+from rsna.evaluation.metric import box_steps, image_scores, keep_confident, of_images, sweep_steps
 from rsna.evaluation.threshold import best_threshold, cross_fit
 
 
@@ -31,8 +31,7 @@ class Gate:
 
     def probability(self, images: pd.DataFrame) -> pd.Series:
         """p of images with columns p_opacity and, where known, p_not_normal; it is at most 1."""
-        not_normal = images["p_not_normal"] if "p_not_normal" in images else 0.0
-        return images["p_opacity"] + self.beta * not_normal
+        return images["p_opacity"] + self.beta * images.get("p_not_normal", 0.0)
 
     def apply(self, boxes: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
         """The predictions `boxes` with gated confidences; images: by patientId, see probability."""
@@ -64,7 +63,7 @@ def choose_gate(found: Fused, truth: pd.DataFrame, fold_of: pd.Series) -> tuple[
     truth: true boxes of these images; fold_of: patientId -> fold.
     """
     # a gate leaves the order within an image, and so the matching, as it is: that is done once for all gates
-    steps, scores = score_steps(truth, found.boxes)
+    steps = box_steps(truth, found.boxes)
     confidences = [gate.apply(steps, found.images)["confidence"] for gate in GATES]
     fold_of_step, fold_of_positive = steps["patientId"].map(fold_of), fold_of[truth["patientId"].unique()]
 
@@ -72,7 +71,7 @@ def choose_gate(found: Fused, truth: pd.DataFrame, fold_of: pd.Series) -> tuple[
         rows = (fold_of_step != without).to_numpy()
         n_positive = int((fold_of_positive != without).sum())
         tables = (steps.assign(confidence=confidence)[rows] for confidence in confidences)
-        sweeps = [sweep_steps(table, scores[rows], n_positive) for table in tables]
+        sweeps = [sweep_steps(table, n_positive) for table in tables]
         top = max(range(len(GATES)), key=lambda k: sweeps[k]["score"].max())
         return GATES[top], best_threshold(sweeps[top])
 

@@ -1,21 +1,25 @@
 """From a run's test.csv to submissions/<name>.csv: the threshold, Kaggle's format, the check, the manifest."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock, read_json, write_then_rename
+from rsna.core.tables import read_table
 from rsna.data.cache import read_index
 from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample
 from rsna.data.submission_format import check_submission, format_submission
+from rsna.evaluation.operating_point import SURFACE_COLUMNS, mean_score
+from rsna.evaluation.prior import estimate_prior
 from rsna.evaluation.scores import read_scores
-from rsna.evaluation.threshold import OperatingPoint, point_for_test
+from rsna.evaluation.threshold import OperatingPoint, best_threshold, point_for_test
 
 # what others take from submissions/<name>.json, and of what type
 SUBMISSION_JSON = {"images": int, "images_with_box": int, "threshold": int | float, "threshold_from": str}
@@ -55,8 +59,12 @@ def write_submission(cfg: Config) -> Submission | None:
             table.to_csv(temporary, index=False)
             boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
         counts: dict[str, Any] = {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
-        results = {"threshold": point.threshold, "threshold_from": point.how_chosen, **counts}
-        record(cfg, "make_submission", made=made, **results)
+        chosen: dict[str, Any] = {
+            "threshold": point.threshold,
+            "threshold_from": point.how_chosen,
+            "box_scale": point.box_scale,
+        }
+        record(cfg, "make_submission", made=made, **chosen, **counts)
     return Submission(boxes, point, **counts)
 
 
@@ -71,13 +79,44 @@ def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
 
 
 def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
-    """threshold= where it is a number, else the one that point_for_test chooses. Raises UserError without scores."""
+    """threshold= and box_scale= where they are numbers, else those of scores.json, see point_for_test.
+
+    Raises UserError without scores, or where they are for another box_scale.
+    """
+    given = "given as threshold="
+    if "auto" not in (cfg.threshold, cfg.box_scale):
+        return OperatingPoint(float(cfg.threshold), float(cfg.box_scale), given)
+    rebuild = command(cfg, "evaluate")
+    made_with = require(cfg, "evaluate")["settings"].get("box_scale")
+    if made_with != cfg.box_scale:
+        path = cfg.run_dir / "scores.json"
+        raise UserError(f"{path}: made with box_scale={made_with}, and now box_scale={cfg.box_scale}; run: {rebuild}")
+    scores = read_scores(cfg.run_dir, rebuild)
     if cfg.threshold != "auto":
-        return OperatingPoint(float(cfg.threshold), how_chosen="given as threshold=")
-    require(cfg, "evaluate")
-    scores = read_scores(cfg.run_dir, command(cfg, "evaluate"))
+        return OperatingPoint(float(cfg.threshold), scores["box_scale"], given)
     by_fold = read_predictions(cfg.run_dir / "test_by_fold.csv", command(cfg, "ensemble"), more=["fold"])
-    return point_for_test(predictions, by_fold, scores["threshold"])
+    threshold, why = threshold_for_prior(cfg, scores, by_fold)
+    point = point_for_test(predictions, by_fold, threshold, scores["box_scale"])
+    return replace(point, how_chosen=point.how_chosen + why)
+
+
+def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFrame) -> tuple[float, str]:
+    """The threshold out of fold, for the fraction of positives that prior= says, and why it is that one."""
+    point = scores["operating_point"]
+    if cfg.prior == "none":
+        return scores["threshold"], ""
+    share, prior, words = point["positives"] / point["images"], 0.0, "prior="
+    if cfg.prior == "auto":
+        prior, low, high = estimate_prior(point["bins"], by_fold, *point["resampling"])
+        words = f"estimated, 95 % interval {low:.1%} to {high:.1%}"
+        if low <= share <= high:
+            why = f"; not corrected for the fraction of positives: {prior:.1%} ({words}) settles no difference"
+            return scores["threshold"], f"{why} from the {share:.1%} out of fold"
+    prior = prior or float(cfg.prior)
+    surface = read_table(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))
+    own = surface[np.isclose(surface["box_scale"], scores["box_scale"])]
+    threshold = best_threshold(own.assign(score=mean_score(own["found"], own["false_alarms"], prior)))
+    return threshold, f"; corrected for {prior:.1%} positives ({words}) instead of {share:.1%}"
 
 
 def read_submission(cfg: Config) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rsna.core.artifacts import is_file_of_weights, require
+from rsna.core.artifacts import names_file, require
 from rsna.core.config import Config, command, parse
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, file_lock, read_json
@@ -17,7 +17,8 @@ from rsna.kaggle.client import Upload, instructions
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
 
-RUN_SETTINGS = [kind for name in ("train", "predict", "ensemble", "make_submission") for kind in STAGES[name].settings]
+COMMANDS = ("train", "predict", "ensemble", "evaluate", "make_submission")
+RUN_SETTINGS = [kind for name in COMMANDS for kind in STAGES[name].settings]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def plan_bundle(cfg: Config) -> Bundle:
     user = user_slug(cfg.user)
     if cfg.runs:
         raise UserError("runs=: an ensemble of runs has no kernel; make one for each run: name=<run>, without runs=")
-    files = {f"weights/{weights_name(cfg)}": Path(cfg.weights)} if is_file_of_weights(cfg) else {}
+    if names_file(cfg, "calibrate"):
+        raise UserError(f"calibrate={cfg.calibrate}: a kernel has no such file; set calibrate=test_like or all")
+    files = {f"weights/{weights_name(cfg)}": Path(cfg.weights)} if names_file(cfg, "weights") else {}
     trained = any((cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt").is_file() for fold in cfg.fold_list)
     if trained or cfg.folds_csv.is_file():
         files["run/folds.csv"] = cfg.folds_csv
@@ -104,7 +107,7 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
         scores = read_scores(cfg.run_dir, command(cfg, "evaluate")) if scored else None
         kernel = Kernel(user, cfg.name, words, scores)
         write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
-    if is_file_of_weights(cfg):
+    if names_file(cfg, "weights"):
         kernel = Kernel(user, cfg.name, words, weights=weights_name(cfg))
     else:
         kernel = Kernel(user, cfg.name, [*words, f"weights={cfg.weights}"], internet=cfg.weights == "imagenet")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rsna.evaluation.error_analysis import thin
 from rsna.evaluation.metric import IOU_THRESHOLDS
+from rsna.evaluation.operating_point import log_odds
 from rsna.reporting import svg
 
 Floats = NDArray[np.float64]
@@ -50,6 +51,21 @@ def draw_threshold(name: str, sweep: pd.DataFrame, chosen: float, score: float) 
     look: Any = {"ha": side, "va": "bottom", "color": svg.INK, "xytext": (0, 3), "textcoords": "offset points"}
     axis.annotate(f" {score:.3f} at {chosen:.3f}", (chosen, score), **look)
     axis.set(xlabel="confidence threshold", ylabel="mAP", ylim=(0, max(score, 0.01) * 1.25))
+    return svg.to_svg(figure, name)
+
+
+@svg.styled
+def draw_surface(name: str, surface: pd.DataFrame, chosen: tuple[float, float]) -> str:
+    """mAP over threshold and box scale as a map; chosen: the threshold and the scale that are marked."""
+    figure, (axis,) = svg.new_axes()
+    cells = surface.pivot(index="box_scale", columns="threshold", values="score")
+    image = axis.pcolormesh(
+        log_odds(cells.columns), cells.index, cells, cmap="cividis", shading="nearest", rasterized=True
+    )
+    axis.plot(log_odds(chosen[0]), chosen[1], "o", color=svg.RED, markersize=7, markeredgecolor=svg.PAPER)
+    axis.set(xlabel="log-odds of the confidence threshold", ylabel="factor on the boxes' sides")
+    axis.grid(visible=False)
+    figure.colorbar(image, ax=axis, label="mAP")
     return svg.to_svg(figure, name)
 
 

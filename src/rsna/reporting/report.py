@@ -16,6 +16,7 @@ from rsna.core.files import content_hash, read_json, write_then_rename
 from rsna.core.tables import read_table
 from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision
+from rsna.evaluation.operating_point import SURFACE_COLUMNS
 from rsna.evaluation.runs import Resampling, Run, compare_runs, find_runs, people_of, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
 from rsna.reporting import error_sections, sections
@@ -50,6 +51,7 @@ def read_data(cfg: Config) -> ReportData:
         geometry=cached_images(cfg, "train"),
         size=cfg.size,
         sweep=read_table(run.folder / "threshold.csv", ["threshold", "score"], command(cfg, "evaluate")),
+        surface=read_table(run.folder / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate")),
         histories=read_histories(run),
         resampling=Resampling(people_of(folds.reset_index()), cfg.bootstrap, cfg.seed),
         command=partial(command, cfg),
@@ -75,6 +77,7 @@ def headline(cfg: Config, data: ReportData) -> dict[str, Any]:
         "interval": f"{low:.4f} to {high:.4f}",
         "cross_fitted": digits(scores["cross_fitted_mAP"]),
         "threshold": f"{scores['threshold']:.4f}",
+        "box_scale": f"{scores['box_scale']:g}",
         "auc": digits(scores["AUC"], ".3f"),
         "iou": digits(scores["IoU"], ".3f"),
         "ap50": digits(scores.get("AP50")),
@@ -141,7 +144,7 @@ def all_sections(cfg: Config, data: ReportData) -> dict[str, Any]:
     return {
         "command": data.command,
         "losses": error_sections.losses(data),
-        "threshold_plot": sections.threshold(data),
+        "threshold_plots": [sections.threshold(data), sections.surface(data)],
         "threshold_table": sections.threshold_table(data),
         "training": sections.training(data),
         "folds": sections.fold_table(data),

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from rsna.data.competition import CLASSES
 from rsna.evaluation.metric import image_scores, top_confidences
 from rsna.evaluation.runs import Resampling, Run
 from rsna.evaluation.subgroups import groups_of_images, one_of
+from rsna.evaluation.threshold import plateau
 from rsna.reporting import figures
 from rsna.reporting.summary import digits
 
@@ -48,6 +48,7 @@ class ReportData:
     geometry: pd.DataFrame  # index patientId: where each image lies in its cached square
     size: int  # px, side of the cached images
     sweep: pd.DataFrame  # threshold.csv
+    surface: pd.DataFrame  # surface.csv
     histories: dict[int, pd.DataFrame]  # fold -> history.csv
     resampling: Resampling
     command: Callable[[str], str]  # name of a command -> what to type
@@ -169,18 +170,27 @@ def threshold(data: ReportData) -> Plot:
         figures.draw_threshold("threshold", data.sweep, chosen, score),
         how="Boxes below the threshold are not submitted. A broad maximum tolerates a threshold that is slightly off; "
         "a narrow peak may be chance. The dashed line is the choice.",
-        alt=f"mAP against the confidence threshold: highest, {score:.4f}, at {chosen:.4f}; within 5 % "
-        f"of that from {near.min():.4f} to {near.max():.4f}.",
+        alt=f"mAP against the confidence threshold: {score:.4f} at the chosen {chosen:.4f}; within 5 % "
+        f"of the highest from {near.min():.4f} to {near.max():.4f}.",
         source="threshold.csv",
         writer="evaluate",
     )
 
 
-def plateau(sweep: pd.DataFrame) -> pd.Series:
-    """The thresholds around the best one, on both sides up to the first whose score is 5 % lower."""
-    high = (sweep["score"] >= 0.95 * sweep["score"].max()).to_numpy()
-    stretch = np.cumsum(np.diff(high, prepend=False))
-    return sweep.loc[stretch == stretch[sweep["score"].to_numpy().argmax()], "threshold"]
+def surface(data: ReportData) -> Plot:
+    """mAP over threshold and box scale, on the images that the operating point was chosen on."""
+    point, best = data.run.scores["operating_point"], data.surface.nlargest(1, "score").iloc[0]
+    words = f"{best['score']:.4f} at threshold {best['threshold']:.4f} and scale {best['box_scale']:g}"
+    return Plot(
+        "surface",
+        "mAP against threshold and box scale",
+        figures.draw_surface("surface", data.surface, (point["threshold"], point["box_scale"])),
+        how=f"Smoothed, on {point['chosen_on']}. The dot is the choice. box_scale=auto takes the brightest place.",
+        alt=f"Map of mAP over threshold and box scale: highest, {words}; the choice is threshold "
+        f"{point['threshold']:.4f} and scale {point['box_scale']:g}.",
+        source="surface.csv",
+        writer="evaluate",
+    )
 
 
 def threshold_table(data: ReportData) -> Table | None:

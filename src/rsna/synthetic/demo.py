@@ -19,7 +19,7 @@ from rsna.core.stages import STAGES
 from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.synthetic.dicom_writer import write_dicom
-from rsna.synthetic.patients import PatientImage, draw_patients
+from rsna.synthetic.patients import PatientImage, draw_split
 from rsna.synthetic.phantom import lay_out, render
 
 FOLDERS = [competition.TRAIN_IMAGES, competition.TEST_IMAGES]
@@ -30,7 +30,7 @@ Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh
 
 def make_demo(cfg: Config) -> str:
     """Make images and tables, unless they are current; returns what to print about them."""
-    splits = [draw_patients(count, k, cfg.seed) for k, count in enumerate((cfg.demo_train, cfg.demo_test))]
+    splits = [draw_split(n, k, cfg.seed, cfg.demo_shift) for k, n in enumerate((cfg.demo_train, cfg.demo_test))]
     paths = [image_path(cfg, k, image) for k, images in enumerate(splits) for image in images]
     with file_lock(Path(cfg.root)):
         if artifacts.is_current(cfg, "make_demo") and all(path.is_file() for path in paths):
@@ -80,19 +80,19 @@ def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
 
 def make_images(images: Split, split: int, cfg: Config) -> Truth:
     """Write the images of a split that are missing; returns the boxes of all."""
-    work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed)
+    work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed, shift=cfg.demo_shift)
     return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg.workers, FOLDERS[split]))
 
 
 @functools.cache
-def images_by_id(count: int, split: int, seed: int) -> dict[str, PatientImage]:
+def images_by_id(count: int, split: int, seed: int, shift: bool) -> dict[str, PatientImage]:
     """The images of a split by patientId, drawn once in each process."""
-    return {image.patient_id: image for image in draw_patients(count, split, seed)}
+    return {image.patient_id: image for image in draw_split(count, split, seed, shift)}
 
 
-def make_image(path: Path, count: int, split: int, seed: int) -> tuple[str, NDArray[np.float64]]:
+def make_image(path: Path, count: int, split: int, seed: int, shift: bool = False) -> tuple[str, NDArray[np.float64]]:
     """Write one image unless it is there; returns its patientId and its boxes (n, 4) xywh."""
-    image = images_by_id(count, split, seed)[path.stem]
+    image = images_by_id(count, split, seed, shift)[path.stem]
     # seeded by the image's own id: the same in whatever process, order and resumed run it is made
     layout_rng, image_rng = np.random.default_rng(uuid.UUID(image.patient_id).int).spawn(2)
     scene = lay_out(image.case, layout_rng)

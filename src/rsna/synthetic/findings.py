@@ -49,14 +49,14 @@ class Blob:
     ry: float
 
 
-def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map]) -> list[Blob]:
-    """Draw `count` opacities from the measured statistics, each within its lung's extent and apart from the others."""
+def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map], size: float = 1.0) -> list[Blob]:
+    """Draw `count` opacities from the measured statistics, each in its lung and apart; size: factor on the sides."""
     shared = rng.standard_normal(3)
     odd_side = [-1 if rng.random() < SINGLE_ON_RIGHT else 1] if count % 2 else []
     blobs: list[Blob] = []
     for side in [*SIDES] * (count // 2) + odd_side:
         # two in one lung may have no room beside each other: every try is a little smaller
-        for scale in np.linspace(1.0, 0.3, 60):
+        for scale in size * np.linspace(1.0, 0.3, 60):
             blob = plan_blob(rng, BOX_STATISTICS[view, min(count, 3)], shared, side, lungs[side], scale)
             apart = all(abs(blob.x - b.x) >= blob.rx + b.rx or abs(blob.y - b.y) >= blob.ry + b.ry for b in blobs)
             if apart and share_inside(blob, lungs[side]) > IN_LUNG:

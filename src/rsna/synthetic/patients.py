@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +25,9 @@ COUNTS = {
     (OPACITY, 4): (12, 1),
 }
 MIX = {(view, *cell): counts[k] for k, view in enumerate(("AP", "PA")) for cell, counts in COUNTS.items()}
+# of a hundred images, by class: as in the real test set
+SHIFTED_PERCENT = {NORMAL: 32, NOT_NORMAL: 32, OPACITY: 36}
+BOX_SHRINK = 0.78  # of the sides of its boxes
 # images of a patient -> percent of patients, mean 2.11; the real tail is longer (up to 65 images, mean 2.33)
 IMAGES_PER_PATIENT = {1: 62, 2: 16, 3: 8, 4: 4, 5: 3, 6: 2, 8: 2, 10: 2, 14: 1}
 MALE_SHARE = 0.567
@@ -57,13 +60,32 @@ def apportion(weights: Mapping[Key, float], count: int) -> dict[Key, int]:
     return quota
 
 
-def draw_patients(count: int, split: int, seed: int) -> list[PatientImage]:
-    """The `count` images of a split (0: train, 1: test) in random order; no patient is in both splits."""
+def shifted_mix() -> dict[Cell, float]:
+    """The mix of views, classes and numbers of boxes of the real test set, in percent."""
+    totals = {kind: sum(n for cell, n in MIX.items() if cell[1] == kind) for kind in CLASSES}
+    return {cell: n / totals[cell[1]] * SHIFTED_PERCENT[cell[1]] for cell, n in MIX.items()}
+
+
+def draw_split(count: int, split: int, seed: int, shift: bool) -> list[PatientImage]:
+    """The images of a split (0: train, 1: test). shift: the test set, and the last fifth of the other, are shifted."""
+    if not shift:
+        return draw_patients(count, split, seed)
+    last = count if split else max(1, count // 5)
+    shifted = [
+        replace(image, case=replace(image.case, box_scale=BOX_SHRINK))
+        for image in draw_patients(last, split + 2, seed, shifted_mix())
+    ]
+    return draw_patients(count - last, split, seed) + shifted
+
+
+def draw_patients(count: int, split: int, seed: int, mix: Mapping[Cell, float] = MIX) -> list[PatientImage]:
+    """The `count` images of a split in random order; no patient is in two splits."""
     rng = np.random.default_rng([seed, split])
-    cells = [cell for cell, n in apportion(MIX, count).items() for _ in range(n)]
+    cells = [cell for cell, n in apportion(mix, count).items() for _ in range(n)]
     severity = [SEVERITY[kind] + SEVERITY[view] + rng.normal(0, SEVERITY_SPREAD) for view, kind, _ in cells]
     sickest_first = [cells[i] for i in np.argsort(severity)[::-1]]
-    numbers = 2 * rng.permutation(count) + 1 + split  # odd numbers for one split, even ones for the other
+    # odd numbers for one split, even ones for the other; those of shifted images are apart
+    numbers = 2 * rng.permutation(count) + 1 + split % 2 + split // 2 * 10**7
     images: list[PatientImage] = []
     for number, size in zip(numbers, draw_sizes(count, rng), strict=False):
         start = len(images)

@@ -39,6 +39,7 @@ class Case:
     abnormal: bool  # anything that is not normal, opacities included
     n_boxes: int
     body_seed: tuple[int, int]  # the same for all images of a patient
+    box_scale: float = 1.0  # factor on the sides of the opacities
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def lay_out(case: Case, rng: Rng) -> Scene:
     faint = findings.SUBTLE_CONTRAST if rng.random() < findings.SUBTLE_SHARE else 1.0
     strength = np.exp(findings.OPACITY_CONTRAST_SPREAD * rng.standard_normal())
     contrast = float(faint * findings.OPACITY_CONTRAST * strength)
-    for blob in findings.plan_blobs(rng, case.view, case.n_boxes, lungs):
+    for blob in findings.plan_blobs(rng, case.view, case.n_boxes, lungs, case.box_scale):
         shape = findings.opacity_shape(rng, blob, lungs[blob.side])
         boxes.append(visible_box(shape, pose, rng))
         opacity = np.maximum(opacity, findings.opacity_density(rng, shape, contrast))

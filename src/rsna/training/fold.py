@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rsna.core.artifacts import current_manifest, is_current, is_file_of_weights, record, withdraw
+from rsna.core.artifacts import current_manifest, is_current, names_file, record, withdraw
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
@@ -74,7 +74,7 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
     Raises UserError if the network that it starts from was trained on people of this fold's validation images: its
     scores there would be too high.
     """
-    seen = people_of_checkpoint(Path(cfg.weights)) if is_file_of_weights(cfg) else set()
+    seen = people_of_checkpoint(Path(cfg.weights)) if names_file(cfg, "weights") else set()
     shared = seen & set(data.valid_people)
     if shared:
         raise UserError(

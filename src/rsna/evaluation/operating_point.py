@@ -1,0 +1,163 @@
+"""The operating point for the images that will be submitted, chosen on out-of-fold images that are like them.
+
+At any threshold let `found` be the mean score of positive images, `false_alarms` the fraction of negatives with a box,
+`prior` the fraction of positives. Then mAP = prior * found / (prior + (1 - prior) * false_alarms): curves of one set of
+images, smoothed as these are few, give those of a set with another prior.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from rsna.core.config import Config
+from rsna.core.errors import UserError
+from rsna.data.competition import LABELS_CSV
+from rsna.evaluation.bootstrap import MIDDLE
+from rsna.evaluation.metric import Floats, box_steps, of_images, top_confidences
+from rsna.evaluation.prior import count_bins
+from rsna.evaluation.threshold import best_point, with_scaled_boxes
+
+CHALLENGE_IMAGES = 26_684  # training images of the challenge
+TEST_LIKE_IMAGES = 1_000  # the last of them are the first stage's test set, labelled as the final test set
+SCALES = tuple(k / 100 for k in range(70, 111, 5))  # factors on the sides of boxes that are tried
+SURFACE_COLUMNS = ["box_scale", "threshold", "score", "found", "false_alarms"]
+N_THRESHOLDS = 200
+BANDWIDTH = 0.2  # of the Gaussian kernel, in standard deviations of the images' log-odds; see bench/operating_point.py
+
+
+class Images(NamedTuple):
+    """Out-of-fold images: predictions, true boxes, and patientId -> person."""
+
+    predictions: pd.DataFrame
+    truth: pd.DataFrame
+    people: pd.Series
+
+
+def calibration_images(every: Images, calibrate: str, labelled: pd.Index) -> tuple[Images, str]:
+    """Those of all images that calibrate= names, and that in words; labelled: patientIds in the order of the labels.
+
+    Raises UserError where it names images that cannot be used.
+    """
+    if calibrate == "auto":
+        calibrate = "test_like" if len(labelled) == CHALLENGE_IMAGES else "all"
+    if calibrate == "all":
+        return every, "all out-of-fold images"
+    if calibrate == "test_like":
+        chosen, words = labelled[-min(TEST_LIKE_IMAGES, max(1, len(labelled) // 5)) :], f"images of {LABELS_CSV}"
+        words = f"the last {len(chosen)} {words}"
+    else:
+        chosen, words = read_ids(Path(calibrate), labelled, every.people.index), f"the images of {Path(calibrate).name}"
+    people = every.people[every.people.index.isin(chosen)]
+    images = Images(of_images(every.predictions, people.index), of_images(every.truth, people.index), people)
+    if not 0 < (n_positives := images.truth["patientId"].nunique()) < len(people):
+        problem = f"of {words} {len(people)} have out-of-fold predictions and {n_positives} an opacity"
+        raise UserError(f"calibrate={calibrate}: {problem}; choose images with and without, or calibrate=all")
+    return images, words
+
+
+def read_ids(path: Path, labelled: pd.Index, predicted: pd.Index) -> pd.Index:
+    """The patientIds of a text file, one per line. Raises UserError that names the first line that cannot be used."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a text file with one patientId per line ({error})") from None
+    names = {number: name for number, name in enumerate(lines, 1) if name not in ("", "patientId")}  # a header may be
+    for number, name in names.items():
+        if name not in predicted:
+            problem = "has no out-of-fold prediction" if name in labelled else f"is not in {LABELS_CSV}"
+            raise UserError(f"{path}, line {number}: patientId {name} {problem}; remove it, or use calibrate=test_like")
+    return pd.Index(names.values())
+
+
+class Surface(NamedTuple):
+    """Smoothed curves (draws, scales, thresholds): of the images, then of the same with people drawn anew."""
+
+    scales: Floats
+    thresholds: Floats  # falling
+    found: Floats
+    false_alarms: Floats
+    share: Floats  # (draws, 1, 1) fraction of positive images
+
+    @property
+    def scores(self) -> Floats:
+        return mean_score(self.found, self.false_alarms, self.share)
+
+    def choices(self) -> Floats:
+        """The threshold and the box scale (draws, 2) of the highest score."""
+        places = self.scores.reshape(len(self.scores), -1).argmax(axis=1)
+        scale, threshold = np.divmod(places, N_THRESHOLDS)
+        return np.column_stack([self.thresholds[threshold], self.scales[scale]])
+
+
+def mean_score(found: Any, false_alarms: Any, prior: Any) -> Any:
+    return prior * found / (prior + (1 - prior) * false_alarms)
+
+
+def measure(images: Images, scales: Sequence[float], n_resamples: int = 0, seed: int = 0) -> Surface:
+    """The surface over these box scales and a grid of thresholds that is even in log-odds."""
+    boxes = images.predictions.dropna(subset=["confidence"])
+    odds = log_odds(boxes["confidence"])
+    grid = np.linspace(odds.max(initial=0.0), odds.min(initial=0.0), N_THRESHOLDS)
+    width = max(BANDWIDTH * float(np.nan_to_num(log_odds(top_confidences(boxes)).std())), 1e-9)
+    kernel = np.exp(-0.5 * ((grid[:, None] - grid) / width) ** 2)
+    person, n = pd.factorize(images.people)[0], images.people.nunique()
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
+    draws = np.vstack([np.ones(n), draws])
+    positive = images.people.index.isin(images.truth["patientId"])
+    counts = [np.maximum(draws @ np.bincount(person, kind, n), 1e-9)[:, None] for kind in (positive, ~positive)]
+    people, smooth = pd.Series(person, images.people.index), (kernel / kernel.sum(axis=1, keepdims=True)).T
+    tables = [(images.truth, with_scaled_boxes(images.predictions, scale)) for scale in scales]
+    sums = [[draws @ table @ smooth for table in person_curves(*both, people, grid)] for both in tables]
+    found, false_alarms = (np.stack([pair[k] / counts[k] for pair in sums], axis=1) for k in (0, 1))
+    share = (counts[0] / (counts[0] + counts[1]))[..., None]
+    return Surface(np.asarray(scales), 1 / (1 + np.exp(-grid)), found, false_alarms, share)
+
+
+def person_curves(truth: pd.DataFrame, predictions: pd.DataFrame, people: pd.Series, grid: Floats) -> Floats:
+    """(2, people, thresholds): sum of scores, and negative images with a box, at each of the falling log-odds `grid`.
+
+    people: patientId -> 0, 1, 2 ...
+    """
+    steps = box_steps(truth, predictions)
+    first = np.minimum(np.searchsorted(-grid, -log_odds(steps["confidence"])), len(grid) - 1)
+    sums = np.zeros((2, people.max() + 1, len(grid)))
+    for table, column in zip(sums, ("gain", "newly_counted"), strict=True):
+        np.add.at(table, (people[steps["patientId"]].to_numpy(), first), steps[column].to_numpy())
+    return sums.cumsum(axis=-1)
+
+
+def log_odds(confidence: Any) -> Floats:
+    clipped = np.clip(np.asarray(confidence, dtype=float), 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped))
+
+
+def choose_point(every: Images, labelled: pd.Index, cfg: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The surface as a table, and the choice on it for scores.json; see calibration_images for the arguments.
+
+    On all images, with box_scale= a number, the threshold is the best one as it is: so many need no smoothing.
+    """
+    images, words = calibration_images(every, cfg.calibrate, labelled)
+    scales = SCALES if cfg.box_scale == "auto" else (float(cfg.box_scale),)
+    plain = len(scales) == 1 and images is every
+    surface, best = measure(images, sorted({*SCALES, *scales})), best_point(every.predictions, every.truth, scales)
+    choices = measure(images, scales, 0 if plain else cfg.bootstrap, cfg.seed).choices()
+    threshold, scale = (best.threshold, best.box_scale) if plain else choices[0].tolist()
+    top = top_confidences(images.predictions)
+    bins = count_bins(top, top.index.isin(images.truth["patientId"]))
+    cells = np.meshgrid(surface.scales, surface.thresholds, indexing="ij")
+    columns = [*cells, surface.scores[0], surface.found[0], surface.false_alarms[0]]
+    table = pd.DataFrame({name: cell.ravel() for name, cell in zip(SURFACE_COLUMNS, columns, strict=True)})
+    return table, {
+        "chosen_on": words,
+        "images": len(top),
+        "positives": sum(bins["positives"]),
+        "bins": bins,
+        "threshold": threshold,
+        "box_scale": scale,
+        "of_all_images": [best.threshold, best.box_scale],
+        "intervals": None if plain else np.quantile(choices[1:], MIDDLE, axis=0).T.tolist(),
+        "resampling": [cfg.bootstrap, cfg.seed],
+    }
