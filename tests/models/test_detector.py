@@ -9,17 +9,16 @@ from torchvision.ops import box_convert, nms
 
 from rsna.core.config import parse
 from rsna.models.backbone import location_centres
-from rsna.models.detector import BINS, MAX_BOXES, assign, distribution_loss, paired_iou, select_boxes
+from rsna.models.detector import LEAST_HEAT, MAX_BOXES, assign, paired_iou, select_boxes
 from rsna.models.registry import build_model, settings_of
 
 WORDS = ["model=detector", "size=64", "encoder=resnet18", "weights=none", "fpn_channels=32"]
 CPU = torch.device("cpu")
 
 
-def grid(*sides):
-    """Centres (L, 2) and strides (L,) of square maps with these sides."""
-    centres = [location_centres(side, side, CPU).reshape(-1, 2) for side in sides]
-    return torch.cat(centres), torch.cat([torch.full((side * side,), 1 / side) for side in sides])
+def centres(side):
+    """Centres (L, 2) of the locations of a square map."""
+    return location_centres(side, side, CPU).reshape(-1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def squares(n=16):
 
 def test_shapes(model):
     outputs = model(torch.zeros(2, 1, 64, 64, dtype=torch.uint8))
-    n_locations = 8 * 8 + 4 * 4 + 2 * 2 + 1
+    n_locations = 8 * 8
     assert outputs["objectness"].shape == (2, n_locations)
     assert outputs["boxes"].shape == (2, n_locations, 4)
     boxes, scores, classes = model.decode(outputs)
@@ -61,7 +60,8 @@ def test_it_learns_both_boxes_of_an_image():
     torch.manual_seed(0)
     model = build_model(parse(WORDS, settings_of))
     images, targets = squares()
-    model.init_priors([box.numpy() for box in targets["boxes"]], torch.tensor([0.25, 0.0, 0.75]))
+    found = [boxes[mask].numpy() for boxes, mask in zip(targets["boxes"], targets["mask"], strict=True)]
+    model.init_priors(found, torch.tensor([0.25, 0.0, 0.75]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(60):
         loss = model.loss(model(images), targets)["loss"]
@@ -84,7 +84,7 @@ def test_images_without_a_box_give_a_finite_loss_and_train_the_objectness(model)
     empty = {**targets, "boxes": targets["boxes"] * 0, "mask": targets["mask"] & False}
     losses = model.loss(model(images), empty)
     assert torch.isfinite(losses["loss"])
-    assert losses["giou"] == losses["distribution"] == 0
+    assert losses["box"] == 0
     assert losses["objectness"] > 0
 
 
@@ -102,31 +102,43 @@ def test_padding_changes_no_loss(model):
 
 @given(st.lists(st.tuples(*[st.floats(0.1, 0.9)] * 2, *[st.floats(0.01, 0.8)] * 2), min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
-def test_each_box_alone_gets_a_location_and_only_locations_of_its_candidates(boxes_cxcywh):
-    centres, strides = grid(8, 4, 2, 1)
-    boxes = box_convert(torch.tensor(boxes_cxcywh), "cxcywh", "xyxy")
-    for box in boxes:
-        assigned = assign(box[None, None], torch.ones(1, 1, dtype=torch.bool), centres, strides)
-        assert set(assigned.unique().tolist()) <= {-1, 0}
-        assert (assigned == 0).any(), "no true box is left without a location"
-    together = assign(boxes[None], torch.ones(1, len(boxes), dtype=torch.bool), centres, strides)
-    assert together.max() < len(boxes)
+def test_every_box_has_a_location_of_full_heat_and_padding_has_none(boxes_cxcywh):
+    boxes = torch.tensor([[*boxes_cxcywh, (0.0, 0.0, 0.0, 0.0)]])
+    mask = torch.tensor([[True] * len(boxes_cxcywh) + [False]])
+    heat, own = assign(boxes, mask, centres(8))
+    assert ((heat >= 0) & (heat <= 1)).all()
+    for box in boxes[0, :-1]:
+        alone, _ = assign(box[None, None], mask[:, :1], centres(8))
+        nearest = (centres(8) - box[:2]).div(box[2:]).square().sum(1).argmin()
+        assert alone[0, nearest] == 1
+        assert heat[0, nearest] == 1, "another box takes no heat away"
+    assert (own[0].unsqueeze(1) == boxes[0, :-1]).all(-1).any(-1).all(), "padding is nobody's box"
+    nothing, _ = assign(boxes, mask & False, centres(8))
+    assert (nothing == 0).all()
 
 
-def test_a_location_inside_two_boxes_goes_to_the_higher_overlap():
-    centres, strides = grid(8)
-    boxes = torch.tensor([[[0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 0.9, 0.9]]])
-    assigned = assign(boxes, torch.ones(1, 2, dtype=torch.bool), centres, strides)
-    middle = 8 * 3 + 3  # its anchor is 0.1875 to 0.6875
-    assert assigned[0, middle] == 0
+def test_a_location_belongs_to_the_box_that_it_is_nearest_to_relative_to_its_size():
+    boxes = torch.tensor([[[0.25, 0.5, 0.3, 0.4], [0.75, 0.5, 0.3, 0.4]]])
+    heat, own = assign(boxes, torch.ones(1, 2, dtype=torch.bool), centres(16))
+    left = centres(16)[:, 0] < 0.5
+    warm = heat[0] > LEAST_HEAT
+    assert (own[0, left & warm] == boxes[0, 0]).all()
+    assert (own[0, ~left & warm] == boxes[0, 1]).all()
+    assert warm.sum() > 8
 
 
-def test_distribution_loss_by_hand():
-    logits = torch.full((1, 1, 4, BINS), -100.0)
-    logits[..., 2], logits[..., 3] = np.log(0.75), np.log(0.25)
-    loss = distribution_loss(logits, torch.full((1, 1, 4), 2.25))
-    assert loss.item() == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)), abs=1e-4)
-    assert torch.isfinite(distribution_loss(logits, torch.full((1, 1, 4), 50.0))).all(), "clipped to the last bin"
+def test_the_objectness_learns_how_well_the_box_fits(model):
+    """Of two equal objectness logits the loss pushes up the one whose box fits, and down the one whose box does not."""
+    targets = {
+        "boxes": torch.tensor([[[0.5, 0.5, 0.4, 0.4]]]),
+        "mask": torch.tensor([[True]]),
+        "label": torch.tensor([2]),
+    }
+    for box, sign in (([0.5, 0.5, 0.4, 0.4], -1), ([0.5, 0.5, 0.1, 0.1], 1)):
+        logits = torch.zeros(1, 1, requires_grad=True)
+        outputs = {"objectness": logits, "boxes": torch.tensor([[box]]), "centres": torch.tensor([[0.5, 0.5]])}
+        model.loss({**outputs, "logits": torch.zeros(1, 3)}, targets)["loss"].backward()
+        assert torch.sign(logits.grad).item() == sign
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.5))
