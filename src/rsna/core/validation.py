@@ -20,7 +20,8 @@ RANGES = {
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
 CHOICES = {"num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"), "checkpoint": ("best", "last")}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a run: it becomes a folder
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run: it becomes a folder
+THRESHOLD = re.compile(r"auto|0?\.\d+|[01](\.0*)?")
 TTA_VIEWS = ("plain", "hflip")
 
 
@@ -44,20 +45,14 @@ def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no command can work with."""
     runs = settings["runs"].split(",") if settings["runs"] else []
     problems = {
-        "name": (
-            not re.fullmatch(NAME, settings["name"]),
-            "letters, digits, '.', '_' and '-' only: it becomes a folder",
-        ),
+        "name": (not NAME.fullmatch(settings["name"]), "letters, digits, '.', '_' and '-' only: it becomes a folder"),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
         "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
         "runs": (
-            not all(re.fullmatch(NAME, run) for run in runs) or len(set(runs)) < len(runs),
+            not all(map(NAME.fullmatch, runs)) or len(set(runs)) < len(runs),
             "names of runs in working/, separated by commas, each once",
         ),
-        "threshold": (
-            not re.fullmatch(r"auto|0?\.\d+|[01](\.0*)?", settings["threshold"]),
-            "auto, or a number from 0 to 1",
-        ),
+        "threshold": (not THRESHOLD.fullmatch(settings["threshold"]), "auto, or a number from 0 to 1"),
         **{key: (settings[key] < low, f"must be at least {low}") for key, low in LOWEST.items()},
         **{key: (settings[key] not in allowed, " or ".join(map(str, allowed))) for key, allowed in CHOICES.items()},
         **{key: (not settings[key].strip(), "must not be empty") for key in FOLDERS},
