@@ -27,8 +27,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(world, tmp_path):
     fold = root / "working" / "killed" / "fold0"
     command = [sys.executable, str(ROOT / "src" / "train.py"), f"root={root}", *SMALL, "name=killed", "fold=0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not (fold / "last.pt").exists() and time.time() < deadline:
+    while not (fold / "last.pt").exists() and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
