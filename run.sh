@@ -9,7 +9,7 @@ sequence="make_folds cache_images train predict ensemble evaluate make_submissio
 usage() {
     cat <<EOF
 ./run.sh demo [key=value ...]            a small synthetic competition, from nothing to a scored submission
-./run.sh test [pytest arguments ...]     the tests
+./run.sh test [slow] [pytest arguments]  the tests; slow: all of them, also those that take long
 ./run.sh fold=0..4 [key=value ...]       the whole sequence on the competition's files in input/:
                                          make_folds, cache_images, train, predict, ensemble,
                                          evaluate, make_submission, report, summary
@@ -116,6 +116,8 @@ case "$command" in
     test)
         python=$(find_python "$here/requirements-dev.txt")
         cd "$here"
+        # an empty -m takes back that of pyproject.toml
+        if [ "${words[0]:-}" = slow ]; then words=(-m "" "${words[@]:1}"); fi
         exec "$python" -m pytest ${words[@]+"${words[@]}"}
         ;;
     demo)

@@ -1,6 +1,6 @@
 """Do the loader processes keep a GPU busy? A clock stands in for the GPU: each step takes batch / rate seconds.
 
-    python bench/loader.py [size=512] [batch=64] [rate=400] [images=1024] [workers=-1]
+    python bench/loader.py [quick=true] [size=512] [batch=64] [rate=400] [images=1024] [workers=-1]
 
 So a machine's cores can be judged before a GPU is paid for: take as rate what the network alone reaches there
 (bench/train.py device=cuda prints it). The limit is the clock's rate; the peer is a loader of the same images that
@@ -29,7 +29,6 @@ from rsna.data.loader import EpochBatches, ImageMemory, collate, make_loader, on
 from rsna.training.fold import make_train_set
 
 CPU = torch.device("cpu")
-ROUNDS = 5
 
 
 class Restarting(Sampler[list[tuple[int, int]]]):
@@ -50,9 +49,9 @@ def seconds(batches: Iterable[dict[str, Any]], step: float) -> float:
     return time.perf_counter() - start
 
 
-def compare(dataset: ImageDataset, batch: int, rate: float, workers: int) -> None:
+def compare(dataset: ImageDataset, batch: int, rate: float, workers: int, rounds: int) -> None:
     """Epochs of the stream and of a loader that restarts, in turns."""
-    ours = EpochBatches(dataset, batch, range(2 * ROUNDS))
+    ours = EpochBatches(dataset, batch, range(2 * rounds))
     stream, pace = iter(make_loader(dataset, ours, workers, CPU)), batch / rate
     restarting: DataLoader[Any] = DataLoader(
         dataset,
@@ -66,7 +65,7 @@ def compare(dataset: ImageDataset, batch: int, rate: float, workers: int) -> Non
     limit = ours.steps * batch / rate
     seconds(restarting, 0.0)
     shares = []
-    for number in range(ROUNDS):
+    for number in range(rounds):
         # an epoch that does not count: while the other side was timed, the processes worked ahead
         seconds(islice(stream, ours.steps), pace)
         shares.append((limit / seconds(islice(stream, ours.steps), pace), limit / seconds(restarting, pace)))
@@ -78,7 +77,8 @@ def compare(dataset: ImageDataset, batch: int, rate: float, workers: int) -> Non
 
 
 def main(words: dict[str, str]) -> None:
-    size, batch, n = (int(words.get(key, usual)) for key, usual in (("size", 512), ("batch", 64), ("images", 1024)))
+    images, rounds = (256, 2) if words.get("quick") == "true" else (1024, 5)
+    size, batch, n = (int(words.get(key, usual)) for key, usual in (("size", 512), ("batch", 64), ("images", images)))
     workers = count_workers(int(words.get("workers", -1)))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def main(words: dict[str, str]) -> None:
             memory.read(k)
         dataset = make_train_set(parse([f"size={size}"]), 0, samples, memory)
         print(f"{n} images of {size} px in batches of {batch}, {workers} loader processes")
-        compare(dataset, batch, float(words.get("rate", 400)), workers)
+        compare(dataset, batch, float(words.get("rate", 400)), workers, rounds)
 
 
 if __name__ == "__main__":

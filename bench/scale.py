@@ -1,16 +1,19 @@
 """How training starts on a competition of the challenge's size, and what an epoch costs as the images grow.
 
-    python bench/scale.py [images=26684] [few=600] [rounds=3]
+    python bench/scale.py [quick=true] [images=26684] [few=600] [rounds=3]
 
 Made-up tables, and PNG files that are a few images under many names. Start-up is the real script's, from the command
 until the first step is done, beside what a bare Python needs to import the packages that it cannot do without. The
 growth is that of the second epoch's seconds, with validation and scores, from few images to four times as many.
 """
 
+import os
+import pty
 import re
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -62,17 +65,23 @@ def command(root: Path, *words: str) -> list[str]:
 
 def start_up(root: Path) -> tuple[float, float]:
     """Seconds from the command until the progress bar stands there, and until the first step is done."""
+    # the bar is drawn on a terminal only; here with every step, so that the first one can be seen
+    terminal, its_end = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    environment = os.environ | {"TQDM_MININTERVAL": "0"}
     start, bar, seen = time.perf_counter(), 0.0, b""
-    with subprocess.Popen(command(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
+    with subprocess.Popen(command(root), stdout=its_end, stderr=its_end, env=environment) as process:
+        os.close(its_end)
         while not re.search(rb" [1-9]\d*/\d+ \[", seen):
-            piece = process.stdout.read1(4096)  # type: ignore[attr-defined]
-            if not piece:
+            try:
+                seen += os.read(terminal, 4096)
+            except OSError:  # what Linux answers once the command has ended
                 sys.exit(seen.decode())
-            seen += piece
             bar = bar or (time.perf_counter() - start if b" 0/" in seen else 0.0)
         first = time.perf_counter() - start
         process.terminate()
+        # a terminal that nobody reads would hold up what the command still prints
+        os.close(terminal)
     return bar, first
 
 
@@ -91,17 +100,18 @@ def epoch_seconds(root: Path) -> float:
 
 
 def main(words: dict[str, str]) -> None:
-    n, few = int(words.get("images", 26684)), int(words.get("few", 600))
+    images, few, rounds = (2000, 100, 1) if words.get("quick") == "true" else (26684, 600, 3)
+    n, few = int(words.get("images", images)), int(words.get("few", few))
     with tempfile.TemporaryDirectory() as folder:
         make_workspace(Path(folder, "all"), n)
-        rounds = []
-        for _ in range(int(words.get("rounds", 3))):
+        times = []
+        for _ in range(int(words.get("rounds", rounds))):
             bar, first = start_up(Path(folder, "all"))
             bare = imports()
             print(f"{n} images: {bar:.2f} s to the first epoch, {first:.2f} s to its first step; imports {bare:.2f} s")
-            rounds.append((first, bare))
-        print(f"start_up_seconds_of_{n}_images {np.median([first for first, _ in rounds]):.2f}")
-        print(f"ratio start_up_to_bare_imports {np.median([first / bare for first, bare in rounds]):.2f}")
+            times.append((first, bare))
+        print(f"start_up_seconds_of_{n}_images {np.median([first for first, _ in times]):.2f}")
+        print(f"ratio start_up_to_bare_imports {np.median([first / bare for first, bare in times]):.2f}")
         costs = {}
         for count in (few, 4 * few):
             make_workspace(Path(folder, str(count)), count)

@@ -11,7 +11,6 @@ from rsna.reporting.training_pictures import draw_batch_sheet
 
 def main(cfg: Config) -> None:
     sheet, path = draw_batch_sheet(cfg, cfg.fold_list[0]), cfg.run_dir / "batch.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_png(sheet, path)
     print(f"the same images in several epochs, one row each, as the network sees them -> {path}")
 

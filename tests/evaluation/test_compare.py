@@ -1,13 +1,11 @@
 """Runs side by side: the paired difference, what differs in settings, and what is left out with a reason."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.commands import run_command
 from helpers.run_files import make_competition, make_predictions, make_run, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +15,6 @@ from rsna.core.errors import UserError
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, mean_average_precision
 from rsna.evaluation.runs import as_made, differing_settings, find_runs, read_settings, training_seconds
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +92,9 @@ def test_nothing_in_common_is_no_number():
 
 def compare(root):
     """What the command prints."""
-    command = [sys.executable, str(ROOT / "src/compare.py"), *words(root)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = run_command("compare", *words(root))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_what_is_printed_and_written(world):
@@ -179,9 +176,7 @@ def test_broken_manifests_are_named(tmp_path):
 
 
 def test_without_any_run_the_command_is_said(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src/compare.py"), f"root={tmp_path}"], capture_output=True, text=True, check=False
-    )
+    done = run_command("compare", f"root={tmp_path}")
     assert done.returncode == 1
     assert "no run with scores; run: ./run.sh evaluate" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,18 +1,14 @@
 """A competition of bright squares on dark images, and a model that finds them without training."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
+from helpers.commands import run_command
 from helpers.dicom_files import write_dicom
 from torch import nn
 
 from rsna.data.competition import LABEL_COLUMNS, LABELS_CSV, SAMPLE_CSV, TEST_IMAGES, TRAIN_IMAGES
 
-SRC = Path(__file__).resolve().parents[2] / "src"
 DARK, BRIGHT = 20, 220
 # rows, cols; square x, y, width, height. On multiples of the cached pixel at size 64; none leaves the view at scale 1.1
 SQUARES = {
@@ -71,16 +67,10 @@ def make_competition(root):
     sample.to_csv(root / "input" / SAMPLE_CSV, index=False)
 
 
-def run_command(name, cfg):
-    """Run src/<name>.py with the root and size of a config."""
-    command = [sys.executable, str(SRC / f"{name}.py"), f"root={cfg.root}", f"size={cfg.size}", "n_folds=2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def cached(cfg):
     """The same config, once folds and the cache of its size are made."""
     for name, output in (("make_folds", cfg.folds_csv), ("cache_images", cfg.cache_dir / "index.csv")):
         if not output.is_file():
-            run_command(name, cfg)
+            done = run_command(name, f"root={cfg.root}", f"size={cfg.size}", "n_folds=2")
+            assert done.returncode == 0, done.stderr
     return cfg

@@ -42,8 +42,19 @@ def assert_squares(table, limit):
         assert np.abs(found - square).max() <= limit[name], (name, found, square)
 
 
-@pytest.mark.parametrize("views", ["tta=plain", "tta=plain,hflip", "tta=plain,hflip tta_scales=1.0,0.9,1.1"])
-@pytest.mark.parametrize("size", [64, 128, 256, 512])
+VIEWS = ["tta=plain", "tta=plain,hflip", "tta=plain,hflip tta_scales=1.0,0.9,1.1"]
+# the coarsest with each kind of view, and the usual size with all of them
+TELLING = {(64, VIEWS[0]), (64, VIEWS[1]), (64, VIEWS[2]), (512, VIEWS[2])}
+
+
+@pytest.mark.parametrize(
+    ("size", "views"),
+    [
+        pytest.param(size, views, marks=[] if (size, views) in TELLING else pytest.mark.slow)
+        for size in (64, 128, 256, 512)
+        for views in VIEWS
+    ],
+)
 def test_the_square_comes_out_where_it_is(root, bright_network, size, views):
     words = [f"root={root}", f"size={size}", "n_folds=2", f"name=s{size}", "bootstrap=10", *views.split()]
     cfg = cached(parse(words))

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from helpers.commands import run_command
 from helpers.kaggle_world import KaggleServer, make_image, make_wheels, run_notebook, shown
 from slugify import slugify
 
@@ -414,10 +415,9 @@ def test_folds_alone_are_not_a_trained_run(world, tmp_path, capsys):
     assert any('if OUTPUT / "submission.csv" != submission' in "".join(cell) for cell in cells)
 
 
-def run_command(name, words):
+def printed_by(name, words):
     """Run a command; returns its output, of an error what it printed."""
-    command = [sys.executable, str(SOURCE / f"{name}.py"), *SMALL, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_command(name, *SMALL, *words)
     return done.stdout if done.returncode == 0 else done.stderr
 
 
@@ -428,11 +428,11 @@ def test_only_the_test_images(world, tmp_path):
     index, fold = home / "working/png_64/index.csv", home / "working/tiny.Run/fold0"
     tables = {name: (fold / f"{name}.csv").read_bytes() for name in ("valid", "valid_images", "test")}
     words = [f"root={home}", "fold=0", "workers=0"]
-    run_command("cache_images", [*words, "only_test=true"])
+    printed_by("cache_images", [*words, "only_test=true"])
     assert len(pd.read_csv(index)) == 26
     (fold / "test.csv").unlink()
-    assert "predicted -> test.csv" in run_command("predict", [*words, "only_test=true"])
+    assert "predicted -> test.csv" in printed_by("predict", [*words, "only_test=true"])
     assert {name: (fold / f"{name}.csv").read_bytes() for name in tables} == tables
     (fold / "valid.csv").unlink()
-    assert "valid.csv" in run_command("predict", [*words, "only_test=true"])
-    assert "predicted -> valid.csv" in run_command("predict", words)
+    assert "valid.csv" in printed_by("predict", [*words, "only_test=true"])
+    assert "predicted -> valid.csv" in printed_by("predict", words)

@@ -5,14 +5,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.commands import run_command
 from helpers.run_files import make_competition, make_predictions, make_run, words
 
 from rsna.core.artifacts import record
@@ -24,7 +22,6 @@ from rsna.reporting.gallery import KINDS, PER_KIND, choose
 from rsna.reporting.report import TEMPLATES, policy, render, write_report
 from rsna.reporting.sections import plateau
 
-ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 NO_BROWSER = "no Chromium with chromedriver here; Debian: apt-get install chromium chromium-driver"
@@ -197,12 +194,7 @@ def test_missing_or_old_scores_name_the_command(tmp_path):
     text = (run / "report.html").read_text()
     assert "No submission was written yet. To write it: ./run.sh make_submission" in text
     assert "This run has no training of its own" in text
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src/report.py"), *words(tmp_path, "other")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command("report", *words(tmp_path, "other"))
     assert done.returncode == 1
     assert re.search(r"evaluate has not finished; run: \./run\.sh evaluate .*name=other", done.stderr)
     assert "Traceback" not in done.stderr

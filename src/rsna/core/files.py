@@ -17,18 +17,19 @@ ABSENT = "absent"  # the hash of a file that is not there
 
 
 @contextlib.contextmanager
-def write_then_rename(path: Path) -> Iterator[Path]:
+def write_then_rename(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block ends well.
 
     A process killed inside the block leaves `path` as it was. The temporary name is always the same, so that what it
-    left behind is gone once the stage is repeated; file_lock keeps a second process away.
+    left behind is gone once the stage is repeated; file_lock keeps a second process away. durable: wait for the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a write that fails does not know its file's name

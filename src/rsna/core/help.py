@@ -1,7 +1,8 @@
 """What `help` and `help all` print: the settings with their defaults."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
+from typing import Any
 
 from rsna.core.config import GROUPS
 from rsna.core.presets import PRESETS, WORKSPACE
@@ -21,8 +22,7 @@ def help_text(models: Mapping[str, type] | None = None) -> str:
     return "\n".join(lines)
 
 
-def line_of(field: object) -> str:
+def line_of(field: Field[Any]) -> str:
     """`  lr=0.001     peak learning rate ...`"""
-    default = str(getattr(field, "default", "")).replace(str(WORKSPACE), "<workspace>") or "''"
-    name, meaning = getattr(field, "name", ""), getattr(field, "metadata", {}).get("meaning", "")
-    return f"  {name + '=' + default:<36} {meaning}"
+    default = str(field.default).replace(str(WORKSPACE), "<workspace>") or "''"
+    return f"  {field.name + '=' + default:<36} {field.metadata['meaning']}"

@@ -17,12 +17,13 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_csv(temporary, index=False)
 
 
-def read_table(path: Path, columns: Sequence[str], rebuild: str = "") -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: str = "") -> pd.DataFrame:
     """Read a CSV that must have `columns`; patientId stays text. Spaces around names and ids are cut off.
-    `rebuild` is the command that makes the file, printed when it is missing. Raises UserError.
+    rebuild, source: the command that makes the file, or how to get it, printed when it is missing. Raises UserError.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file" + (f"; run: {rebuild}" if rebuild else ""))
+        remedy = f"; run: {rebuild}" if rebuild else f"; {source}" if source else ""
+        raise UserError(f"{path}: no such file{remedy}")
     try:
         names = pd.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str).loc[0].fillna("").str.strip()
         with warnings.catch_warnings():

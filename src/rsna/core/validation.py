@@ -20,7 +20,9 @@ RANGES = {
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
 CHOICES = {"num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"), "checkpoint": ("best", "last")}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a run: it becomes a folder
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run: it becomes a folder
+GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")
+THRESHOLD = re.compile(r"auto|0?\.\d+|[01](\.0*)?")
 TTA_VIEWS = ("plain", "hflip")
 
 
@@ -44,23 +46,17 @@ def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no command can work with."""
     runs = settings["runs"].split(",") if settings["runs"] else []
     problems = {
-        "name": (
-            not re.fullmatch(NAME, settings["name"]),
-            "letters, digits, '.', '_' and '-' only: it becomes a folder",
-        ),
+        "name": (not NAME.fullmatch(settings["name"]), "letters, digits, '.', '_' and '-' only: it becomes a folder"),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
         "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
-        "gate": (
-            not re.fullmatch(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)", settings["gate"]),
-            "none, auto, or alpha,beta with alpha above 0 and both at most 1, such as 0.5,0.1",
-        ),
         "runs": (
-            not all(re.fullmatch(NAME, run) for run in runs) or len(set(runs)) < len(runs),
+            not all(map(NAME.fullmatch, runs)) or len(set(runs)) < len(runs),
             "names of runs in working/, separated by commas, each once",
         ),
-        "threshold": (
-            not re.fullmatch(r"auto|0?\.\d+|[01](\.0*)?", settings["threshold"]),
-            "auto, or a number from 0 to 1",
+        "threshold": (not THRESHOLD.fullmatch(settings["threshold"]), "auto, or a number from 0 to 1"),
+        "gate": (
+            not GATE.fullmatch(settings["gate"]),
+            "none, auto, or alpha,beta with alpha above 0 and both at most 1, such as 0.5,0.1",
         ),
         "box_scale": (not in_range(settings["box_scale"], ("auto",), 0.1, 2.0), "auto, or a number from 0.1 to 2"),
         "prior": (

@@ -4,12 +4,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from rsna.data.boxes import affine_boxes, clip_boxes
-
-Image = NDArray[np.uint8]
-Floats = NDArray[np.float64]
+from rsna.data.boxes import Floats, affine_boxes, clip_boxes
+from rsna.data.windowing import GreyImage
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Augmentation:
     scale: float  # largest relative change of scale
     brightness_contrast: float  # largest relative change
 
-    def __call__(self, image: Image, boxes_xyxy: Floats, rng: np.random.Generator) -> tuple[Image, Floats]:
+    def __call__(self, image: GreyImage, boxes_xyxy: Floats, rng: np.random.Generator) -> tuple[GreyImage, Floats]:
         """The augmented image and its boxes (n, 4), in the same order and clipped; one outside has a side of 0."""
         matrix, table = self.random_matrix(len(image), rng), self.random_tones(rng)
         moved = clip_boxes(affine_boxes(boxes_xyxy, matrix), len(image), len(image))
@@ -39,7 +36,7 @@ class Augmentation:
         centre = np.array([size / 2, size / 2])
         return np.column_stack([linear, centre + offset - linear @ centre])
 
-    def random_tones(self, rng: np.random.Generator) -> Image:
+    def random_tones(self, rng: np.random.Generator) -> GreyImage:
         """A (256,) table of grey levels: brightness, contrast about the middle, gamma."""
         brightness, contrast, gamma = rng.uniform(-self.brightness_contrast, self.brightness_contrast, 3)
         tone = np.linspace(0, 1, 256) ** np.exp(gamma)
@@ -47,7 +44,7 @@ class Augmentation:
         return np.clip(np.rint(tone * 255), 0, 255).astype(np.uint8)
 
 
-def warp(image: Image, matrix: Floats) -> Image:
+def warp(image: GreyImage, matrix: Floats) -> GreyImage:
     """Apply a (2, 3) map of continuous coordinates, where pixel 0 spans 0 to 1, to an image; black outside."""
     half = np.array([0.5, 0.5])  # OpenCV puts the centre of pixel 0 at 0
     centred = np.column_stack([matrix[:, :2], matrix[:, :2] @ half + matrix[:, 2] - half])

@@ -20,7 +20,7 @@ from pydicom.dataset import FileDataset
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock
+from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, write_then_rename
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
 from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit
@@ -106,8 +106,6 @@ def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> d
     """Cache the images of `todo` and return their rows, each written to the journal as soon as it is known."""
     if not todo:
         return {}
-    for split in SPLITS.values():
-        (cfg.cache_dir / split).mkdir(exist_ok=True)
     journal, made = cfg.cache_dir / JOURNAL_CSV, {}
     work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
     crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
@@ -159,17 +157,11 @@ def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]
 
 def write_png(image: GreyImage, path: Path) -> str:
     """Write uint8 (H, W) as PNG by way of a temporary name; return the file's content hash."""
-    # no fsync, unlike write_then_rename: 29,684 waits for the disk, and the index's hash tells what a power cut broke;
+    # not durable: that would be 29,684 waits for the disk, and the index's hash tells what a power cut broke;
     # the default settings are the fastest of those compared at a size within 20 % of the smallest
     encoded = cv2.imencode(".png", image)[1].tobytes()
-    # always the same temporary name, so that a killed run leaves nothing behind once it is repeated
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with write_then_rename(path, durable=False) as temporary:
         temporary.write_bytes(encoded)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a write does not know its file's name
     return bytes_hash(encoded)
 
 

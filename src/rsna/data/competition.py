@@ -34,9 +34,7 @@ HOW_TO_GET = (
 
 def read_labels(path: Path) -> pd.DataFrame:
     """Read LABEL_COLUMNS, one row per box (original pixels) or negative image (NaN). Raises UserError for a bad row."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {HOW_TO_GET}")
-    labels = read_table(path, LABEL_COLUMNS)[LABEL_COLUMNS]
+    labels = read_table(path, LABEL_COLUMNS, source=HOW_TO_GET)[LABEL_COLUMNS]
     fields = labels[LABEL_COLUMNS[1:]]
     numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
     parsed = labels.assign(**numbers)
@@ -164,9 +162,7 @@ def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES
 def read_sample(folder: Path) -> list[str]:
     """The patientIds of the sample submission, in its order. Raises UserError."""
     path = folder / SAMPLE_CSV
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {HOW_TO_GET}")
-    ids = read_table(path, ["patientId"])["patientId"]
+    ids = read_table(path, ["patientId"], source=HOW_TO_GET)["patientId"]
     refuse_rows(path, ids, {"the patientId was there before": ids.duplicated()}, "fetch the file again")
     return ids.tolist()
 

@@ -15,12 +15,10 @@ from torch.utils.data import Dataset
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
-from rsna.data.boxes import xywh_to_xyxy, xyxy_to_cxcywh
+from rsna.data.boxes import Floats, xywh_to_xyxy, xyxy_to_cxcywh
 from rsna.data.cache import read_index, read_png
 from rsna.data.competition import BOX_COLUMNS, CLASSES, LABELS_CSV, read_folds, read_truth
 from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from rsna.data.boxes import Floats
 from rsna.data.windowing import GreyImage
-
-Array = NDArray[np.float64]
 
 
 class Geometry(NamedTuple):
@@ -45,11 +43,11 @@ def letterbox(image: GreyImage, width: int, height: int, size: int) -> GreyImage
     return canvas
 
 
-def original_to_cached(boxes_xyxy: Array, geometry: Array) -> Array:
+def original_to_cached(boxes_xyxy: Floats, geometry: Floats) -> Floats:
     """(N, 4) xyxy in pixels of the originals -> of the cached squares; geometry (N, 4) or (4,): GEOMETRY_COLUMNS."""
     return np.asarray(boxes_xyxy, dtype=float) * geometry[..., [0, 1, 0, 1]] + geometry[..., [2, 3, 2, 3]]
 
 
-def cached_to_original(boxes_xyxy: Array, geometry: Array) -> Array:
+def cached_to_original(boxes_xyxy: Floats, geometry: Floats) -> Floats:
     """(N, 4) xyxy in pixels of the cached squares -> of the originals; geometry (N, 4) or (4,): GEOMETRY_COLUMNS."""
     return (np.asarray(boxes_xyxy, dtype=float) - geometry[..., [2, 3, 2, 3]]) / geometry[..., [0, 1, 0, 1]]

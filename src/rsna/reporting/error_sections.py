@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from rsna.data.boxes import Floats
 from rsna.data.competition import CLASSES
 from rsna.evaluation import error_analysis as analysis
 from rsna.evaluation.subgroups import scores_by_group, to_relative
@@ -135,7 +136,7 @@ def coverage(data: ReportData) -> Plot:
     )
 
 
-def centre_words(boxes_xyxy: figures.Floats) -> str:
+def centre_words(boxes_xyxy: Floats) -> str:
     """In which half the centres of boxes (n, 4) xyxy in [0, 1] are, in words."""
     if not len(boxes_xyxy):
         return ""

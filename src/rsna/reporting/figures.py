@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
+from rsna.data.boxes import Floats
 from rsna.evaluation.error_analysis import thin
 from rsna.evaluation.metric import IOU_THRESHOLDS
 from rsna.evaluation.operating_point import log_odds
 from rsna.reporting import svg
-
-Floats = NDArray[np.float64]
 
 
 @svg.styled
