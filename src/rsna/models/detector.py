@@ -123,7 +123,7 @@ def conv_norm_relu(width: int) -> tuple[nn.Module, ...]:
 
 
 def assign(boxes_cxcywh: Tensor, mask: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each location its heat (B, L) in [0, 1], and the true box (B, L, 4) that it is nearest to in units of its size.
+    """Of each location its heat (B, L) in [0, 1], and the true box (B, L, 4) whose centre is nearest, in its own units.
 
     boxes_cxcywh: (B, N, 4), of which those in mask (B, N) count; centres: (L, 2). The heat is 1 at the location nearest
     to the centre of a box, so that a small box between locations counts in full; 0 where an image has no box.
