@@ -61,9 +61,10 @@ def score_seed(seed: int, settings: dict[str, str]) -> dict[str, pd.Series]:
         truth, scores = truth_boxes(read_labels(Path(root) / "test_labels.csv")), {}
         for rule, own in RULES.items():
             run("evaluate", [*words, *own])
-            print(f"seed {seed}, {rule}: {run('make_submission', [*words, *own]).splitlines()[0]}")
+            line = run("make_submission", [*words, *own]).splitlines()[0]
             kept = parse_submission(Path(root) / "submissions" / "demo.csv").dropna(subset=["confidence"])
             scores[rule] = image_scores(truth, kept).mean(axis=1).add_prefix(f"{seed} ")
+            print(f"seed {seed}, {rule}: mAP {scores[rule].mean():.4f}; {line}", flush=True)
         return scores
 
 
