@@ -2,7 +2,7 @@
 
     python bench/shift.py [quick=true] [seeds=5] [key=value ...]     OMP_NUM_THREADS=1 on a shared machine
 
-For each seed a synthetic competition (make_demo demo_shift=true: the last fifth of the training images and the test set
+For each seed a synthetic competition (make_demo shift=true: the last fifth of the training images and the test set
 have 36 % positives and boxes of .78 times the side) and one training; then evaluate and make_submission for each rule,
 without another prediction. Scores of the submissions on the withheld test labels; a difference is paired by image, with
 the 95 % interval over the images of all seeds. Other words are settings of the sequence (epochs=, size=, demo_train=).
@@ -54,7 +54,7 @@ def run(name: str, words: list[str]) -> str:
 def score_seed(seed: int, settings: dict[str, str]) -> dict[str, pd.Series]:
     """Rule -> score of each test image that counts, by seed and patientId."""
     with tempfile.TemporaryDirectory() as root:
-        words = ["preset=demo", f"root={root}", "demo_shift=true", f"seed={seed}"]
+        words = ["preset=demo", f"root={root}", "shift=true", f"seed={seed}"]
         words += [f"{key}={value}" for key, value in settings.items()]
         for name in SEQUENCE:
             run(name, words)

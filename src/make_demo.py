@@ -1,6 +1,6 @@
 """Make a synthetic competition in Kaggle's layout: phantoms instead of patients, for trying out and testing.
 
-python src/make_demo.py root=<new folder> [demo_train=300] [demo_test=80] [demo_shift=true] [seed=42]
+python src/make_demo.py root=<new folder> [demo_train=300] [demo_test=80] [shift=true] [seed=42]
 """
 
 from rsna.startup import run

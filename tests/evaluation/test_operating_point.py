@@ -223,7 +223,7 @@ def test_each_command_depends_on_the_settings_it_uses(root):
     record(cfg, "make_submission", threshold=0.4, threshold_from="", images=1, images_with_box=1)
     for name, own in {"evaluate": {"calibrate", "box_scale"}, "make_submission": {"box_scale", "prior"}}.items():
         assert is_current(cfg, name)
-        for key, value in {"calibrate": "test_like", "box_scale": "0.9", "prior": "0.3", "demo_shift": True}.items():
+        for key, value in {"calibrate": "test_like", "box_scale": "0.9", "prior": "0.3", "shift": True}.items():
             assert is_current(replace(cfg, **{key: value}), name) == (key not in own), (name, key)
     assert "box_scale" not in current_manifest(cfg, "ensemble")["settings"]
 

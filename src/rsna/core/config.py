@@ -160,7 +160,7 @@ class KaggleSettings:  # what make_kernel needs
 class DemoSettings:  # the synthetic competition
     demo_train: int = setting(300, "training images of the synthetic competition")
     demo_test: int = setting(80, "test images of the synthetic competition")
-    demo_shift: bool = setting(False, "the last fifth of the training images and the test images as in the real test")
+    shift: bool = setting(False, "make_demo: the last fifth of the training images and the test set as in the real test")
 
 
 # fmt: off
@@ -250,7 +250,7 @@ PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "lab
 # names that settings had in earlier versions
 RENAMED = {
     "head": "model", "classes": "num_classes", "start_at_mean": "prior_init", "clip": "grad_clip",
-    "shift": "translate", "zoom": "scale", "light": "brightness_contrast",
+    "zoom": "scale", "light": "brightness_contrast",
     "fusion_iou": "wbf_iou", "elsewhere": "missing_weight",
 }
 # fmt: on

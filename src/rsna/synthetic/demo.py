@@ -30,7 +30,7 @@ Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh
 
 def make_demo(cfg: Config) -> str:
     """Make images and tables, unless they are current; returns what to print about them."""
-    splits = [draw_split(n, k, cfg.seed, cfg.demo_shift) for k, n in enumerate((cfg.demo_train, cfg.demo_test))]
+    splits = [draw_split(n, k, cfg.seed, cfg.shift) for k, n in enumerate((cfg.demo_train, cfg.demo_test))]
     paths = [image_path(cfg, k, image) for k, images in enumerate(splits) for image in images]
     with file_lock(Path(cfg.root)):
         if artifacts.is_current(cfg, "make_demo") and all(path.is_file() for path in paths):
@@ -80,7 +80,7 @@ def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
 
 def make_images(images: Split, split: int, cfg: Config) -> Truth:
     """Write the images of a split that are missing; returns the boxes of all."""
-    work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed, shift=cfg.demo_shift)
+    work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed, shift=cfg.shift)
     return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg.workers, FOLDERS[split]))
 
 
