@@ -160,7 +160,7 @@ class KaggleSettings:  # what make_kernel needs
 class DemoSettings:  # the synthetic competition
     demo_train: int = setting(300, "training images of the synthetic competition")
     demo_test: int = setting(80, "test images of the synthetic competition")
-    shift: bool = setting(False, "make_demo: the last fifth of the training images and the test set as in the real test")
+    shift: bool = setting(False, "make_demo: the last fifth of the training images and the test set as the real test")
 
 
 # fmt: off
