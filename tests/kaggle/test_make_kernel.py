@@ -239,7 +239,8 @@ def contents(folder):
 @pytest.mark.parametrize(("name", "words"), [("tiny.Run", []), ("pair", MEMBERS)])
 def test_from_the_trained_run_to_the_submission(name, words, world, server, tmp_path, capsys):
     """The real client uploads; what it uploaded runs in Kaggle's folders; its submission is the one made at home."""
-    kaggle, python = tmp_path / "kaggle", world / "image/python/bin/python"
+    # an image of its own, since the notebook installs packages into it
+    kaggle, python = tmp_path / "kaggle", make_image(tmp_path / "image")
     address, notebook = address_of(name), tmp_path / "inference.ipynb"
 
     def run(text):

@@ -339,7 +339,7 @@ def split_word(word: str) -> tuple[str, str]:
     return key, value
 
 
-def command(cfg: Config, name: str, **changes: str) -> str:
+def command(cfg: Config, name: str, /, **changes: str) -> str:
     """What to type to run a command with these very settings, but for `changes`."""
     words = {"preset": cfg.preset} if cfg.preset else {}
     if cfg.root not in (str(WORKSPACE), preset_words(cfg.preset).get("root")):

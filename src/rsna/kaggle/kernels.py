@@ -67,7 +67,7 @@ def plan_bundle(cfg: Config) -> Bundle:
 def trained_files(cfg: Config) -> dict[str, Path]:
     """The files of the folds, after checking all that the submission is made from: on Kaggle it would be too late."""
     names = (f"{cfg.checkpoint}.pt", "train.json", "predict.json", "valid.csv", "valid_images.csv")
-    files = {}
+    files: dict[str, Path] = {}
     for run, fold in product(cfg.trained_runs, cfg.fold_list):
         require(run, "train", fold, settings=True, ignore=FREE_TO_USERS)
         require(run, "predict", fold, settings=True)
@@ -126,7 +126,7 @@ def run_words(cfg: Config) -> list[str]:
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
     members = [f"members={cfg.members}"] if cfg.members else []
     usual = parse([*preset, *members], settings_of)
-    differing = {}
+    differing: dict[str, Any] = {}
     # a word may repeat the run's default, and differ from that of a member
     for run, default in zip((cfg, *cfg.member_configs), (usual, *usual.member_configs), strict=True):
         known = all_settings(default)
