@@ -96,7 +96,7 @@ def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
         raise UserError(f"{cfg.working}: no run with scores{reasons}; run: {command(cfg, 'evaluate')}")
     for run in runs:
         fused = {key.split("/")[0] for key in read_manifest(run.folder / "ensemble.json")["inputs"]}
-        refused |= {name: f"it is fused in {run.name} and was not scored alone" for name in fused & set(refused)}
+        refused |= dict.fromkeys(fused & set(refused), f"it is fused in {run.name} and was not scored alone")
     truth = read_truth(Path(cfg.input))
     people = people_of(read_folds(cfg.folds_csv, command(cfg, "make_folds")))
     table = compare_runs(runs, runs[0], truth, Resampling(people, cfg.bootstrap, cfg.seed))
