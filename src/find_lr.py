@@ -11,11 +11,12 @@ from rsna.training.lr_finder import find_lr
 
 
 def main(cfg: Config) -> None:
-    table = find_lr(cfg, cfg.fold_list[0])
-    csv, png = (cfg.run_dir / f"find_lr.{kind}" for kind in ("csv", "png"))
-    write_table(table, csv)
-    draw_range_test(table, png)
-    print(f"range test -> {csv} and {png}")
+    for member in cfg.trained_runs:
+        table = find_lr(member, member.fold_list[0])
+        csv, png = (member.run_dir / f"find_lr.{kind}" for kind in ("csv", "png"))
+        write_table(table, csv)
+        draw_range_test(table, png)
+        print(f"range test -> {csv} and {png}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main(cfg: Config) -> None:
         return
     print_counts(submission)
     print(f"checked against the sample submission -> {cfg.submission_csv}")
-    print("synthetic images: nothing to upload" if cfg.preset == "demo" else f"to upload: {upload_command(cfg)}")
+    print("synthetic images: nothing to upload" if cfg.is_demo else f"to upload: {upload_command(cfg)}")
 
 
 def print_counts(submission: Submission) -> None:

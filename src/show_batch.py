@@ -10,9 +10,10 @@ from rsna.reporting.training_pictures import draw_batch_sheet
 
 
 def main(cfg: Config) -> None:
-    sheet, path = draw_batch_sheet(cfg, cfg.fold_list[0]), cfg.run_dir / "batch.png"
-    write_png(sheet, path)
-    print(f"the same images in several epochs, one row each, as the network sees them -> {path}")
+    for member in cfg.trained_runs:
+        sheet, path = draw_batch_sheet(member, member.fold_list[0]), member.run_dir / "batch.png"
+        write_png(sheet, path)
+        print(f"the same images in several epochs, one row each, as the network sees them -> {path}")
 
 
 if __name__ == "__main__":

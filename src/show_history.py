@@ -10,12 +10,12 @@ from rsna.reporting.training_pictures import compare_with_post, draw_histories, 
 
 
 def main(cfg: Config) -> None:
-    histories = read_histories(cfg)
-    path = cfg.run_dir / "history.png"
-    draw_histories(histories, f"run {cfg.name}", path)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
-    print(compare_with_post(histories, all_negative=1 - folds["target"].mean()))
-    print(f"history -> {path}")
+    for member in cfg.trained_runs:
+        histories, path = read_histories(member), member.run_dir / "history.png"
+        draw_histories(histories, f"run {member.name}", path)
+        print(f"run {member.name}, {compare_with_post(histories, all_negative=1 - folds['target'].mean())}")
+        print(f"history -> {path}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from rsna.training.optim import describe_model
 
 
 def main(cfg: Config) -> None:
-    print(describe_model(cfg, optional("torchinfo").summary))
+    for member in cfg.trained_runs:
+        print(f"run {member.name}\n{describe_model(member, optional('torchinfo').summary)}")
 
 
 if __name__ == "__main__":

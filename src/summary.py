@@ -18,7 +18,7 @@ def main(cfg: Config) -> None:
     current = is_current(cfg, "report")
     print(f"report: {cfg.run_dir / 'report.html'}" if current else f"to renew the report: {command(cfg, 'report')}")
     print(f"to see the boxes: {command(cfg, 'show_results')}")
-    print(f"submission: {cfg.submission_csv}" if cfg.preset == "demo" else f"to upload: {upload_command(cfg)}")
+    print(f"submission: {cfg.submission_csv}" if cfg.is_demo else f"to upload: {upload_command(cfg)}")
 
 
 if __name__ == "__main__":

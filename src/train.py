@@ -14,6 +14,8 @@ from rsna.core.executor import run_folds
 
 def main(cfg: Config) -> None:
     for member in cfg.trained_runs:
+        if cfg.members:
+            print(f"train: run {member.name}", flush=True)
         current = [fold for fold in member.fold_list if is_current(member, "train", fold)]
         if current:
             print(f"train: fold {', '.join(map(str, current))} current -> {member.run_dir}")

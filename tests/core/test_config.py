@@ -173,6 +173,14 @@ def test_members_are_runs_of_their_own_with_the_given_words():
     assert command(cfg, "ensemble") == "./run.sh ensemble preset=best name=mine fold=0,1 epochs=3"
 
 
+def test_commands_of_an_ensemble_repeat_what_only_a_member_has_otherwise(monkeypatch):
+    monkeypatch.setitem(PRESETS, "detector", {**PRESETS["detector"], "size": "640"})
+    assert command(parse(["preset=best"], settings_of), "train") == "./run.sh train preset=best"
+    cfg = parse(["preset=best", "size=512"], settings_of)
+    assert command(cfg, "train", fold="1") == "./run.sh train preset=best size=512 fold=1"
+    assert command(cfg.fused_runs[0], "train") == "./run.sh train preset=detector name=best_detector size=512"
+
+
 def test_members_of_a_preset_join_the_presets_before_it():
     cfg = parse(["preset=demo,best"], settings_of)
     assert {run.root for run in cfg.fused_runs} == {cfg.root}

@@ -19,6 +19,7 @@ from slugify import slugify
 from rsna.core.config import parse
 from rsna.core.errors import UserError
 from rsna.core.files import read_json
+from rsna.core.presets import PRESETS
 from rsna.kaggle import client as kaggle_client
 from rsna.kaggle import notebooks
 from rsna.kaggle.bundle import PACKAGES, address_of, check_limits, collect_wheels, title_of, user_slug, write_metadata
@@ -32,16 +33,19 @@ DATA = "rsna-pneumonia-detection-challenge"
 COMMANDS = ["make_demo", "make_folds", "cache_images", "predict", "ensemble", "evaluate", "make_submission"]
 SMALL = ["size=64", "n_folds=2", "epochs=1", "batch_size=8", "encoder=mobilenet_v2", "weights=none", "bootstrap=20"]
 SMALL += ["demo_train=20", "demo_test=6", "name=tiny.Run"]
+MEMBERS = ["preset=demo,best", "name=pair", "encoder=resnet18"]
 # a process for each command and fold would spend most of its time on imports
 IN_ONE_PROCESS = """
 import importlib, sys
 from rsna.core.config import parse
+from rsna.models.registry import settings_of
 from rsna.training.fold import train_fold
-cfg = parse(sys.argv[2:])
+cfg = parse(sys.argv[2:], settings_of)
 for command in sys.argv[1].split(","):
     if command == "predict":
-        for fold in cfg.fold_list:
-            train_fold(cfg, fold)
+        for run in cfg.trained_runs:
+            for fold in run.fold_list:
+                train_fold(run, fold)
     importlib.import_module(command).main(cfg)
 """
 
@@ -190,13 +194,14 @@ def test_polling_ends_with_a_final_status(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A trained run at home, wheels, and a Python as Kaggle has it."""
+    """A trained run and one with members at home, wheels, and a Python as Kaggle has it."""
     folder = tmp_path_factory.mktemp("kernel")
-    words = [*SMALL, f"root={folder / 'home'}"]
-    command = [sys.executable, "-c", IN_ONE_PROCESS, ",".join(COMMANDS), *words]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for commands, words in ((COMMANDS, []), (COMMANDS[3:], MEMBERS)):
+        words = [*SMALL, f"root={folder / 'home'}", *words]
+        command = [sys.executable, "-c", IN_ONE_PROCESS, ",".join(commands), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
     make_wheels(folder / "wheels")
     make_image(folder / "image")
     return folder
@@ -232,10 +237,12 @@ def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "words"), [("tiny.Run", []), ("pair", MEMBERS)])
+def test_from_the_trained_run_to_the_submission(name, words, world, server, tmp_path, capsys):
     """The real client uploads; what it uploaded runs in Kaggle's folders; its submission is the one made at home."""
-    kaggle, python = tmp_path / "kaggle", world / "image/python/bin/python"
-    address, notebook = address_of("tiny.Run"), tmp_path / "inference.ipynb"
+    # an image of its own, since the notebook installs packages into it
+    kaggle, python = tmp_path / "kaggle", make_image(tmp_path / "image")
+    address, notebook = address_of(name), tmp_path / "inference.ipynb"
 
     def run(text):
         server.mount(f"some-one/{address}", kaggle / f"input/datasets/some-one/{address}")
@@ -250,9 +257,9 @@ def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys)
         return (kaggle / "working/submission.csv").read_bytes()
 
     server.on_run = run
-    make_kernel(config(world, "push=true"))
+    make_kernel(config(world, "push=true", *words))
     printed = capsys.readouterr().out
-    home = (world / "home/submissions/tiny.Run.csv").read_bytes()
+    home = (world / f"home/submissions/{name}.csv").read_bytes()
     assert server.output == home
     assert server.submitted[1] == home
     assert server.submitted[0]["competitionName"] == DATA
@@ -269,8 +276,9 @@ def test_from_the_trained_run_to_the_submission(world, server, tmp_path, capsys)
     assert "Successfully installed" in text
     assert "segmentation-models-pytorch" in text.split("Successfully installed")[1].splitlines()[0]
     assert "the same file, byte for byte" in text
+    assert ("gate alpha" in text) == (name == "pair"), "the gate is chosen again from the labels of the input"
     assert images == 1
-    no_secrets(printed, [world / "home/working/tiny.Run/kaggle", notebook])
+    no_secrets(printed, [world / f"home/working/{name}/kaggle", notebook])
     assert all("secret" not in json.dumps(request) for _, request, _ in server.calls)
 
 
@@ -328,8 +336,8 @@ def test_a_missing_token_is_reported(server, tmp_path, monkeypatch, capsys):
 
 def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsys):
     """Folds, cache, training from a file of weights, submission; a dataset that was left packed, the older places."""
-    weights = world / "home/working/tiny.Run/fold1/best.pt"
-    words = ["name=fresh", "fold=0", f"weights={weights}", f"folds={tmp_path / 'none'}"]
+    weights = world / "home/working/tiny.Run/fold0/best.pt"
+    words = ["preset=demo,best", "name=fresh", "fold=0", f"weights={weights}", f"folds={tmp_path / 'none'}"]
     make_kernel(config(world, *words))
     printed = capsys.readouterr().out
     assert "is not trained" in printed
@@ -350,15 +358,19 @@ def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsy
     done = run_notebook(notebook, kaggle, world / "image/python/bin/python")
     assert done.returncode == 0, done.stderr
     text, images = shown(notebook)
-    assert "fold 0 epoch 1/1" in text
-    assert images == 2
+    assert text.count("fold 0 epoch 1/1") == 2, "both members"
+    assert images == 3, "a history of each member, and results"
     submission = pd.read_csv(kaggle / "working/submission.csv")
     sample = pd.read_csv(world / "home/input/stage_2_sample_submission.csv")
     assert submission["patientId"].tolist() == sample["patientId"].tolist()
     # what the notebook kept is a run that the commands at home continue from
     kept = kaggle / "working/run"
-    home = config(world, "name=fresh", "fold=0", f"root={kept}", f"input={world / 'home/input'}")
-    assert plan_bundle(home).trained
+    home = config(world, *words[:3], f"root={kept}", f"input={world / 'home/input'}")
+    bundle = plan_bundle(home)
+    assert bundle.trained
+    assert {Path(name).parent.as_posix() for name in bundle.files} == {
+        *("run/folds", "run/working/fresh_detector/fold0", "run/working/fresh_classifier/fold0")
+    }
 
 
 def test_an_incomplete_run_or_one_of_other_settings_has_no_kernel(world, tmp_path):
@@ -371,7 +383,8 @@ def test_an_incomplete_run_or_one_of_other_settings_has_no_kernel(world, tmp_pat
         "wbf_iou=0.5": r"ensemble\.json: ensemble ran with other .*wbf_iou: 0.4 -> 0.5",
         "lr=0.01": r"train\.json: train ran with other settings.*lr: 0.001 -> 0.01",
         "dropout=0.25": r"train\.json: train ran with other settings.*dropout: None -> 0.25",
-        "runs=a,b": "an ensemble of runs has no kernel",
+        "runs=a,b": r"runs=a,b: how these runs were trained is not known",
+        "name=pair": "pair was fused from other runs; set the preset=",
         "user=": "Kaggle user name",
     }.items():
         with pytest.raises(UserError, match=reason):
@@ -399,6 +412,18 @@ def test_settings_of_the_model_reach_the_kernel():
     assert parse(run_words(changed), settings_of) == changed
 
 
+def test_settings_of_members_reach_the_kernel(monkeypatch):
+    """Also a word that repeats the default of the ensemble, but not that of a member."""
+    monkeypatch.setitem(PRESETS, "detector", {**PRESETS["detector"], "size": "640"})
+    for words in (["preset=best"], ["preset=best", "size=512", "seed=3"], ["members=detector,classifier", "name=x"]):
+        cfg = parse(words, settings_of)
+        again = parse(run_words(cfg), settings_of)
+        assert again == cfg
+    assert [run.size for run in parse(run_words(parse(["preset=best"], settings_of)), settings_of).trained_runs] == [
+        *(640, 512)
+    ]
+
+
 def test_folds_alone_are_not_a_trained_run(world, tmp_path, capsys):
     """And a file of weights may have any name; a run any that a run may have."""
     weights = tmp_path / "it's my $weights.pth"
@@ -406,7 +431,7 @@ def test_folds_alone_are_not_a_trained_run(world, tmp_path, capsys):
     make_kernel(config(world, "name=submission", f"weights={weights}", f"working={tmp_path}"))
     assert "is not trained" in capsys.readouterr().out
     bundle = tmp_path / "submission/kaggle"
-    assert (bundle / "dataset/run/folds.csv").is_file()
+    assert (bundle / "dataset/run/folds/folds.csv").is_file()
     assert not (bundle / "inference").exists()
     assert [path.name for path in (bundle / "dataset/weights").iterdir()] == ["start.pth"]
     (notebook,) = (bundle / "training").glob("*.ipynb")

@@ -230,6 +230,10 @@ class Config(
         return self.member_configs or [self.of_run(name or self.name) for name in names]
 
     @property
+    def is_demo(self) -> bool:
+        return "demo" in self.preset.split(",")
+
+    @property
     def submission_csv(self) -> Path:
         return Path(self.submissions) / f"{self.name}.csv"
 
@@ -348,14 +352,24 @@ def split_word(word: str) -> tuple[str, str]:
     return key, value
 
 
-def command(cfg: Config, name: str, **changes: str) -> str:
+def command(cfg: Config, name: str, /, **changes: str) -> str:
     """What to type to run a command with these very settings, but for `changes`."""
+    words = {"preset": cfg.preset} if cfg.preset else {}
+    if cfg.root not in (str(WORKSPACE), preset_words(cfg.preset).get("root")):
+        words["root"] = cfg.root
+    words |= differing_settings(cfg)
+    # a word may repeat a default of this run, and differ from that of a member
+    for member in cfg.member_configs:
+        own = {"name", "preset", "fold", "members"}
+        words |= {key: value for key, value in differing_settings(member).items() if key not in own}
+    words |= changes
+    return shlex.join(["./run.sh", name, *(f"{key}={value}" for key, value in words.items())])
+
+
+def differing_settings(cfg: Config) -> dict[str, Any]:
+    """The settings that are not as the presets and the defaults have them."""
     preset = preset_words(cfg.preset)
     usual = fill(Config, {key: value for key, value in {**preset, "root": cfg.root}.items() if key in NAMES})
-    words = {"preset": cfg.preset} if cfg.preset else {}
-    if cfg.root not in (str(WORKSPACE), preset.get("root")):
-        words["root"] = cfg.root
     differing = {key: getattr(cfg, key) for key in NAMES if getattr(cfg, key) != getattr(usual, key)}
     own = {key: value for key, value in cfg.model_settings.items() if str(value).lower() != preset.get(key)}
-    words = {**words, **differing, **own, **changes}
-    return shlex.join(["./run.sh", name, *(f"{key}={value}" for key, value in words.items())])
+    return differing | own

@@ -85,7 +85,7 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
     if not runs:
         raise UserError(
             f"name={cfg.name}: its model predicts no boxes; fuse it with a run that has some, such as: "
-            f"./run.sh ensemble name=both runs=<detector>,{cfg.name} gate=auto"
+            + command(cfg, "ensemble", name="both", runs=f"<detector>,{cfg.name}", gate="auto")
         )
     return runs
 

@@ -1,8 +1,9 @@
-"""What make_kernel writes for one run: which files go into the dataset, and the notebooks beside it."""
+"""What make_kernel writes for a run or its members: the files of the dataset, and the notebooks beside it."""
 
 import shlex
 import shutil
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,19 @@ def plan_bundle(cfg: Config) -> Bundle:
     """
     user = user_slug(cfg.user)
     if cfg.runs:
-        raise UserError("runs=: an ensemble of runs has no kernel; make one for each run: name=<run>, without runs=")
+        raise UserError(
+            f"runs={cfg.runs}: how these runs were trained is not known here; make a kernel for each of them "
+            "(name=<run>, without runs=), or train their presets as members of one run: members=<preset>,<preset>"
+        )
     if names_file(cfg, "calibrate"):
         raise UserError(f"calibrate={cfg.calibrate}: a kernel has no such file; set calibrate=test_like or all")
     files = {f"weights/{weights_name(cfg)}": Path(cfg.weights)} if names_file(cfg, "weights") else {}
-    trained = any((cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt").is_file() for fold in cfg.fold_list)
+    folds = [run.fold_dir(fold) for run in cfg.trained_runs for fold in run.fold_list]
+    trained = any((folder / f"{cfg.checkpoint}.pt").is_file() for folder in folds)
+    if not trained and (cfg.run_dir / "ensemble.json").is_file():
+        raise UserError(f"{cfg.run_dir} was fused from other runs; set the preset= or members= that it was made with")
     if trained or cfg.folds_csv.is_file():
-        files["run/folds.csv"] = cfg.folds_csv
+        files["run/folds/folds.csv"] = cfg.folds_csv
     if trained:
         files |= trained_files(cfg)
     return Bundle(cfg, user, files, trained)
@@ -63,10 +70,11 @@ def plan_bundle(cfg: Config) -> Bundle:
 def trained_files(cfg: Config) -> dict[str, Path]:
     """The files of the folds, after checking all that the submission is made from: on Kaggle it would be too late."""
     names = (f"{cfg.checkpoint}.pt", "train.json", "predict.json", "valid.csv", "valid_images.csv")
-    files = {f"run/fold{fold}/{name}": cfg.fold_dir(fold) / name for fold in cfg.fold_list for name in names}
-    for fold in cfg.fold_list:
-        require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
-        require(cfg, "predict", fold, settings=True)
+    files: dict[str, Path] = {}
+    for run, fold in product(cfg.trained_runs, cfg.fold_list):
+        require(run, "train", fold, settings=True, ignore=FREE_TO_USERS)
+        require(run, "predict", fold, settings=True)
+        files |= {f"run/working/{run.name}/fold{fold}/{name}": run.fold_dir(fold) / name for name in names}
     for path in (cfg.folds_csv, *files.values()):
         if not path.is_file():
             raise UserError(f"{path}: no such file; run: {command(cfg, 'train')} and predict")
@@ -102,24 +110,32 @@ def write_bundle(bundle: Bundle) -> None:
 def write_kernels(bundle: Bundle, folder: Path) -> None:
     """The training notebook and, of a trained run, the one that predicts."""
     cfg, user, words = bundle.cfg, bundle.user, run_words(bundle.cfg)
+    trains = [run.name for run in cfg.trained_runs]
     if bundle.trained:
         scored = (cfg.run_dir / "scores.json").is_file()
         scores = read_scores(cfg.run_dir, command(cfg, "evaluate")) if scored else None
         kernel = Kernel(user, cfg.name, words, scores)
         write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
     if names_file(cfg, "weights"):
-        kernel = Kernel(user, cfg.name, words, weights=weights_name(cfg))
+        kernel = Kernel(user, cfg.name, words, trains=trains, weights=weights_name(cfg))
     else:
-        kernel = Kernel(user, cfg.name, [*words, f"weights={cfg.weights}"], internet=cfg.weights == "imagenet")
+        internet = cfg.weights == "imagenet"
+        kernel = Kernel(user, cfg.name, [*words, f"weights={cfg.weights}"], trains=trains, internet=internet)
     write_kernel(training_notebook(kernel), folder / "training", kernel, "-training")
 
 
 def run_words(cfg: Config) -> list[str]:
     """The settings of the run that differ from the defaults, as words; the training kernel adds weights= itself."""
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
-    usual = all_settings(parse(preset, settings_of))
-    differing = {key: value for key, value in all_settings(cfg).items() if value != usual.get(key)}
-    return [f"name={cfg.name}", f"fold={cfg.fold}", *preset, *(f"{key}={value}" for key, value in differing.items())]
+    members = [f"members={cfg.members}"] if cfg.members else []
+    usual = parse([*preset, *members], settings_of)
+    differing: dict[str, Any] = {}
+    # a word may repeat the run's default, and differ from that of a member
+    for run, default in zip((cfg, *cfg.member_configs), (usual, *usual.member_configs), strict=True):
+        known = all_settings(default)
+        differing |= {key: value for key, value in all_settings(run).items() if value != known.get(key)}
+    words = [*members, *(f"{key}={value}" for key, value in differing.items())]
+    return [f"name={cfg.name}", f"fold={cfg.fold}", *preset, *words]
 
 
 def all_settings(cfg: Config) -> dict[str, Any]:
@@ -143,7 +159,7 @@ def print_bundle(bundle: Bundle) -> None:
 
 def print_commands(bundle: Bundle) -> None:
     """The commands from here to a score."""
-    if "demo" in bundle.cfg.preset.split(","):
+    if bundle.cfg.is_demo:
         print("synthetic images: Kaggle has none of them; with the competition's files in input/ the commands are:")
     if not bundle.trained:
         print(f"run {bundle.cfg.name} is not trained: the training kernel trains it and ends with a submission")

@@ -56,12 +56,13 @@ def run(name, *words):
         raise RuntimeError(f"{name} ended with status {process.returncode}; see its output above")
 
 import torch
-print(f"PyTorch {torch.__version__} on", torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU")"""
+gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+print(f"PyTorch {torch.__version__} on", ", ".join(gpus) or "the CPU")"""
 
 LAY_OUT = """\
 trained = part("run")
 for path in sorted(trained.rglob("*")):
-    place = WORKSPACE / ("folds" if path.name == "folds.csv" else "working/$run") / path.relative_to(trained)
+    place = WORKSPACE / path.relative_to(trained)
     if path.is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
@@ -100,12 +101,13 @@ Image(filename=str(WORKSPACE / "working/$run/submission.png"))"""
 HISTORY = """\
 from IPython.display import Image, display
 
-for name in ("history", "results"):
-    run(f"show_{name}")
-    display(Image(filename=str(WORKSPACE / f"working/$run/{name}.png")))"""
+run("show_history")
+run("show_results")
+for picture in [*(f"{name}/history.png" for name in TRAINED), "$run/results.png"]:
+    display(Image(filename=str(WORKSPACE / "working" / picture)))"""
 
 START = """\
-folds = part("run") / "folds.csv"
+folds = part("run") / "folds/folds.csv"
 if folds.is_file():
     # the folds of the dataset: they may depend on files that Kaggle does not have
     (WORKSPACE / "folds").mkdir(exist_ok=True)
@@ -116,10 +118,11 @@ else:
 run("cache_images")"""
 
 KEEP = """\
+TRAINED = $trains
 kept = OUTPUT / "run"
-for path in sorted((WORKSPACE / "working/$run").rglob("*")):
+for path in sorted(path for name in {"$run", *TRAINED} for path in (WORKSPACE / "working" / name).rglob("*")):
     if path.suffix in (".csv", ".json", ".png", ".yaml") or path.name in ("best.pt", "last.pt"):
-        place = kept / "working/$run" / path.relative_to(WORKSPACE / "working/$run")
+        place = kept / path.relative_to(WORKSPACE)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
 shutil.copytree(WORKSPACE / "folds", kept / "folds", dirs_exist_ok=True)

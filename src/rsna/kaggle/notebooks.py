@@ -18,12 +18,16 @@ MAX_SOURCE_BYTES = 10**6  # Kaggle refuses a kernel with more ("Maximum source s
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a notebook is made from; words are settings as they stand on the command line, without paths."""
+    """What a notebook is made from; words are settings as they stand on the command line, without paths.
+
+    trains: the runs that are trained: this one, or its members.
+    """
 
     user: str
     run: str
     words: Sequence[str]
     scores: dict[str, Any] | None = None  # scores.json
+    trains: Sequence[str] = ()
     weights: str = ""  # name of a file of starting weights in the bundle
     internet: bool = False
 
@@ -71,8 +75,9 @@ def training_notebook(kernel: Kernel) -> Any:
         + ("\nSETTINGS += [f\"weights={part('weights') / " + repr(kernel.weights) + '}"]') * bool(kernel.weights),
         "## Folds and image cache",
         code.START,
-        "## Training\n\nEach line is an epoch: losses, and scores on the fold's validation images.",
-        'run("train")',
+        "## Training\n\nEach line is an epoch: losses, and scores on the fold's validation images. Two GPUs "
+        "train two folds at a time.",
+        'run("train", "jobs=-1")',
         "## Prediction, ensemble, scores, submission",
         'for name in ("predict", "ensemble", "evaluate", "make_submission", "summary"):\n    run(name)',
         "## The file to submit",
@@ -90,6 +95,7 @@ def notebook(kernel: Kernel, introduction: str, *texts: str) -> Any:
     packages = "What Kaggle's image lacks comes from the dataset. What it has in a suitable version stays."
     first = (f"{introduction}\n\n## Where things are", code.WHERE, f"## Packages\n\n{packages}", code.PACKAGES)
     lists = {"packages": [name + limits for name, limits in PACKAGES.items()], "words": kernel.words}
+    lists["trains"] = kernel.trains or [kernel.run]
     names = {"competition": COMPETITION, "address": address_of(kernel.run), "user": kernel.user, "run": kernel.run}
     names |= {name: "[\n" + "".join(f"    {word!r},\n" for word in words) + "]" for name, words in lists.items()}
     v4 = optional("nbformat.v4")

@@ -86,7 +86,7 @@ def headline(cfg: Config, data: ReportData) -> dict[str, Any]:
         "patients": data.folds["group"].nunique(),
         "with_box": f"{data.run.kept['patientId'].nunique() / len(data.run.ids):.1%}",
         "submission": submission_sentence(cfg),
-        "synthetic": "demo" in cfg.preset.split(","),
+        "synthetic": cfg.is_demo,
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from rsna.core.artifacts import read_manifest
 from rsna.core.config import Config, command
 from rsna.core.errors import UserError
 from rsna.data.competition import read_folds, read_labels, read_truth, truth_boxes
@@ -93,6 +94,9 @@ def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
     if not runs:
         reasons = f" ({'; '.join(refused.values())})" if refused else ""
         raise UserError(f"{cfg.working}: no run with scores{reasons}; run: {command(cfg, 'evaluate')}")
+    for run in runs:
+        fused = {key.split("/")[0] for key in read_manifest(run.folder / "ensemble.json")["inputs"]}
+        refused |= dict.fromkeys(fused & set(refused), f"it is fused in {run.name} and was not scored alone")
     truth = read_truth(Path(cfg.input))
     people = people_of(read_folds(cfg.folds_csv, command(cfg, "make_folds")))
     table = compare_runs(runs, runs[0], truth, Resampling(people, cfg.bootstrap, cfg.seed))

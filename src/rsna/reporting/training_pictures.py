@@ -17,6 +17,7 @@ from rsna.data.competition import CLASSES
 from rsna.data.dataset import ImageDataset, load_fold
 from rsna.reporting.montage import GREEN, Picture, draw_tile, stack_rows
 from rsna.reporting.sections import loss_parts
+from rsna.reporting.summary import digits
 from rsna.training.fold import make_train_set
 from rsna.training.lr_finder import STEPS, suggested_lr
 
@@ -60,17 +61,22 @@ def draw_epoch(dataset: ImageDataset, rows: list[int], epoch: int, names: list[s
 
 
 def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
-    """history.csv of each fold that is asked for. Raises UserError that names the command for a missing one."""
+    """history.csv of each fold that is asked for, without the mAP of a model that predicts no boxes: it would be 0.
+
+    Raises UserError that names the command for a missing one.
+    """
     columns = ["epoch", "phase", *(column for curves in CURVES.values() for column in curves)]
     train = command(cfg, "train")
-    return {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
+    tables = {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
+    return {fold: table.assign(mAP=table["mAP"].where(table["IoU"].notna())) for fold, table in tables.items()}
 
 
 def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path) -> None:
     """One plot per score and per part of the loss, one line per fold; dotted where a phase begins."""
     first = next(iter(histories.values()))
     parts = {f"{name} loss": [f"train_{name}", f"valid_{name}"] for name in loss_parts(first)}
-    plots = {**CURVES, **parts}
+    known = {column for history in histories.values() for column in history.columns[history.notna().any()]}
+    plots = {name: curves for name, curves in {**CURVES, **parts}.items() if known & set(curves)}
     figure, axes = new_figure(-(-len(plots) // 3), 3, title)
     for axis in axes[len(plots) :]:
         axis.set_axis_off()
@@ -97,8 +103,9 @@ def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float
     return (
         f"validation scores after the last epoch, {spread}; L1 in pixels of a 512 px image:\n"
         f"  accuracy {mean['accuracy']:.4f} (post: .8278; 'no opacity' for every image: {all_negative:.4f})\n"
-        f"  L1 {mean['L1_post']:.1f} with the whole image as the truth of negatives (post: 39.1)\n"
-        f"  L1 {mean['L1']:.1f} and IoU {mean['IoU']:.4f} on positives, AUC {mean['AUC']:.4f}, mAP {mean['mAP']:.4f}"
+        f"  L1 {digits(mean['L1_post'], '.1f')} with the whole image as the truth of negatives (post: 39.1)\n"
+        f"  L1 {digits(mean['L1'], '.1f')} and IoU {digits(mean['IoU'])} on positives, AUC {digits(mean['AUC'])}, "
+        f"mAP {digits(mean['mAP'])}"
     )
 
 

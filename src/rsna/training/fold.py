@@ -156,14 +156,14 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dic
         lr, train_losses = train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
         valid_losses, scores = validate(run, valid_loader, data, cfg.size)
         losses = {"train_loss": train_losses["loss"], "valid_loss": valid_losses["loss"]}
-        check_and_print({**losses, **scores}, title)
+        check_and_print(losses | scores, title)
         losses |= {f"train_{name}": value for name, value in train_losses.items()}
         losses |= {f"valid_{name}": value for name, value in valid_losses.items()}
         run.history.append({"epoch": epoch + 1, "phase": phase.part, "lr": lr, **losses, **scores})
         save_epoch(cfg.fold_dir(fold), run, about)
         note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
     best, path = max(run.history, key=rank), cfg.fold_dir(fold) / "best.pt"
-    print(f"fold {fold}: best mAP {best['mAP']:.4f} after epoch {best['epoch']} -> {path}")
+    print(f"fold {fold}: best epoch {best['epoch']} (mAP {best['mAP']:.4f}, loss {best['valid_loss']:.4f}) -> {path}")
 
 
 def check_and_print(scores: dict[str, float], title: str) -> None:
@@ -173,7 +173,7 @@ def check_and_print(scores: dict[str, float], title: str) -> None:
             f"{title}: the loss on the validation images is not finite. Finished epochs are kept. The same command "
             "would come here again: lower the learning rates, and give the run another name="
         )
-    print(f"{title}: {'  '.join(f'{name} {value:.4f}' for name, value in scores.items())}", flush=True)
+    print(f"{title}: {'  '.join(f'{k} {v:.4f}' for k, v in scores.items())}".replace(" nan", " -"), flush=True)
 
 
 def save_epoch(folder: Path, run: Training, about: dict[str, Any]) -> None:
