@@ -100,8 +100,10 @@ def measure(images: Images, scales: Sequence[float], n_resamples: int = 0, seed:
     """The surface over these box scales and a grid of thresholds that is even in log-odds."""
     boxes = images.predictions.dropna(subset=["confidence"])
     odds = log_odds(boxes["confidence"])
-    grid = np.linspace(odds.max(initial=0.0), odds.min(initial=0.0), N_THRESHOLDS)
-    width = max(BANDWIDTH * float(np.nan_to_num(log_odds(top_confidences(boxes)).std())), 1e-9)
+    low, high = (odds.min(), odds.max()) if len(odds) else (0.0, 0.0)
+    margin = float(low == high)  # no boxes, or all equally confident
+    grid = np.linspace(high + margin, low - margin, N_THRESHOLDS)
+    width = max(BANDWIDTH * float(log_odds(top_confidences(boxes)).std()) if len(boxes) else 0.0, 1e-9)
     kernel = np.exp(-0.5 * ((grid[:, None] - grid) / width) ** 2)
     person, n = pd.factorize(images.people)[0], images.people.nunique()
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
