@@ -6,7 +6,7 @@ from rsna.core.errors import UserError
 
 WORKSPACE = Path(__file__).resolve().parents[3]
 
-SEVERAL_BOXES = {"max_boxes": "4", "missing_weight": "0"}
+SEVERAL_BOXES = {"max_boxes": "4", "missing_weight": "0", "gate": "auto"}
 
 # fmt: off
 PRESETS: dict[str, dict[str, str]] = {
@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "detector": {"name": "detector", "model": "detector", **SEVERAL_BOXES},
     "classifier": {"name": "classifier", "model": "classifier"},
     # the one to submit: boxes of the detector, gated by the class probabilities of both
-    "best": {"name": "best", "members": "detector,classifier", "gate": "auto", **SEVERAL_BOXES},
+    "best": {"name": "best", "members": "detector,classifier", **SEVERAL_BOXES},
 }
 # fmt: on
 
