@@ -72,10 +72,10 @@ def test_a_gate_that_knows_the_truth_is_chosen_and_its_gain_is_cross_fitted():
 
 
 def test_noise_gains_nothing_on_images_that_took_no_part_in_the_choice():
-    gains = []
-    for seed in range(5):
-        gains.append(choose_gate(*world(seed=seed, informative=False))[1])
-    assert np.mean(gains) < 0.02
+    chosen = [choose_gate(*world(seed=seed, informative=False)) for seed in range(5)]
+    assert np.mean([gain for _, gain in chosen]) < 0.02
+    assert all(gate == Gate() for gate, gain in chosen if gain <= 0), "what does not carry over is not used"
+    assert any(gain <= 0 for _, gain in chosen)
 
 
 def test_with_a_single_fold_there_is_no_gain_to_tell():
@@ -84,6 +84,8 @@ def test_with_a_single_fold_there_is_no_gain_to_tell():
     assert gate.alpha < 1
     assert gain is None
     assert describe_gate({"alpha": 0.5, "beta": 0.1, "gain": None}) == "gate alpha 0.5, beta 0.1, chosen out of fold"
+    none = describe_gate({"alpha": 1.0, "beta": 0.0, "gain": -0.01})
+    assert none == "no gate, as none pays out of fold, cross-fitted gain -0.0100 mAP"
 
 
 @pytest.mark.parametrize("text", ["none", "auto", "0.5,0.1", ".5,0", "1,0", "1.0,1"])

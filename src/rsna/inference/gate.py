@@ -49,6 +49,8 @@ def parse_gate(text: str) -> Gate:
 def describe_gate(chosen: dict[str, Any]) -> str:
     """A line about a chosen gate: alpha, beta and gain, see choose_gate."""
     gain = "" if chosen["gain"] is None else f", cross-fitted gain {chosen['gain']:+.4f} mAP"
+    if chosen["alpha"] == 1:
+        return f"no gate, as none pays out of fold{gain}"
     return f"gate alpha {chosen['alpha']:g}, beta {chosen['beta']:g}, chosen out of fold{gain}"
 
 
@@ -60,7 +62,7 @@ def choose_gate(found: Fused, truth: pd.DataFrame, fold_of: pd.Series) -> tuple[
     """The gate with the highest out-of-fold mAP at its best threshold, of equals the first; and its gain over no gate.
 
     The gain is cross-fitted: gate and threshold of each fold are chosen on the other folds; None with a single fold.
-    truth: true boxes of these images; fold_of: patientId -> fold.
+    Where that is no gain, the choice is none. truth: true boxes of these images; fold_of: patientId -> fold.
     """
     # a gate leaves the order within an image, and so the matching, as it is: that is done once for all gates
     steps = box_steps(truth, found.boxes)
@@ -83,4 +85,5 @@ def choose_gate(found: Fused, truth: pd.DataFrame, fold_of: pd.Series) -> tuple[
         gate, threshold = best(fold)
         kept = keep_confident(gate.apply(of_images(found.boxes, ids), found.images), threshold)
         parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
-    return best()[0], float(pd.concat(parts).mean() - without_gate.mean())
+    gain = float(pd.concat(parts).mean() - without_gate.mean())
+    return best()[0] if gain > 0 else Gate(), gain
