@@ -276,7 +276,7 @@ def test_from_the_trained_run_to_the_submission(name, words, world, server, tmp_
     assert "Successfully installed" in text
     assert "segmentation-models-pytorch" in text.split("Successfully installed")[1].splitlines()[0]
     assert "the same file, byte for byte" in text
-    assert bool(re.search(r"ensemble: (no )?gate", text)) == (name == "pair"), "chosen again from the labels of the input"
+    assert bool(re.search(r"ensemble: (no )?gate", text)) == (name == "pair"), "chosen anew from the labels"
     assert images == 1
     no_secrets(printed, [world / f"home/working/{name}/kaggle", notebook])
     assert all("secret" not in json.dumps(request) for _, request, _ in server.calls)
