@@ -199,3 +199,17 @@ def test_a_run_of_an_ensemble_fuses_only_itself():
 def test_a_member_that_is_no_preset_is_refused():
     with pytest.raises(UserError, match="there is no such preset"):
         parse(["members=detector,best_of_all"], settings_of)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["preset=best", "runs=a,b"], r"runs=a,b: has no meaning with members="),
+        (["preset=best", "model=detector"], r"model=detector: has no meaning with members="),
+        (["members=detector,detector"], "each once"),
+        (["members=best"], "presets of single runs"),
+    ],
+)
+def test_members_that_make_no_sense_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        parse(words, settings_of)

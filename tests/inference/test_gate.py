@@ -85,7 +85,7 @@ def test_with_a_single_fold_there_is_no_gain_to_tell():
     assert gain is None
     assert describe_gate({"alpha": 0.5, "beta": 0.1, "gain": None}) == "gate alpha 0.5, beta 0.1, chosen out of fold"
     none = describe_gate({"alpha": 1.0, "beta": 0.0, "gain": -0.01})
-    assert none == "no gate, as none pays out of fold, cross-fitted gain -0.0100 mAP"
+    assert none == "no gate: none raises the out-of-fold mAP, cross-fitted gain -0.0100 mAP"
 
 
 @pytest.mark.parametrize("text", ["none", "auto", "0.5,0.1", ".5,0", "1,0", "1.0,1"])

@@ -50,6 +50,15 @@ def test_people_of_the_validation_fold_are_refused(first, tmp_path):
     held_out = pd.read_csv(cfg.folds_csv, dtype=str).query("fold == '0'")["group"].iloc[0]
     trained_on = torch.load(path, weights_only=True)["people"][0]
     cfg = second(tmp_path, path, lambda group: trained_on if group == held_out else f"other-{group}")
-    with pytest.raises(UserError, match=f"was trained on 1 people .* first {trained_on}: the scores would be too high"):
+    with pytest.raises(
+        UserError, match=f"was trained on 1 people .* such as '{trained_on}': the scores would be too high"
+    ):
         train_fold(cfg, 0)
     assert not (cfg.fold_dir(0) / "last.pt").exists()
+
+
+def test_a_broken_checkpoint_is_one_line(first, tmp_path):
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(first[1].read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"broken\.pt: cannot be read as plain tensors"):
+        train_fold(second(tmp_path, broken, str), 0)

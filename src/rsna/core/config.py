@@ -28,7 +28,9 @@ def setting(default: Any, meaning: str, common: bool = False, limits: tuple[floa
 class RunSettings:  # which run, and on which machine; they change no result
     name: str = setting("resnet34", "name of the run: working/<name>/ and submissions/<name>.csv", common=True)
     fold: str = setting("all", "folds to work on: all, 3, 0,2 or 0..4 (both ends included)", common=True)
-    preset: str = setting("", "start from named settings: demo, fastai, or fastai,demo (the last wins)", common=True)
+    preset: str = setting(
+        "", "named settings to start from: best, detector, fastai, demo, or fastai,demo (the last wins)", common=True
+    )
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps", common=True)
     jobs: int = setting(1, "folds trained at the same time, one GPU each; -1: one per GPU", common=True)
     workers: int = setting(-1, "processes that decode and load images; -1: one per core, 0: none")
@@ -65,7 +67,7 @@ class CacheSettings:  # how images are cached
 @dataclass(frozen=True)
 class ModelSettings:  # which network. A model's own settings stand in its file, and `help all` lists them
     model: str = setting(
-        "single_box", "single_box, fastai (the post's), or another file of src/rsna/models", common=True
+        "single_box", "single_box, detector, classifier, fastai (the post's): a file of src/rsna/models", common=True
     )
     encoder: str = setting("resnet34", "an encoder of segmentation-models-pytorch", common=True)
     num_classes: int = setting(3, "3: normal, not normal, opacity; 2: no opacity, opacity")
@@ -288,9 +290,14 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
 
 def parse_members(cfg: Config, given: dict[str, str], settings_of: SettingsOf | None) -> list[Config]:
     """The Config of each member: its preset and the given words, but with a name of its own."""
+    members = cfg.members.split(",") if cfg.members else []
+    for word in ({"runs", "model"} & given.keys()) if members else ():
+        raise UserError(f"{word}={given[word]}: has no meaning with members={cfg.members}; set members= or {word}=")
+    if len(set(members)) < len(members) or any("members" in preset_words(member) for member in members):
+        raise UserError(f"members={cfg.members}: presets of single runs, separated by commas, each once")
     presets = [preset for preset in cfg.preset.split(",") if preset and "members" not in preset_words(preset)]
     found = []
-    for member in cfg.members.split(",") if cfg.members else []:
+    for member in members:
         own = {"preset": ",".join([*presets, member]), "name": f"{cfg.name}_{member}", "members": ""}
         found.append(parse([f"{key}={value}" for key, value in (given | own).items()], settings_of))
     return found

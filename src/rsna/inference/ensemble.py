@@ -83,9 +83,10 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
     fold = cfg.fold_list[0]
     runs = [run for run in cfg.fused_runs if boxes_of_views(run, fold, "valid")[0]["confidence"].notna().any()]
     if not runs:
+        names = ",".join(run.name for run in cfg.fused_runs)
         raise UserError(
-            f"name={cfg.name}: its model predicts no boxes; fuse it with a run that has some, such as: "
-            + command(cfg, "ensemble", name="both", runs=f"<detector>,{cfg.name}", gate="auto")
+            f"{names}: this model predicts no boxes; fuse it with a run that has some, such as: "
+            + command(cfg, "ensemble", name="both", runs=f"<detector>,{names}", gate="auto")
         )
     return runs
 

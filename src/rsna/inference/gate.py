@@ -50,7 +50,7 @@ def describe_gate(chosen: dict[str, Any]) -> str:
     """A line about a chosen gate: alpha, beta and gain, see choose_gate."""
     gain = "" if chosen["gain"] is None else f", cross-fitted gain {chosen['gain']:+.4f} mAP"
     if chosen["alpha"] == 1:
-        return f"no gate, as none pays out of fold{gain}"
+        return f"no gate: none raises the out-of-fold mAP{gain}"
     return f"gate alpha {chosen['alpha']:g}, beta {chosen['beta']:g}, chosen out of fold{gain}"
 
 

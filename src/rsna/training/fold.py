@@ -52,9 +52,9 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
         print(f"fold {fold}: complete, {cfg.total_epochs} epochs -> {folder / 'best.pt'}")
         return
     data = load_fold(cfg, fold)
-    people = seen_people(cfg, data)
     phase, _ = phase_at(cfg.phase_list, max(done - 1, 0))
     run = start_phase(cfg, start_model(cfg, fold, data), len(data.train.ids), phase)
+    people = seen_people(cfg, data)  # the weights have been read, so they are what they should be
     if saved:
         run.load(saved)
         print(f"fold {fold}: resumes after epoch {done} of {cfg.total_epochs}, so far in {saved['dtype']}")
@@ -79,8 +79,8 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
     if shared:
         raise UserError(
             f"weights={cfg.weights} was trained on {len(shared)} people of this fold's {len(data.valid_people)} "
-            f"validation people, first {min(shared)}: the scores would be too high; remove their images from one of "
-            "the two sets"
+            f"validation people, such as {min(shared)!r}: the scores would be too high; on the same folds take the "
+            "checkpoint of this fold, else remove their images from one of the two sets"
         )
     return sorted(seen | set(data.train_people))
 
