@@ -13,9 +13,17 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 @pytest.mark.parametrize(
     ("script", "words", "ratios"),
     [
-        ("loader", "size=64 batch=8 images=64 rate=2000 workers=1", ["share_of_the_clocks_rate", "to_a_loader_that"]),
+        pytest.param(
+            *("loader", "size=64 batch=8 images=64 rate=2000 workers=1"),
+            ["share_of_the_clocks_rate", "to_a_loader_that"],
+            marks=pytest.mark.slow,
+        ),
         ("operating_point", "images=300 seeds=1", ["loss_of_share_to_oracle", "loss_of_settled_to_oracle"]),
-        ("scale", "images=50 few=10 rounds=1", ["start_up_to_bare_imports", "cost_per_image_of_40_to_10"]),
+        pytest.param(
+            *("scale", "images=50 few=10 rounds=1"),
+            ["start_up_to_bare_imports", "cost_per_image_of_40_to_10"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_it_runs_and_prints_its_ratios(script, words, ratios):
