@@ -166,6 +166,7 @@ def test_members_are_runs_of_their_own_with_the_given_words():
     cfg = parse(["preset=best", "name=mine", "epochs=3", "fold=0,1"], settings_of)
     assert [(run.name, run.model, run.epochs, run.fold_list) for run in cfg.fused_runs] == [
         ("mine_detector", "detector", 3, [0, 1]),
+        ("mine_single_box", "single_box", 3, [0, 1]),
         ("mine_classifier", "classifier", 3, [0, 1]),
     ]
     again = command(cfg.fused_runs[0], "train")
@@ -185,7 +186,7 @@ def test_commands_of_an_ensemble_repeat_what_only_a_member_has_otherwise(monkeyp
 def test_members_of_a_preset_join_the_presets_before_it():
     cfg = parse(["preset=demo,best"], settings_of)
     assert {run.root for run in cfg.fused_runs} == {cfg.root}
-    assert [run.preset for run in cfg.fused_runs] == ["demo,detector", "demo,classifier"]
+    assert [run.preset for run in cfg.fused_runs] == ["demo,detector", "demo,single_box", "demo,classifier"]
     assert {run.size for run in cfg.fused_runs} == {64}
 
 

@@ -33,7 +33,7 @@ DATA = "rsna-pneumonia-detection-challenge"
 COMMANDS = ["make_demo", "make_folds", "cache_images", "predict", "ensemble", "evaluate", "make_submission"]
 SMALL = ["size=64", "n_folds=2", "epochs=1", "batch_size=8", "encoder=mobilenet_v2", "weights=none", "bootstrap=20"]
 SMALL += ["demo_train=20", "demo_test=6", "name=tiny.Run"]
-MEMBERS = ["preset=demo,best", "name=pair", "encoder=resnet18"]
+MEMBERS = ["preset=demo,best", "members=detector,classifier", "name=pair", "encoder=resnet18"]
 # a process for each command and fold would spend most of its time on imports
 IN_ONE_PROCESS = """
 import importlib, sys
@@ -337,7 +337,14 @@ def test_a_missing_token_is_reported(server, tmp_path, monkeypatch, capsys):
 def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsys):
     """Folds, cache, training from a file of weights, submission; a dataset that was left packed, the older places."""
     weights = world / "home/working/tiny.Run/fold0/best.pt"
-    words = ["preset=demo,best", "name=fresh", "fold=0", f"weights={weights}", f"folds={tmp_path / 'none'}"]
+    words = [
+        "preset=demo,best",
+        "members=detector,classifier",
+        "name=fresh",
+        "fold=0",
+        f"weights={weights}",
+        f"folds={tmp_path / 'none'}",
+    ]
     make_kernel(config(world, *words))
     printed = capsys.readouterr().out
     assert "is not trained" in printed
@@ -365,7 +372,7 @@ def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsy
     assert submission["patientId"].tolist() == sample["patientId"].tolist()
     # what the notebook kept is a run that the commands at home continue from
     kept = kaggle / "working/run"
-    home = config(world, *words[:3], f"root={kept}", f"input={world / 'home/input'}")
+    home = config(world, *words[:4], f"root={kept}", f"input={world / 'home/input'}")
     bundle = plan_bundle(home)
     assert bundle.trained
     assert {Path(name).parent.as_posix() for name in bundle.files} == {

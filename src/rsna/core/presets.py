@@ -26,9 +26,10 @@ PRESETS: dict[str, dict[str, str]] = {
     },
     # several boxes per image; a box that another view or model lacks counts as much as the others make of it
     "detector": {"name": "detector", "model": "detector", **SEVERAL_BOXES},
+    "single_box": {"name": "single_box", "model": "single_box"},
     "classifier": {"name": "classifier", "model": "classifier"},
-    # the one to submit: boxes of the detector, gated by the class probabilities of both
-    "best": {"name": "best", "members": "detector,classifier", **SEVERAL_BOXES},
+    # the one to submit: boxes of both detectors, gated by the class probabilities of all three
+    "best": {"name": "best", "members": "detector,single_box,classifier", **SEVERAL_BOXES},
 }
 # fmt: on
 
