@@ -427,7 +427,7 @@ def test_settings_of_members_reach_the_kernel(monkeypatch):
         again = parse(run_words(cfg), settings_of)
         assert again == cfg
     assert [run.size for run in parse(run_words(parse(["preset=best"], settings_of)), settings_of).trained_runs] == [
-        *(640, 512)
+        *(640, 512, 512)
     ]
 
 
