@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsna.models.backbone import location_centres, make_encoder
+from rsna.models.backbone import make_encoder
 from rsna.models.device import mixed_precision
+from rsna.models.pyramid import location_centres
 from rsna.models.single_box import Settings, SingleBoxModel
 
 CPU = torch.device("cpu")

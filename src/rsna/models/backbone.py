@@ -1,6 +1,5 @@
-"""What models share: the encoder for images of one channel, its initial weights, the feature pyramid on top of it."""
+"""The encoder for images of one channel, and its initial weights."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import segmentation_models_pytorch as smp
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from rsna.core.errors import UserError
 
@@ -24,21 +22,6 @@ REMEDIES = (
 def normalise(images: Tensor) -> Tensor:
     """Grey levels (B, 1, S, S) uint8 -> float32 as the encoder expects them; on whatever device they are."""
     return (images.float() / 255 - MEAN) / STD
-
-
-def top_down(lateral: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
-    """A feature pyramid (Lin et al. 2017) of maps from fine to coarse; lateral: a 1 x 1 convolution for each map."""
-    levels = [lateral[-1](features[-1])]
-    for conv, feature in zip(list(lateral)[-2::-1], features[-2::-1], strict=True):
-        finer = conv(feature)
-        levels.insert(0, interpolate(levels[0], size=finer.shape[-2:], mode="nearest") + finer)
-    return levels
-
-
-def location_centres(rows: int, cols: int, device: torch.device) -> Tensor:
-    """(rows, cols, 2) float32, whatever precision the network has: x, y in [0, 1] of the centre of each cell."""
-    y, x = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n for n in (rows, cols))
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)
 
 
 def make_encoder(name: str, weights: str) -> nn.Module:

@@ -1,8 +1,6 @@
 """Several boxes per image: an objectness and a box at each location of a feature map of stride 8, then NMS."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -11,12 +9,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
-from rsna.models.backbone import location_centres, normalise, top_down
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets
+from rsna.models.protocol import BoxesOfImages, Outputs, Targets
+from rsna.models.pyramid import PyramidModel
 from rsna.models.registry import register
 
 PRIOR = 0.01  # objectness of an untrained network, as in RetinaNet (Lin et al. 2017)
-MAX_CENTER_OFFSET = 0.15  # of a box's centre from its location, fraction of the image
 ASSIGNMENT_SIGMA = 0.15  # of the Gaussian around the centre of a true box, in units of the box
 LEAST_HEAT = 0.1  # of a location whose box is trained
 VOTE_IOU = 0.4  # boxes that overlap a kept one by more have a say in where it is
@@ -37,8 +34,8 @@ class Settings:
 
 
 @register("detector", Settings)
-class DetectorModel(DetectionModel):
-    """Encoder, a feature pyramid down to stride 8, a box and an objectness at each location; image classes beside them.
+class DetectorModel(PyramidModel):
+    """The boxes of the most likely locations of a feature pyramid, after convolutions of their own.
 
     The target of the objectness is a Gaussian around the centre of each true box, as in CenterNet (Zhou et al. 2019,
     arXiv:1904.07850), times the IoU of the box that is predicted there; its loss is the quality focal loss (Li et al.
@@ -47,48 +44,13 @@ class DetectorModel(DetectionModel):
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
         """size: side of the input, pixels; not needed, as the map follows from the image."""
-        super().__init__()
-        self.encoder, self.settings = encoder, settings
-        channels, width = cast(Sequence[int], self.encoder.out_channels), settings.fpn_channels
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
-        conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: the position
-        self.fpn_conv = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
-        self.tower = nn.Sequential(*(layer for _ in range(settings.convs) for layer in conv_norm_relu(width)))
-        self.objectness = nn.Conv2d(width, 1, 1)
-        self.box_head = nn.Conv2d(width, 4, 1)
-        self.classifier = nn.Linear(channels[-1] + width, num_classes)
-        self.dropout = nn.Dropout(settings.dropout)
+        super().__init__(encoder, num_classes, settings.fpn_channels, settings.dropout, settings.convs)
+        self.settings = settings
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with hardly any boxes, as most locations have none, of the mean size; and with the class rates."""
-        assert self.box_head.bias is not None
-        assert self.objectness.bias is not None
-        mean_log_size = torch.from_numpy(np.log(np.concatenate(list(boxes_cxcywh))[:, 2:]).mean(axis=0)).float()
-        with torch.no_grad():
-            self.objectness.bias.fill_(torch.tensor(PRIOR).logit())
-            self.box_head.weight.mul_(0.1)
-            self.box_head.bias.copy_(torch.cat([torch.zeros(2), mean_log_size]))
-            self.classifier.weight.mul_(0.1)
-            self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
-
-    def forward(self, images: Tensor) -> Outputs:
-        """images (B, 1, S, S) uint8 -> logits (B, classes); of L locations objectness logits (B, L), boxes (B, L, 4)
-        cxcywh in [0, 1], and centres (L, 2) in [0, 1]."""
-        features = self.encoder(normalise(images))[-3:]
-        pyramid = top_down(self.lateral, features)[0]
-        grid = location_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
-        # lungs are always in the same place: let the convolutions know where they are
-        position = (2 * grid - 1).permute(2, 0, 1).to(pyramid.dtype).expand(len(pyramid), -1, -1, -1)
-        pyramid = self.fpn_conv(torch.cat([pyramid, position], dim=1))
-        head = self.tower(pyramid)
-        objectness = self.objectness(head).flatten(1).float()
-        box = self.box_head(head).flatten(2).transpose(1, 2).float()
-        centres = grid.reshape(-1, 2)
-        boxes = torch.cat([centres + MAX_CENTER_OFFSET * box[..., :2].tanh(), box[..., 2:].exp().clamp(max=1.0)], dim=2)
-        attended = (pyramid.flatten(2) * objectness.softmax(1)[:, None]).sum(2)  # attention pooling
-        pooled = torch.cat([features[-1].mean((2, 3)), attended], dim=1)
-        logits = self.classifier(self.dropout(pooled)).float()
-        return {"logits": logits, "objectness": objectness, "boxes": boxes, "centres": centres}
+        log_size = torch.from_numpy(np.log(np.concatenate(list(boxes_cxcywh))[:, 2:]).mean(axis=0)).float()
+        self.set_priors(torch.tensor([PRIOR]), log_size, class_rates)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Scalars: loss = class + objectness + box_weight * box; all but loss are detached.
@@ -115,11 +77,6 @@ class DetectorModel(DetectionModel):
         boxes_xyxy = box_convert(outputs["boxes"], "cxcywh", "xyxy").clamp(0, 1)
         kept = select_boxes(boxes_xyxy, outputs["objectness"].sigmoid(), self.settings.nms_iou)
         return *kept, outputs["logits"].softmax(dim=1)
-
-
-def conv_norm_relu(width: int) -> tuple[nn.Module, ...]:
-    """A convolution with a normalisation that does not depend on the batch, which is small."""
-    return nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(16, width), nn.ReLU()
 
 
 def assign(boxes_cxcywh: Tensor, mask: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from rsna.core.errors import UserError
 if TYPE_CHECKING:
     from rsna.models.protocol import DetectionModel
 
-NO_MODELS = {"registry", "protocol", "backbone", "checkpoint", "device"}  # what else is in this folder
+NO_MODELS = {"registry", "protocol", "backbone", "pyramid", "checkpoint", "device"}  # what else is in this folder
 REGISTERED: dict[str, tuple[Any, type]] = {}
 
 

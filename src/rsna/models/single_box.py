@@ -1,9 +1,7 @@
 """The default model: one box and a class per image, chosen among the locations of a feature pyramid."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +9,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
-from rsna.models.backbone import location_centres, normalise, top_down
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
+from rsna.models.protocol import BoxesOfImages, Outputs, Targets, mean_largest_box
+from rsna.models.pyramid import PyramidModel
 from rsna.models.registry import register
 
-MAX_CENTER_OFFSET = 0.15  # of a box's centre from its location, fraction of the image
 ASSIGNMENT_SIGMA = 0.15  # of the Gaussian that assigns locations around the true centre, in units of the box
 
 
@@ -29,56 +26,21 @@ class Settings:
 
 
 @register("single_box", Settings)
-class SingleBoxModel(DetectionModel):
-    """Encoder, a feature pyramid down to stride 8, and at each of its locations a box and an objectness logit.
+class SingleBoxModel(PyramidModel):
+    """The box of the most likely location of a feature pyramid.
 
-    The image's box is that of the most likely location; all together also tell whether there is an opacity at all, so
-    that images without one train them too. A box regressed from the whole image drifts to the middle between the lungs
+    All locations together also tell whether there is an opacity at all, so that images without one train them too. A box regressed from the whole image drifts to the middle between the lungs
     where the image leaves the side open; a choice between locations cannot.
     """
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
         """size: side of the input, pixels; not needed, as the map follows from the image."""
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder, num_classes, settings.fpn_channels, settings.dropout)
         self.box_weight = settings.box_weight
-        channels, width = cast(Sequence[int], self.encoder.out_channels), settings.fpn_channels
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
-        conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: the position
-        self.fpn_conv = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
-        self.objectness = nn.Conv2d(width, 1, 1)
-        self.box_head = nn.Conv2d(width, 4, 1)
-        self.classifier = nn.Linear(channels[-1] + width, num_classes)
-        self.dropout = nn.Dropout(settings.dropout)
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the mean box's size and the class rates; the first epochs would go into learning them."""
-        assert self.box_head.bias is not None
-        assert self.objectness.bias is not None
-        with torch.no_grad():
-            self.objectness.bias.copy_(class_rates[-1:].clamp(0.01, 0.99).logit())
-            self.box_head.weight.mul_(0.1)
-            self.box_head.bias.copy_(torch.cat([torch.zeros(2), mean_largest_box(boxes_cxcywh)[2:].log()]))
-            self.classifier.weight.mul_(0.1)
-            self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
-
-    def forward(self, images: Tensor) -> Outputs:
-        """images (B, 1, S, S) uint8 -> logits (B, classes); of L locations objectness (B, L), boxes (B, L, 4)
-        cxcywh in [0, 1], and centres (L, 2) in [0, 1]."""
-        features = self.encoder(normalise(images))[-3:]
-        pyramid = top_down(self.lateral, features)[0]
-        grid = location_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
-        # lungs are always in the same place: let the convolutions know where they are
-        position = (2 * grid - 1).permute(2, 0, 1).to(pyramid.dtype).expand(len(pyramid), -1, -1, -1)
-        pyramid = self.fpn_conv(torch.cat([pyramid, position], dim=1))
-        objectness = self.objectness(pyramid).flatten(1).float()
-        centres = grid.reshape(-1, 2)
-        box = self.box_head(pyramid).flatten(2).transpose(1, 2).float()
-        boxes = torch.cat([centres + MAX_CENTER_OFFSET * box[..., :2].tanh(), box[..., 2:].exp().clamp(max=1.0)], dim=2)
-        attended = (pyramid.flatten(2) * objectness.softmax(1)[:, None]).sum(2)  # attention pooling
-        pooled = torch.cat([features[2].mean((2, 3)), attended], dim=1)
-        logits = self.classifier(self.dropout(pooled)).float()
-        return {"logits": logits, "objectness": objectness, "boxes": boxes, "centres": centres}
+        self.set_priors(class_rates[-1:], mean_largest_box(boxes_cxcywh)[2:].log(), class_rates)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Scalars: loss = class + image + box_weight * (box + location / 2); all but loss are detached.
