@@ -28,7 +28,8 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.pixels import pixel_array
 
-from rsna.core.config import Config, parse
+from rsna.core.command_line import parse
+from rsna.core.config import Config
 from rsna.core.executor import map_files
 from rsna.data.cache import cache_image
 from rsna.data.competition import list_sources

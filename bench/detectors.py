@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torchvision_peers  # noqa: F401 (registers the peers)
 from comparison import as_words, make_workspace, print_comparison, read_words, score_table, workspace
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.data.competition import read_predictions
 from rsna.evaluation.runs import training_seconds
 from rsna.evaluation.scores import evaluate_run

@@ -22,7 +22,7 @@ import torch
 from images import make_images
 from torch.utils.data import DataLoader, Sampler
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.executor import count_workers
 from rsna.data.dataset import ImageDataset
 from rsna.data.loader import EpochBatches, ImageMemory, collate, make_loader, one_thread

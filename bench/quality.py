@@ -35,7 +35,8 @@ from comparison import (
     workspace,
 )
 
-from rsna.core.config import Config, parse
+from rsna.core.command_line import parse
+from rsna.core.config import Config
 from rsna.core.files import content_hash, read_json, write_json
 from rsna.core.tables import write_table
 from rsna.data.competition import read_predictions

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 import torch
 from images import make_images
 
-from rsna.core.config import Config, parse
+from rsna.core.command_line import parse
+from rsna.core.config import Config
 from rsna.core.executor import count_workers
 from rsna.data.dataset import FoldData, Samples
 from rsna.data.loader import make_loader, to_device

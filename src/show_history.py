@@ -4,7 +4,8 @@
 """
 
 from rsna.startup import run
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.data.competition import read_folds
 from rsna.reporting.training_pictures import compare_with_post, draw_histories, read_histories
 

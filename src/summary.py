@@ -5,7 +5,8 @@ python src/summary.py [name=...] [test_labels=<labels csv of the test images>]
 
 from rsna.startup import run
 from rsna.core.artifacts import is_current
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.inference.submission import upload_command
 from rsna.reporting.summary import summary_table
 

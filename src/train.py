@@ -7,7 +7,8 @@ import gc
 
 from rsna.startup import run
 from rsna.core.artifacts import is_current
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import run_folds
 

@@ -122,7 +122,7 @@ def texts():
 def test_retired_words_have_not_come_back():
     """The left column of the table: words that readers had to learn before they could read the code."""
     # the changelog says what was renamed, and the settings answer an old name with the new one
-    exempt = {Path("CHANGELOG.md"), Path("src/rsna/core/config.py")}
+    exempt = {Path("CHANGELOG.md"), Path("src/rsna/core/command_line.py")}
     found = [
         f"{path}:{number} {match[0]}"
         for path, text in texts().items()

@@ -51,7 +51,7 @@ def run(main: Callable[[Any], None]) -> None:
     `help` and `help all` print the settings and end with status 0; a wrong setting ends in one line and status 2.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from rsna.core.config import parse
+    from rsna.core.command_line import parse
     from rsna.core.errors import UserError, end_with_one_line
     from rsna.core.help import help_text
     from rsna.models.registry import check_name, names, settings_of

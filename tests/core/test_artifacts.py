@@ -10,7 +10,7 @@ import pytest
 
 from rsna.core import artifacts
 from rsna.core.artifacts import current_manifest, differences, is_current, record, require, withdraw
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.stages import FREE_TO_USERS, STAGES
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rsna.core.config import GROUPS, Config, command, parse
+from rsna.core.command_line import command, parse
+from rsna.core.config import GROUPS, Config
 from rsna.core.errors import UserError
 from rsna.core.presets import PRESETS, WORKSPACE
 from rsna.core.validation import parse_folds

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers, run_folds
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.phases import SCHEDULES, Phase, parse_phases, phase_at
 from rsna.models.registry import settings_of

@@ -17,7 +17,7 @@ from helpers.dicom_files import radiograph, write_dicom
 from pydicom import uid
 
 from rsna.core.artifacts import hash_of
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
 from rsna.core.files import content_hash

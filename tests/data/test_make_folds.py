@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsna.core import artifacts
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.data.competition import CLASSES_CSV, FOLD_COLUMNS, LABELS_CSV, TRAIN_IMAGES
 from rsna.data.dicom import read_headers

@@ -10,7 +10,7 @@ from helpers.run_files import make_competition, make_predictions, make_run, word
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, mean_average_precision

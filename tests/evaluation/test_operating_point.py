@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsna.core.artifacts import current_manifest, is_current, record
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.files import read_json
 from rsna.data.competition import BOX_COLUMNS

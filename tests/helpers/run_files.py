@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rsna.core.artifacts import record
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.data.cache import INDEX_COLUMNS
 from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV
 from rsna.evaluation.scores import evaluate_run

@@ -10,7 +10,7 @@ import pytest
 from helpers.squares import SQUARES, BrightSquare, cached, make_competition
 
 from rsna.core.artifacts import record
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.data.competition import read_predictions
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.scores import evaluate_run

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.evaluation.threshold import best_score
 from rsna.inference.gate import GATES, Fused, Gate, choose_gate, describe_gate, parse_gate

@@ -9,7 +9,7 @@ import torch
 from helpers.squares import SQUARES, BrightSquare, cached, make_competition
 
 from rsna.core.artifacts import is_current, manifest_path, record
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.files import read_json
 from rsna.data.cache import INDEX_CSV

@@ -16,7 +16,7 @@ from helpers.commands import run_command
 from helpers.kaggle_world import KaggleServer, make_image, make_wheels, run_notebook, shown
 from slugify import slugify
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.files import read_json
 from rsna.core.presets import PRESETS
@@ -37,7 +37,7 @@ MEMBERS = ["preset=demo,best", "members=detector,classifier", "name=pair", "enco
 # a process for each command and fold would spend most of its time on imports
 IN_ONE_PROCESS = """
 import importlib, sys
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.models.registry import settings_of
 from rsna.training.fold import train_fold
 cfg = parse(sys.argv[2:], settings_of)

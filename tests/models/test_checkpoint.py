@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rsna.core.artifacts import current_manifest
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.models.backbone import make_encoder
 from rsna.models.checkpoint import load_checkpoint, save_checkpoint

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.models.registry import build_model, settings_of
 
 WORDS = ["model=classifier", "size=64", "encoder=resnet18", "weights=none"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_convert, nms
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.models.detector import LEAST_HEAT, MAX_BOXES, assign, paired_iou, select_boxes
 from rsna.models.pyramid import location_centres
 from rsna.models.registry import build_model, settings_of

@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.models.device import explain_failures, pick_device, pick_precision
 

@@ -13,7 +13,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.ops import box_convert
 
 from rsna.core.artifacts import is_current
-from rsna.core.config import parse, setting
+from rsna.core.command_line import parse
+from rsna.core.config import setting
 from rsna.core.errors import UserError
 from rsna.core.stages import FREE_TO_USERS
 from rsna.data.competition import SAMPLE_CSV

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from helpers.run_files import make_competition, make_predictions, make_run, words
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.reporting.montage import (
     CAPTION,

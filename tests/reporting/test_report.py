@@ -14,7 +14,7 @@ from helpers.commands import run_command
 from helpers.run_files import make_competition, make_predictions, make_run, words
 
 from rsna.core.artifacts import record
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.evaluation.metric import image_scores
 from rsna.evaluation.runs import as_made

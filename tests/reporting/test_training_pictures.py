@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.reporting.training_pictures import compare_with_post, draw_histories, read_histories
 

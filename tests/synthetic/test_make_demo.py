@@ -14,7 +14,7 @@ import pandas as pd
 import pydicom
 import pytest
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.data import competition
 from rsna.synthetic import demo as demo_module

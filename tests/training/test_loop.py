@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.data.cache import write_png
 from rsna.data.dataset import Samples

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.run_files import make_competition
 
-from rsna.core.config import parse
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.models.registry import settings_of
 from rsna.training.fold import train_fold

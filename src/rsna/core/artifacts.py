@@ -15,7 +15,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rsna.core.config import FILE_OR_WORD, Config, FusionSettings, command
+from rsna.core.command_line import command
+from rsna.core.config import FILE_OR_WORD, Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, content_hash, read_json, write_json
 from rsna.core.stages import STAGES

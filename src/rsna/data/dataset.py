@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import Floats, xywh_to_xyxy, xyxy_to_cxcywh

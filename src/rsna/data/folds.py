@@ -9,7 +9,8 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from numpy.typing import NDArray
 
 from rsna.core import artifacts
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock
 from rsna.core.tables import write_table

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from rsna.core.artifacts import read_manifest, require, with_settings
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.tables import read_table
 from rsna.data.competition import read_predictions

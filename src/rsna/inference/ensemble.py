@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from rsna.core.artifacts import current_manifest, is_current, manifest_path, record, require, withdraw
-from rsna.core.config import Config, FusionSettings, command
+from rsna.core.command_line import command
+from rsna.core.config import Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock
 from rsna.core.tables import read_table, write_table

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsna.core import artifacts
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
 from rsna.core.files import ABSENT, file_lock

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock, read_json, write_then_rename
 from rsna.core.tables import read_table

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rsna.core.artifacts import names_file, require
-from rsna.core.config import Config, command, parse
+from rsna.core.command_line import command, parse
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, file_lock, read_json
 from rsna.core.stages import FREE_TO_USERS, STAGES

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rsna.core.artifacts import current_manifest, differences
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import write_then_rename
 

@@ -29,8 +29,9 @@ class Settings:
 class SingleBoxModel(PyramidModel):
     """The box of the most likely location of a feature pyramid.
 
-    All locations together also tell whether there is an opacity at all, so that images without one train them too. A box regressed from the whole image drifts to the middle between the lungs
-    where the image leaves the side open; a choice between locations cannot.
+    All locations together also tell whether there is an opacity at all, so that images without one train them too. A
+    box regressed from the whole image drifts to the middle between the lungs where the image leaves the side open; a
+    choice between locations cannot.
     """
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:

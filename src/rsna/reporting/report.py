@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rsna.core.artifacts import is_current, manifest_path, with_settings
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.files import content_hash, read_json, write_then_rename
 from rsna.core.tables import read_table
 from rsna.data.competition import largest_box, read_folds, read_truth

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from rsna.core.artifacts import read_manifest
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.data.competition import read_folds, read_labels, read_truth, truth_boxes
 from rsna.data.submission_format import parse_submission

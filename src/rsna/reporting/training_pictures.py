@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.files import write_then_rename
 from rsna.core.tables import read_table
 from rsna.data.boxes import box_area, cxcywh_to_xyxy

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rsna.core import artifacts
-from rsna.core.config import Config, command
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
 from rsna.core.files import content_hash, file_lock, write_then_rename
