@@ -16,11 +16,10 @@ import pytest
 from helpers.dicom_files import radiograph, write_dicom
 from pydicom import uid
 
-from rsna.core.artifacts import hash_of
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import content_hash
+from rsna.core.files import content_hash, hash_of
 from rsna.data import cache
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows, report, update_cache
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from rsna.core.errors import UserError
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
 from rsna.evaluation import scores as scoring
+from rsna.evaluation.baselines import median_box, median_boxes
 from rsna.evaluation.metric import mean_average_precision, threshold_sweep
-from rsna.evaluation.scores import accuracy, corner_errors, median_box, median_boxes
+from rsna.evaluation.scores import accuracy, corner_errors
 from rsna.evaluation.threshold import (
     best_point,
     cross_fit,

@@ -5,9 +5,6 @@ settings and the content hashes of inputs and outputs. Paths and times of files 
 moved, copied or unzipped is still current, and so is what another machine made from the same inputs.
 """
 
-import csv
-import functools
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +15,7 @@ from typing import Any
 from rsna.core.command_line import command
 from rsna.core.config import FILE_OR_WORD, Config, FusionSettings
 from rsna.core.errors import UserError
-from rsna.core.files import ABSENT, content_hash, read_json, write_json
+from rsna.core.files import ABSENT, hash_of, read_json, write_json
 from rsna.core.stages import STAGES
 
 # types in a manifest that stand for those of the settings; box_scale was a number in earlier versions
@@ -189,34 +186,6 @@ def fill(template: str, cfg: Config, fold: int | None) -> str:
 def names_file(cfg: Config, key: str) -> bool:
     """Whether a setting of FILE_OR_WORD is a file."""
     return getattr(cfg, key) not in FILE_OR_WORD[key]
-
-
-def hash_of(path: Path) -> str:
-    """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
-    split = path.name.partition("index.csv#")[2]
-    path = path.with_name("index.csv") if split else path
-    if not path.is_file():
-        return ABSENT
-    found = path.stat()
-    return hash_once(path, split, (found.st_ino, found.st_size, found.st_mtime_ns))
-
-
-@functools.lru_cache(maxsize=4096)
-def hash_once(path: Path, split: str, _: tuple[int, ...]) -> str:
-    """As hash_of; within one process a file that was not written since is read once."""
-    return hash_of_index(path, split) if split else content_hash(path)
-
-
-def hash_of_index(path: Path, split: str) -> str:
-    """Hash of the rows of one split in the index of a cache.
-
-    Not of its PNGs, whose bytes depend on the library that wrote them: the source, the version and the geometry
-    decide the pixels.
-    """
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("split") == split]
-    kept = [[value for key, value in row.items() if key not in ("png_hash", "reason")] for row in rows]
-    return hashlib.sha256(json.dumps(sorted(kept)).encode()).hexdigest()[:16] if rows else ABSENT
 
 
 def as_json(content: Any) -> Any:

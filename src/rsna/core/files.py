@@ -1,7 +1,9 @@
 """Files that are whole or absent, one process at a time in a folder, JSON, and content hashes."""
 
 import contextlib
+import csv
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -75,6 +77,34 @@ def content_hash(path: Path) -> str:
         return ABSENT
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def hash_of(path: Path) -> str:
+    """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
+    split = path.name.partition("index.csv#")[2]
+    path = path.with_name("index.csv") if split else path
+    if not path.is_file():
+        return ABSENT
+    found = path.stat()
+    return hash_once(path, split, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4096)
+def hash_once(path: Path, split: str, _: tuple[int, ...]) -> str:
+    """As hash_of; within one process a file that was not written since is read once."""
+    return hash_of_index(path, split) if split else content_hash(path)
+
+
+def hash_of_index(path: Path, split: str) -> str:
+    """Hash of the rows of one split in the index of a cache.
+
+    Not of its PNGs, whose bytes depend on the library that wrote them: the source, the version and the geometry
+    decide the pixels.
+    """
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("split") == split]
+    kept = [[value for key, value in row.items() if key not in ("png_hash", "reason")] for row in rows]
+    return hashlib.sha256(json.dumps(sorted(kept)).encode()).hexdigest()[:16] if rows else ABSENT
 
 
 @contextlib.contextmanager

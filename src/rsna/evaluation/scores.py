@@ -17,9 +17,10 @@ from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, largest_box
+from rsna.evaluation.baselines import baselines
 from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.detection_curves import detection_scores
-from rsna.evaluation.metric import image_scores, mean_average_precision, of_images, threshold_sweep, top_confidences
+from rsna.evaluation.metric import image_scores, of_images, threshold_sweep, top_confidences
 from rsna.evaluation.operating_point import Images, choose_point
 from rsna.evaluation.threshold import (
     OperatingPoint,
@@ -89,33 +90,6 @@ def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resam
         "interval": interval(scores.mean(axis=1), people, n_resamples, seed),
         "per_iou": {f"{threshold:.2f}": float(value) for threshold, value in scores.mean().items()},
         "IoU": iou_on_positives(kept, truth),
-    }
-
-
-def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
-    """A prediction for each image of `fold_of` (index patientId): the median box of other folds, with confidence 1."""
-    largest, parts = largest_box(truth), []
-    for ids in fold_of.groupby(fold_of).groups.values():
-        box = median_box(largest[~largest["patientId"].isin(ids)])
-        parts.append(pd.DataFrame({"patientId": ids, "confidence": 1.0, **box}))
-    return pd.concat(parts)
-
-
-def median_box(boxes: pd.DataFrame) -> dict[str, float]:
-    """The median x, y, width and height of the boxes on the side of the image that has more of them."""
-    # the median of all boxes lies on the spine, between the lungs, and overlaps with none: too weak a baseline
-    centre = boxes["x"] + boxes["width"] / 2
-    right = centre > (centre.min() + centre.max()) / 2
-    return boxes.loc[right == (right.mean() >= 0.5), BOX_COLUMNS].median().to_dict()
-
-
-def baselines(all_truth: pd.DataFrame, fold_of: pd.Series, kept: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
-    """mAP of what needs no model, given median_boxes(all_truth, fold_of) and the model's thresholded boxes `kept`."""
-    boxes = median_boxes(all_truth, fold_of)
-    return {
-        "no boxes": mean_average_precision(truth, boxes.iloc[:0]),
-        "median box on every image": mean_average_precision(truth, boxes),
-        "median box where the model puts one": mean_average_precision(truth, of_images(boxes, kept["patientId"])),
     }
 
 

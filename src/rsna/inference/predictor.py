@@ -18,7 +18,7 @@ from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
-from rsna.core.files import ABSENT, file_lock
+from rsna.core.files import ABSENT, file_lock, hash_of
 from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
 from rsna.core.tables import write_table
 from rsna.data.boxes import xyxy_to_xywh
@@ -86,7 +86,7 @@ def manifest_after(cfg: Config, fold: int) -> dict[str, Any]:
     if changes:
         raise UserError(f"only_test=true: {path}: the validation tables are of other settings ({changes}); {rebuild}")
     for key in (f"fold{fold}/valid.csv", f"fold{fold}/valid_images.csv"):
-        if found["outputs"].get(key) != artifacts.hash_of(cfg.run_dir / key):
+        if found["outputs"].get(key) != hash_of(cfg.run_dir / key):
             raise UserError(f"only_test=true: {cfg.run_dir / key}: missing, or not as predict wrote it; {rebuild}")
     inputs = {key: found["inputs"].get(key, now) if now == ABSENT else now for key, now in made["inputs"].items()}
     return made | {"inputs": inputs}

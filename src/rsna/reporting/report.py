@@ -20,7 +20,7 @@ from rsna.evaluation.metric import mean_average_precision
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
 from rsna.evaluation.runs import Resampling, Run, compare_runs, find_runs, people_of, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
-from rsna.reporting import error_sections, sections
+from rsna.reporting import error_sections, sections, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
 from rsna.reporting.montage import cached_images
 from rsna.reporting.sections import ReportData, Table
@@ -62,7 +62,7 @@ def read_data(cfg: Config) -> ReportData:
 def read_histories(run: Run) -> dict[int, pd.DataFrame]:
     """fold -> history.csv; a run that fuses others has none."""
     paths = {fold["fold"]: run.folder / f"fold{fold['fold']}" / "history.csv" for fold in run.scores["per_fold"]}
-    tables = {k: read_table(path, sections.HISTORY_COLUMNS) for k, path in paths.items() if path.is_file()}
+    tables = {k: read_table(path, training_sections.HISTORY_COLUMNS) for k, path in paths.items() if path.is_file()}
     return {fold: table for fold, table in tables.items() if len(table)}
 
 
@@ -147,7 +147,7 @@ def all_sections(cfg: Config, data: ReportData) -> dict[str, Any]:
         "losses": error_sections.losses(data),
         "threshold_plots": [sections.threshold(data), sections.surface(data)],
         "threshold_table": sections.threshold_table(data),
-        "training": sections.training(data),
+        "training": training_sections.training(data),
         "folds": sections.fold_table(data),
         "confidence": [plot for plot in confidence if plot],
         "groups": error_sections.groups(data),

@@ -12,9 +12,10 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.data.competition import read_folds, read_labels, read_truth, truth_boxes
 from rsna.data.submission_format import parse_submission
+from rsna.evaluation.baselines import baselines
 from rsna.evaluation.metric import of_images
 from rsna.evaluation.runs import Resampling, compare_runs, differing_settings, find_runs, people_of, read_settings
-from rsna.evaluation.scores import baselines, describe, read_scores
+from rsna.evaluation.scores import describe, read_scores
 from rsna.inference.submission import read_submission
 
 Row = tuple[str, Any, Any, Any, str]  # what it is, images, AUC, IoU, mAP

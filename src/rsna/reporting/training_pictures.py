@@ -17,8 +17,8 @@ from rsna.data.boxes import box_area, cxcywh_to_xyxy
 from rsna.data.competition import CLASSES
 from rsna.data.dataset import ImageDataset, load_fold
 from rsna.reporting.montage import GREEN, Picture, draw_tile, stack_rows
-from rsna.reporting.sections import loss_parts
 from rsna.reporting.summary import digits
+from rsna.reporting.training_sections import loss_parts
 from rsna.training.fold import make_train_set
 from rsna.training.lr_finder import STEPS, suggested_lr
 
