@@ -20,8 +20,7 @@ def main(cfg: Config) -> None:
         current = [fold for fold in member.fold_list if is_current(member, "train", fold)]
         if current:
             print(f"train: fold {', '.join(map(str, current))} current -> {member.run_dir}")
-        failed = run_folds(train_one, member, [fold for fold in member.fold_list if fold not in current])
-        if failed:
+        if failed := run_folds(train_one, member, [fold for fold in member.fold_list if fold not in current]):
             reasons = "; ".join(f"fold {fold} {reason}" for fold, reason in sorted(failed.items()))
             again = command(member, "train", fold=",".join(map(str, sorted(failed))))
             raise UserError(f"{reasons}. The other folds are kept. Once that is fixed, run: {again}")
