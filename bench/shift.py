@@ -1,17 +1,19 @@
 """What an operating point chosen for the test images is worth on a test set unlike the training set, by training.
 
-    python bench/shift.py [quick=true] [seeds=5] [key=value ...]     OMP_NUM_THREADS=1 on a shared machine
+    python bench/shift.py [quick=true] [seeds=5] [at_once=1] [key=value ...]     OMP_NUM_THREADS=1 on a shared machine
 
 For each seed a synthetic competition (make_demo shift=true: the last fifth of the training images and the test set
 have 36 % positives and boxes of .78 times the side) and one training; then evaluate and make_submission for each rule,
-without another prediction. Scores of the submissions on the withheld test labels; a difference is paired by image, with
-the 95 % interval over the images of all seeds. Other words are settings of the sequence (epochs=, size=, demo_train=).
+without another prediction. at_once seeds run side by side. Scores are of the submissions, on the withheld test
+labels; a difference is paired by image, with the 95 % interval over the images of all seeds. Other words are settings
+of the sequence (epochs=, size=, demo_train=).
 """
 
 import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -71,7 +73,8 @@ def score_seed(seed: int, settings: dict[str, str]) -> dict[str, pd.Series]:
 def main(words: dict[str, str]) -> None:
     words = {**(QUICK if words.pop("quick", "") == "true" else {}), **words}
     seeds = range(1, 1 + int(words.pop("seeds", 5)))
-    by_seed = [score_seed(seed, words) for seed in seeds]
+    with ThreadPoolExecutor(int(words.pop("at_once", 1))) as pool:
+        by_seed = list(pool.map(lambda seed: score_seed(seed, words), seeds))
     scores = {rule: pd.concat([found[rule] for found in by_seed]) for rule in RULES}
     ids = pd.Index(sorted(set().union(*(table.index for table in scores.values()))))
     people = pd.Series(ids, index=ids)

@@ -10,14 +10,12 @@ a CPU fastai has float32 only (its mixed precision is for CUDA); where ours is b
 """
 
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
@@ -27,54 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 from images import make_images
+from our_training import Ours, highest_memory, wait_for
 
 from rsna.core.command_line import parse
 from rsna.core.config import Config
 from rsna.core.executor import count_workers
 from rsna.data.dataset import FoldData, Samples
-from rsna.data.loader import make_loader, to_device
 from rsna.models.device import pick_device, pick_precision
-from rsna.training.fold import keep_freed_memory, make_loaders, start_model
-from rsna.training.loop import start_phase, train_epoch, train_step
+from rsna.training.fold import start_model
 
 CPU_BATCH = 8
 AUGMENTATION = {"max_rotate": 7.0, "min_zoom": 0.9, "max_zoom": 1.1, "max_lighting": 0.15, "max_warp": 0.0}
 WORDS = ["weights=none", "translate=0"]
-
-
-class Ours:
-    """Epochs of this project's training, and steps on one batch that never changes."""
-
-    def __init__(self, cfg: Config, data: FoldData) -> None:
-        self.device = pick_device(cfg.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        model = start_model(cfg, 0, data)
-        self.run = start_phase(cfg, model, len(data.train.ids) * 1000, cfg.phase_list[0])
-        epochs = range(1000)
-        loader, _ = make_loaders(cfg, 0, data, self.device, epochs)
-        self.batches, self.n_steps, self.ids = iter(loader), len(loader) // len(epochs), data.train.ids
-        self.batch = to_device(next(iter(make_loader(loader.dataset, cfg.batch_size, 0, self.device))), self.device)
-        self.cfg = cfg
-
-    def epoch(self) -> float:
-        if self.cfg.workers and self.device.type != "cpu":
-            # does not count: while the other side was timed, the loader processes worked ahead
-            self.train()
-        start = time.perf_counter()
-        self.train()
-        return time.perf_counter() - start
-
-    def train(self) -> None:
-        train_epoch(self.run, islice(self.batches, self.n_steps), self.ids, "", self.cfg.grad_clip)
-
-    def steps(self) -> float:
-        """As many steps as an epoch has, without loader and augmentation."""
-        start = time.perf_counter()
-        for _ in range(self.n_steps):
-            train_step(self.run, self.batch, self.cfg.grad_clip)
-        wait_for(self.device)
-        return time.perf_counter() - start
 
 
 class Theirs:
@@ -112,12 +74,6 @@ class Theirs:
         return self.seconds
 
 
-def wait_for(device: torch.device) -> None:
-    """A GPU works on after it was told what to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def serve(side: str, samples: Samples, cfg: Config, threads: int, pipe: Any) -> None:
     """A process of one side: answers `epoch` and `steps` with seconds, `memory` with its highest memory in MB."""
     torch.set_num_threads(threads)
@@ -127,13 +83,6 @@ def serve(side: str, samples: Samples, cfg: Config, threads: int, pipe: Any) -> 
     runner: Any = Theirs(cfg, data) if side == "fastai" else Ours(cfg, data)
     while (question := pipe.recv()) != "end":
         pipe.send(highest_memory(runner.device) if question == "memory" else getattr(runner, question)())
-
-
-def highest_memory(device: torch.device) -> float:
-    """Highest memory of this process in MB: of the GPU, or resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def compare(folder: str, n: int, cfg: Config, rounds: int, threads: int) -> None:

@@ -16,7 +16,15 @@ from rsna.core.files import read_json
 from rsna.data.competition import BOX_COLUMNS
 from rsna.evaluation import operating_point
 from rsna.evaluation.metric import keep_confident, mean_average_precision
-from rsna.evaluation.operating_point import Images, calibration_images, mean_score, measure, read_ids
+from rsna.evaluation.operating_point import (
+    Images,
+    calibration_images,
+    make_grid,
+    mean_score,
+    measure,
+    measure_part,
+    read_ids,
+)
 from rsna.evaluation.prior import count_bins, em_prior, estimate_prior
 from rsna.evaluation.runs import read_run
 from rsna.evaluation.scores import evaluate_run
@@ -69,7 +77,7 @@ def test_curves_without_smoothing_are_the_metric(seed, level):
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operating_point, "BANDWIDTH", 0.0)
-        surface = measure(images, (0.8, 1.0))
+        surface = measure(images, make_grid(images.predictions), (0.8, 1.0))
     k = int(level * (len(surface.thresholds) - 1))
     for row, scale in enumerate((0.8, 1.0)):
         kept = keep_confident(with_scaled_boxes(images.predictions, scale), surface.thresholds[k])
@@ -88,9 +96,30 @@ def test_weights_for_another_prior_are_those_of_a_set_with_it():
     tripled = Images(*(pd.concat([copy[k] for copy in copies], ignore_index=k < 2) for k in range(3)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operating_point, "BANDWIDTH", 0.0)
-        one, three = measure(images, (1.0,)), measure(tripled, (1.0,))
+        grid = make_grid(images.predictions)
+        one, three = (measure(found, grid, (1.0,)) for found in (images, tripled))
     weighted = mean_score(one.found, one.false_alarms, three.share)
     np.testing.assert_allclose(weighted, three.scores, rtol=1e-9)
+
+
+def test_curves_of_a_part_lie_between_its_own_and_those_of_all():
+    """Nearer to its own the more images it has; the fraction of positives is the part's own."""
+    every = simulate(2000, 0.2)
+    grid = make_grid(every.predictions)
+    distances = []
+    for n in (40, 400):
+        ids = every.people.index[:n]
+        part = Images(*(table[table["patientId"].isin(ids)] for table in every[:2]), every.people[ids])
+        own, common = (measure(images, grid, (1.0,)) for images in (part, every))
+        pulled = measure_part(part, every, grid, (1.0,))
+        assert pulled.share == own.share
+        for name in ("found", "false_alarms"):
+            curves = np.stack([getattr(surface, name) for surface in (own, common)])
+            assert (getattr(pulled, name) >= curves.min(axis=0) - 1e-12).all()
+            assert (getattr(pulled, name) <= curves.max(axis=0) + 1e-12).all()
+        gap = np.abs(own.found - common.found).sum()
+        distances.append(np.abs(pulled.found - own.found).sum() / gap)
+    assert distances[1] < distances[0] < 1
 
 
 def test_test_like_images_are_the_last_by_first_appearance():

@@ -9,6 +9,7 @@ import atexit
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import pkgutil
 import runpy
@@ -76,6 +77,12 @@ def run_script():
     return status
 
 
+def fork_folds():
+    """Fork the processes of folds as well, which a command spawns: they would import everything again."""
+    spawned_or = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: spawned_or("fork" if method == "spawn" else method)
+
+
 def redirect(path, number):
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, number)
@@ -85,6 +92,7 @@ def redirect(path, number):
 if __name__ == "__main__":
     import_all()
     if request := serve():
+        fork_folds()
         redirect(request["out"], 1)
         redirect(request["err"], 2)
         sys.stdin = open(os.devnull)  # noqa: SIM115

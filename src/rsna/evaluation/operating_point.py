@@ -2,10 +2,12 @@
 
 At any threshold let `found` be the mean score of positive images, `false_alarms` the fraction of negatives with a box,
 `prior` the fraction of positives. Then mAP = prior * found / (prior + (1 - prior) * false_alarms): curves of one set of
-images, smoothed as these are few, give those of a set with another prior.
+images, smoothed as these are few, give those of a set with another prior. Where the images are a part of all, their two
+curves are pulled towards those of all: the fewer they are, the more.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ TEST_LIKE_IMAGES = 1_000  # the last of them are the first stage's test set, lab
 SCALES = tuple(k / 100 for k in range(70, 111, 5))  # factors on the sides of boxes that are tried
 SURFACE_COLUMNS = ["box_scale", "threshold", "score", "found", "false_alarms"]
 N_THRESHOLDS = 200
+SHRINKAGE = 100  # images of a part at which its own curve and that of all weigh the same; see bench/operating_point.py
 BANDWIDTH = 0.2  # of the Gaussian kernel, in standard deviations of the images' log-odds; see bench/operating_point.py
 
 
@@ -96,26 +99,49 @@ def mean_score(found: Any, false_alarms: Any, prior: Any) -> Any:
     return prior * found / (prior + (1 - prior) * false_alarms)
 
 
-def measure(images: Images, scales: Sequence[float], n_resamples: int = 0, seed: int = 0) -> Surface:
-    """The surface over these box scales and a grid of thresholds that is even in log-odds."""
-    boxes = images.predictions.dropna(subset=["confidence"])
+class Grid(NamedTuple):
+    """Thresholds, even in log-odds, and what smooths curves over them."""
+
+    log_odds: Floats  # falling
+    smooth: Floats  # (thresholds, thresholds), a Gaussian kernel
+
+
+def make_grid(predictions: pd.DataFrame) -> Grid:
+    """From the highest to the lowest confidence."""
+    boxes = predictions.dropna(subset=["confidence"])
     odds = log_odds(boxes["confidence"])
     low, high = (odds.min(), odds.max()) if len(odds) else (0.0, 0.0)
     margin = float(low == high)  # no boxes, or all equally confident
     grid = np.linspace(high + margin, low - margin, N_THRESHOLDS)
     width = max(BANDWIDTH * float(log_odds(top_confidences(boxes)).std()) if len(boxes) else 0.0, 1e-9)
     kernel = np.exp(-0.5 * ((grid[:, None] - grid) / width) ** 2)
+    return Grid(grid, (kernel / kernel.sum(axis=1, keepdims=True)).T)
+
+
+def measure(images: Images, grid: Grid, scales: Sequence[float], n_resamples: int = 0, seed: int = 0) -> Surface:
+    """The surface over these box scales and thresholds, and as often again with people drawn anew."""
     person, n = pd.factorize(images.people)[0], images.people.nunique()
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
     draws = np.vstack([np.ones(n), draws])
     positive = images.people.index.isin(images.truth["patientId"])
     counts = [np.maximum(draws @ np.bincount(person, kind, n), 1e-9)[:, None] for kind in (positive, ~positive)]
-    people, smooth = pd.Series(person, images.people.index), (kernel / kernel.sum(axis=1, keepdims=True)).T
+    people = pd.Series(person, images.people.index)
     tables = [(images.truth, with_scaled_boxes(images.predictions, scale)) for scale in scales]
-    sums = [[draws @ table @ smooth for table in person_curves(*both, people, grid)] for both in tables]
+    sums = [[draws @ table @ grid.smooth for table in person_curves(*both, people, grid.log_odds)] for both in tables]
     found, false_alarms = (np.stack([pair[k] / counts[k] for pair in sums], axis=1) for k in (0, 1))
     share = (counts[0] / (counts[0] + counts[1]))[..., None]
-    return Surface(np.asarray(scales), 1 / (1 + np.exp(-grid)), found, false_alarms, share)
+    return Surface(np.asarray(scales), 1 / (1 + np.exp(-grid.log_odds)), found, false_alarms, share)
+
+
+def measure_part(
+    part: Images, every: Images, grid: Grid, scales: Sequence[float], n_resamples: int = 0, seed: int = 0
+) -> Surface:
+    """The surface of a part of all images, each curve pulled towards that of all by SHRINKAGE images of its kind."""
+    own, common = (measure(images, grid, scales, n_resamples, seed) for images in (part, every))
+    n_positives = part.truth["patientId"].nunique()
+    weight, other = (n / (n + SHRINKAGE) for n in (n_positives, len(part.people) - n_positives))
+    found = weight * own.found + (1 - weight) * common.found
+    return own._replace(found=found, false_alarms=other * own.false_alarms + (1 - other) * common.false_alarms)
 
 
 def person_curves(truth: pd.DataFrame, predictions: pd.DataFrame, people: pd.Series, grid: Floats) -> Floats:
@@ -144,8 +170,10 @@ def choose_point(every: Images, labelled: pd.Index, cfg: Config) -> tuple[pd.Dat
     images, words = calibration_images(every, cfg.calibrate, labelled)
     scales = SCALES if cfg.box_scale == "auto" else (float(cfg.box_scale),)
     plain = len(scales) == 1 and images is every
-    surface, best = measure(images, sorted({*SCALES, *scales})), best_point(every.predictions, every.truth, scales)
-    choices = measure(images, scales, 0 if plain else cfg.bootstrap, cfg.seed).choices()
+    grid = make_grid(every.predictions)
+    of_scales = partial(measure, every, grid) if images is every else partial(measure_part, images, every, grid)
+    surface, best = of_scales(sorted({*SCALES, *scales})), best_point(every.predictions, every.truth, scales)
+    choices = of_scales(scales, 0 if plain else cfg.bootstrap, cfg.seed).choices()
     threshold, scale = (best.threshold, best.box_scale) if plain else choices[0].tolist()
     top = top_confidences(images.predictions)
     bins = count_bins(top, top.index.isin(images.truth["patientId"]))
