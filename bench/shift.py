@@ -30,8 +30,8 @@ SEQUENCE = ("make_demo", "make_folds", "cache_images", "train", "predict", "ense
 RULES = {
     "all": ["calibrate=all", "prior=none"],
     "all_prior": ["calibrate=all", "prior=auto"],
+    "test_like_unscaled": ["calibrate=test_like", "prior=auto", "box_scale=1.0"],
     "test_like": ["calibrate=test_like", "prior=auto"],
-    "test_like_scale": ["calibrate=test_like", "prior=auto", "box_scale=auto"],
 }
 QUICK = {
     "demo_train": "40",
@@ -81,11 +81,11 @@ def main(words: dict[str, str]) -> None:
     for rule, table in scores.items():
         means = pd.Series([found[rule].mean() for found in by_seed])
         print(
-            f"{rule:16} mAP {means.mean():.4f} ± {means.std() if len(means) > 1 else 0:.4f} over {len(means)} seed(s)"
+            f"{rule:18} mAP {means.mean():.4f} ± {means.std() if len(means) > 1 else 0:.4f} over {len(means)} seed(s)"
         )
         if rule != "all":
             difference, low, high = paired_interval(table, scores["all"], people, 1000, 1)
-            print(f"{'':16} minus all: {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
+            print(f"{'':18} minus all: {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
     base = scores["all"].mean()
     for rule, table in scores.items():
         print(f"ratio score_of_{rule}_to_all {table.mean() / base if base else float('nan'):.3f}")

@@ -24,6 +24,7 @@ from rsna.evaluation.operating_point import (
     measure,
     measure_part,
     read_ids,
+    scales_to_try,
 )
 from rsna.evaluation.prior import count_bins, em_prior, estimate_prior
 from rsna.evaluation.runs import read_run
@@ -210,9 +211,10 @@ def test_settings_that_make_no_sense_are_refused(word):
 def test_box_scale_auto_shrinks_boxes_that_are_too_large(root, tmp_path):
     _, labels = make_competition(tmp_path, 80)
     large = with_scaled_boxes(make_predictions(labels), 1 / 0.8)[["patientId", "confidence", *BOX_COLUMNS]]
-    cfg = make_run(tmp_path, large, box_scale="auto")
+    cfg = make_run(tmp_path, large, box_scale="auto", calibrate="test_like")
     scores = read_json(cfg.run_dir / "scores.json")
     assert scores["box_scale"] in (0.75, 0.8, 0.85)
+    assert scales_to_try("auto", on_all=True) == (1.0,), "the boxes of all images are those of the training"
     kept = read_run(cfg).kept
     original = large.set_index("patientId").loc[kept["patientId"], "width"].to_numpy()
     np.testing.assert_allclose(kept["width"], original * scores["box_scale"])

@@ -128,7 +128,9 @@ class EvaluationSettings:  # how predictions are scored
 
 @dataclass(frozen=True)
 class OperatingPointSettings:  # what evaluate and make_submission have to agree on
-    box_scale: str = setting("1.0", "factor on the sides of the boxes: a number, or auto (chosen with the threshold)")
+    box_scale: str = setting(
+        "auto", "factor on the sides of the boxes: a number, or auto (chosen with the threshold; 1 with calibrate=all)"
+    )
 
 
 @dataclass(frozen=True)

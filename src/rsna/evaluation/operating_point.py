@@ -162,19 +162,28 @@ def log_odds(confidence: Any) -> Floats:
     return np.log(clipped / (1 - clipped))
 
 
+def scales_to_try(box_scale: str, on_all: bool) -> tuple[float, ...]:
+    """Those of the setting box_scale; of equally good ones the first is taken, which is the nearest to 1.
+
+    The boxes of all images are those that the model was trained on, so they give no reason to scale its own.
+    """
+    if box_scale != "auto":
+        return (float(box_scale),)
+    return (1.0,) if on_all else tuple(sorted(SCALES, key=lambda scale: abs(scale - 1)))
+
+
 def choose_point(every: Images, labelled: pd.Index, cfg: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The surface as a table, and the choice on it for scores.json; see calibration_images for the arguments.
 
-    On all images, with box_scale= a number, the threshold is the best one as it is: so many need no smoothing.
+    On all images the threshold is the best one as it is: so many need no smoothing.
     """
     images, words = calibration_images(every, cfg.calibrate, labelled)
-    scales = SCALES if cfg.box_scale == "auto" else (float(cfg.box_scale),)
-    plain = len(scales) == 1 and images is every
+    scales = scales_to_try(cfg.box_scale, images is every)
     grid = make_grid(every.predictions)
     of_scales = partial(measure, every, grid) if images is every else partial(measure_part, images, every, grid)
     surface, best = of_scales(sorted({*SCALES, *scales})), best_point(every.predictions, every.truth, scales)
-    choices = of_scales(scales, 0 if plain else cfg.bootstrap, cfg.seed).choices()
-    threshold, scale = (best.threshold, best.box_scale) if plain else choices[0].tolist()
+    choices = of_scales(scales, 0 if images is every else cfg.bootstrap, cfg.seed).choices()
+    threshold, scale = (best.threshold, best.box_scale) if images is every else choices[0].tolist()
     top = top_confidences(images.predictions)
     bins = count_bins(top, top.index.isin(images.truth["patientId"]))
     cells = np.meshgrid(surface.scales, surface.thresholds, indexing="ij")
@@ -188,6 +197,6 @@ def choose_point(every: Images, labelled: pd.Index, cfg: Config) -> tuple[pd.Dat
         "threshold": threshold,
         "box_scale": scale,
         "of_all_images": [best.threshold, best.box_scale],
-        "intervals": None if plain else np.quantile(choices[1:], MIDDLE, axis=0).T.tolist(),
+        "intervals": None if images is every else np.quantile(choices[1:], MIDDLE, axis=0).T.tolist(),
         "resampling": [cfg.bootstrap, cfg.seed],
     }
