@@ -3,10 +3,11 @@
     python bench/inference.py [quick=true] [device=cpu] [size=512] [batch_size=8] [images=64] [rounds=3]
                               [models=single_box,detector] [encoder=resnet34] [threads=2]
 
-One view of made-up images with random weights; the network alone, from grey levels to outputs, since decoding and
-fusing are the same for all. Rounds alternate; ratios are medians of images per second to PyTorch's as predict runs it
-(precision=auto). Needs onnx, onnxscript and onnxruntime (requirements-bench.txt) for ONNX; torch.compile needs a C++
-compiler. Boxes are compared at the ten most confident locations of each image, in pixels of the input.
+One view of made-up images, random weights with the batch statistics of these images; the network alone, from grey
+levels to outputs, since decoding and fusing are the same for all. Rounds alternate; ratios are medians of images per
+second to PyTorch's as predict runs it (precision=auto). Needs onnx, onnxscript and onnxruntime (requirements-
+bench.txt) for ONNX; torch.compile needs a C++ compiler. Boxes are compared at the ten most confident locations of
+each image, in pixels of the input.
 """
 
 import statistics
@@ -76,7 +77,11 @@ def backends(words: dict[str, str], images: Tensor, threads: int, folder: str) -
     cfg = parse([f"{key}={value}" for key, value in words.items()], settings_of)
     device = pick_device(cfg.device)
     torch.manual_seed(0)
-    model = Named(build_model(cfg)).eval()
+    model = Named(build_model(cfg))
+    with torch.no_grad():  # statistics of these images: without them numbers grow from layer to layer
+        for _ in range(20):
+            model(images)
+    model.eval()
     precision = pick_precision(cfg.precision, device)
     found: dict[str, Run] = {}
     try:
