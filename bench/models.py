@@ -24,6 +24,7 @@ from our_training import Ours, highest_memory
 from rsna.core.command_line import parse
 from rsna.core.config import Config
 from rsna.core.presets import PRESETS
+from rsna.core.validation import parse_weights
 from rsna.data.dataset import FoldData, Samples
 from rsna.inference.predictor import run_model
 from rsna.inference.tta import parse_transforms
@@ -65,7 +66,7 @@ def challenge_hours(cfg: Config, rates: dict[str, float]) -> float:
 def main(words: dict[str, str]) -> None:
     words = DEFAULTS | (QUICK if words.pop("quick", "") == "true" else {}) | words
     n, encoders = int(words.pop("images")), words.pop("encoders", ENCODERS).split(",")
-    models = words.pop("models", PRESETS["best"]["members"]).split(",")
+    models = words.pop("models", ",".join(parse_weights(PRESETS["best"]["members"]))).split(",")
     base = parse([f"{key}={value}" for key, value in words.items()])
     device = pick_device(base.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

@@ -1,6 +1,6 @@
 """Box fusion against the package `ensemble-boxes`, by the method's author, where both are the same by definition.
 
-That is with one label, equal weights, conf_type="avg", missing_weight=0, and one box per model in a cluster.
+That is with one label, conf_type="avg", missing_weight=0, and one box per model in a cluster.
 By design they differ otherwise:
 - several boxes of one model in a cluster: the package adds up the first n_models, here the model counts once, with
   its highest confidence;
@@ -32,28 +32,31 @@ def random_case(rng):
     return boxes, confidence, model, n_models
 
 
-def fuse_with_package(boxes, confidence, model, n_models, iou):
-    of_model = [np.flatnonzero(model == k) for k in range(n_models)]
+def fuse_with_package(boxes, confidence, model, weights, iou):
+    of_model = [np.flatnonzero(model == k) for k in range(len(weights))]
     fused, scores, _ = weighted_boxes_fusion(
         [boxes[rows].tolist() for rows in of_model],
         [confidence[rows].tolist() for rows in of_model],
         [[0] * len(rows) for rows in of_model],
+        weights=weights,
         iou_thr=iou,
         conf_type="avg",
     )
     return fused, scores
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("iou", [0.3, 0.4, 0.55])
-def test_equals_the_package_on_a_thousand_random_images(iou):
+def test_equals_the_package_on_a_thousand_random_images(iou, weighted):
     rng = np.random.default_rng(int(100 * iou))
     clusters = merged = 0
     for _ in range(1000):
         boxes, confidence, model, n_models = random_case(rng)
         if not len(boxes):
             continue
-        ours, scores = fuse_boxes(boxes, confidence, model, n_models, FusionSettings(wbf_iou=iou, missing_weight=0))
-        theirs, their_scores = fuse_with_package(boxes, confidence, model, n_models, iou)
+        weights = rng.uniform(0.1, 3, n_models) if weighted else np.ones(n_models)
+        ours, scores = fuse_boxes(boxes, confidence, model, weights, FusionSettings(wbf_iou=iou, missing_weight=0))
+        theirs, their_scores = fuse_with_package(boxes, confidence, model, weights, iou)
         assert len(ours) == len(theirs)
         # both by falling confidence; equal ones by place
         order = np.lexsort([*ours.T.round(4), -scores.round(6)])
@@ -69,7 +72,7 @@ def test_equals_the_package_on_a_thousand_random_images(iou):
 def test_a_model_with_two_boxes_in_a_cluster_counts_once_unlike_in_the_package():
     boxes = np.array([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52]])
     confidence, model = np.array([0.8, 0.6]), np.array([0, 0])
-    _, ours = fuse_boxes(boxes, confidence, model, 2, FusionSettings(missing_weight=0))
-    _, theirs = fuse_with_package(boxes, confidence, model, 2, 0.4)
+    _, ours = fuse_boxes(boxes, confidence, model, np.ones(2), FusionSettings(missing_weight=0))
+    _, theirs = fuse_with_package(boxes, confidence, model, np.ones(2), 0.4)
     assert ours == pytest.approx([0.4])
     assert theirs == pytest.approx([0.7])

@@ -91,7 +91,7 @@ def test_fused_boxes_lie_within_what_was_given(rows):
     model_of = np.array([row[0] for row in rows])
     confidence = np.array([row[1] for row in rows])
     boxes = np.array([[x, y, x + side, y + side] for _, _, x, y, side in rows])
-    fused, total = fuse_boxes(boxes, confidence, model_of, 4, FusionSettings())
+    fused, total = fuse_boxes(boxes, confidence, model_of, np.ones(4), FusionSettings())
     assert 1 <= len(fused) <= len(rows)
     assert (fused >= boxes.min(axis=0) - 1e-9).all()
     assert (fused <= boxes.max(axis=0) + 1e-9).all()
@@ -102,3 +102,21 @@ def test_fused_boxes_lie_within_what_was_given(rows):
 def test_identical_models_change_nothing():
     table = table_of(("a", 0.37, *LEFT), ("b", 0.9, *RIGHT))
     pd.testing.assert_frame_equal(fuse_tables([table] * 5, rule(1)), table)
+
+
+@given(st.floats(0.01, 100))
+def test_only_the_ratio_of_weights_counts(factor):
+    tables = [table_of(("a", 0.8, *LEFT)), table_of(("a", 0.6, *RIGHT)), table_of(("a", 0.5, *LEFT))]
+    once = fuse_tables(tables, rule(2), [1, 0.25, 0.5])
+    scaled = fuse_tables(tables, rule(2), [factor, factor / 4, factor / 2])
+    pd.testing.assert_frame_equal(once, scaled)
+    pd.testing.assert_frame_equal(fuse_tables(tables, rule(2), [factor] * 3), fuse_tables(tables, rule(2)))
+
+
+def test_a_run_of_a_quarter_of_the_weight_moves_a_box_by_a_fifth():
+    shifted = [LEFT[0] + 10, *LEFT[1:]]
+    fused = fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("a", 0.8, *shifted))], rule(1), [1, 0.25])
+    assert fused["x"].iloc[0] == pytest.approx(LEFT[0] + 2)
+    assert fused["confidence"].iloc[0] == pytest.approx(0.8)
+    alone = fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("a", *[np.nan] * 5))], FusionSettings(), [1, 0.25])
+    assert alone["confidence"].iloc[0] == pytest.approx(0.64), "a run without a box counts with its weight"

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rsna.core.config import FILE_OR_WORD, NAMES, WORKSPACE, Config
 from rsna.core.errors import UserError
 from rsna.core.presets import preset_words
-from rsna.core.validation import check
+from rsna.core.validation import check, parse_weights
 
 PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels", "wheels")
 # fmt: off
@@ -54,11 +54,11 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
 
 def parse_members(cfg: Config, given: dict[str, str], settings_of: SettingsOf | None) -> list[Config]:
     """The Config of each member: its preset and the given words, but with a name of its own."""
-    members = cfg.members.split(",") if cfg.members else []
+    members = list(parse_weights(cfg.members))
     for word in ({"runs", "model"} & given.keys()) if members else ():
         raise UserError(f"{word}={given[word]}: has no meaning with members={cfg.members}; set members= or {word}=")
-    if len(set(members)) < len(members) or any("members" in preset_words(member) for member in members):
-        raise UserError(f"members={cfg.members}: presets of single runs, separated by commas, each once")
+    if any("members" in preset_words(member) for member in members):
+        raise UserError(f"members={cfg.members}: must be presets of single runs")
     presets = [preset for preset in cfg.preset.split(",") if preset and "members" not in preset_words(preset)]
     found = []
     for member in members:

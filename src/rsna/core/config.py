@@ -6,7 +6,7 @@ from typing import Any
 
 from rsna.core.phases import Phase, parse_phases
 from rsna.core.presets import WORKSPACE
-from rsna.core.validation import parse_folds
+from rsna.core.validation import parse_folds, parse_weights
 
 
 def setting(default: Any, meaning: str, common: bool = False, limits: tuple[float, float] | None = None) -> Any:
@@ -114,8 +114,8 @@ class FusionSettings:  # how the boxes of views, folds and runs become one set p
         "p = p_opacity + beta * p_not_normal; auto: chosen out of fold",
     )
     max_boxes: int = setting(1, "boxes kept per image after fusion, most confident first", common=True)
-    runs: str = setting("", "fuse these runs instead of the folds of this one: a,b", common=True)
-    members: str = setting("", "presets, each trained as a run <name>_<preset>, that are fused: detector,classifier")
+    runs: str = setting("", "fuse these runs instead of the folds of this one: a,b or a,b:0.25 (weight)", common=True)
+    members: str = setting("", "presets that are fused, each trained as a run <name>_<preset>; weights as with runs=")
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,12 @@ class Config(
     @property
     def fused_runs(self) -> list["Config"]:
         """The runs whose predictions are fused: the members, those of runs=a,b, or the run itself."""
-        names = [f"{self.name}_{preset}" for preset in self.members.split(",") if preset] or self.runs.split(",")
-        return self.member_configs or [self.of_run(name or self.name) for name in names]
+        return self.member_configs or [self.of_run(name) for name in parse_weights(self.runs) or [self.name]]
+
+    @property
+    def fusion_weights(self) -> list[float]:
+        """The weights of the boxes of `fused_runs`."""
+        return list(parse_weights(self.members or self.runs).values()) or [1.0]
 
     @property
     def is_demo(self) -> bool:

@@ -28,8 +28,8 @@ PRESETS: dict[str, dict[str, str]] = {
     "detector": {"name": "detector", "model": "detector", **SEVERAL_BOXES},
     "single_box": {"name": "single_box", "model": "single_box"},
     "classifier": {"name": "classifier", "model": "classifier"},
-    # the one to submit: boxes of both detectors, gated by the class probabilities of all three
-    "best": {"name": "best", "members": "detector,single_box,classifier", **SEVERAL_BOXES},
+    # the one to submit: boxes of two models, gated by the class probabilities of three; weight: see docs/experiments.md
+    "best": {"name": "best", "members": "detector,single_box:0.25,classifier", **SEVERAL_BOXES},
 }
 # fmt: on
 

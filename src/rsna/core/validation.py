@@ -26,6 +26,19 @@ THRESHOLD = re.compile(r"auto|0?\.\d+|[01](\.0*)?")
 TTA_VIEWS = ("plain", "hflip")
 
 
+def parse_weights(text: str) -> dict[str, float]:
+    """`a,b:0.25` -> {"a": 1.0, "b": 0.25}: runs or members, and the weights of their boxes. Raises UserError."""
+    weights: dict[str, float] = {}
+    for part in text.split(",") if text else []:
+        name, colon, weight = part.partition(":")
+        if not NAME.fullmatch(name) or name in weights or not in_range(weight if colon else "1", (), 0.001, 1000):
+            raise UserError(
+                f"'{text}': names of runs (members=: of presets), each once, a weight after a colon: a,b:0.25"
+            )
+        weights[name] = float(weight or 1)
+    return weights
+
+
 def parse_folds(text: str, n_folds: int) -> list[int]:
     """`3` -> [3], `0,2` -> [0, 2], `0..4` -> [0, 1, 2, 3, 4], `all`. Raises UserError."""
     if text.strip() == "all":
@@ -44,15 +57,10 @@ def parse_folds(text: str, n_folds: int) -> list[int]:
 
 def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no command can work with."""
-    runs = settings["runs"].split(",") if settings["runs"] else []
     problems = {
         "name": (not NAME.fullmatch(settings["name"]), "letters, digits, '.', '_' and '-' only: it becomes a folder"),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
         "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
-        "runs": (
-            not all(map(NAME.fullmatch, runs)) or len(set(runs)) < len(runs),
-            "names of runs in working/, separated by commas, each once",
-        ),
         "threshold": (not THRESHOLD.fullmatch(settings["threshold"]), "auto, or a number from 0 to 1"),
         "gate": (
             not GATE.fullmatch(settings["gate"]),
@@ -77,6 +85,8 @@ def check(settings: dict[str, Any]) -> None:
         parse_phases(settings["phases"])
     check_views(settings["tta"], settings["tta_scales"])
     parse_folds(settings["fold"], settings["n_folds"])
+    for key in ("runs", "members"):
+        parse_weights(settings[key])
 
 
 def in_range(text: str, others: tuple[str, ...], low: float, high: float) -> bool:

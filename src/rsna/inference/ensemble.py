@@ -97,7 +97,8 @@ def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, tta: bool =
     views = slice(None) if tta else slice(1)
     boxes = [fuse_tables(boxes_of_views(run, fold, part)[views], cfg) for run in runs]
     images = [mean_of_views(run.fold_dir(fold) / f"{part}_images.csv", views) for run in cfg.fused_runs]
-    return Fused(fuse_models(boxes, cfg), mean_images(images))
+    weights = [weight for run, weight in zip(cfg.fused_runs, cfg.fusion_weights, strict=True) if run in runs]
+    return Fused(fuse_models(boxes, cfg, weights), mean_images(images))
 
 
 def joined(parts: list[Fused]) -> Fused:
@@ -114,9 +115,11 @@ def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None]:
     return choose_gate(oof, truth, folds[oof.images.index])
 
 
-def fuse_models(tables: list[pd.DataFrame], settings: FusionSettings) -> pd.DataFrame:
+def fuse_models(
+    tables: list[pd.DataFrame], settings: FusionSettings, weights: list[float] | None = None
+) -> pd.DataFrame:
     """The fused table of several runs or folds; that of a single one as it is."""
-    return fuse_tables(tables, settings) if len(tables) > 1 else tables[0]
+    return fuse_tables(tables, settings, weights) if len(tables) > 1 else tables[0]
 
 
 def boxes_of_views(run: Config, fold: int, part: str) -> list[pd.DataFrame]:
