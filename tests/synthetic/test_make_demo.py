@@ -197,16 +197,40 @@ def test_refuses_other_settings_and_names_them(demo):
     assert contents(demo.root) == before
 
 
-@pytest.mark.parametrize(
-    "name", ["input/stage_2_train_labels.csv", "input/stage_2_train_images/x.dcm", "test_labels.csv"]
-)
+FOREIGN = ["input/stage_2_train_labels.csv", "input/stage_2_train_images/x.dcm", "test_labels.csv"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
 def test_never_writes_over_foreign_files(tmp_path, name):
     foreign = tmp_path / name
     foreign.parent.mkdir(parents=True, exist_ok=True)
     foreign.write_text("mine")
-    with pytest.raises(UserError, match="not made by make_demo"):
+    with pytest.raises(UserError, match=r"not (made by|as) make_demo"):
         make_demo(settings(tmp_path))
     assert contents(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_manifest_does_not_vouch_for_files_that_the_user_put_in_their_place(demo, tmp_path, name, killed):
+    """The demo's input was deleted, or it was killed before it had tables, and the folder filled with own files."""
+    cfg = settings(tmp_path)
+    manifest = json.loads((Path(demo.root) / "demo.json").read_text())
+    (tmp_path / "demo.json").write_text(json.dumps(manifest | ({"outputs": {}} if killed else {})))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"not (made by|as) make_demo"):
+        make_demo(cfg)
+    assert contents(tmp_path) == before
+
+
+def test_killed_among_its_tables_it_goes_on(demo, tmp_path):
+    shutil.copytree(demo.root, tmp_path / "copy")
+    cfg = settings(tmp_path / "copy")
+    (Path(cfg.input) / competition.LABELS_CSV).unlink()
+    make_demo(cfg)
+    assert contents(cfg.root) == contents(demo.root)
 
 
 def test_manifest_of_one_folder_does_not_open_another(demo, tmp_path):
@@ -219,7 +243,7 @@ def test_manifest_of_one_folder_does_not_open_another(demo, tmp_path):
 def test_readme_in_input_is_no_obstacle(tmp_path):
     (tmp_path / "input").mkdir()
     (tmp_path / "input" / "README.md").write_text("put Kaggle's files here")
-    claim_folder(settings(tmp_path))
+    claim_folder(settings(tmp_path), set())
     assert (tmp_path / "demo.json").is_file()
 
 

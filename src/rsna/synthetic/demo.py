@@ -15,9 +15,8 @@ from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import content_hash, file_lock, write_then_rename
+from rsna.core.files import bytes_hash, content_hash, file_lock, write_then_rename
 from rsna.core.stages import STAGES
-from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.synthetic.dicom_writer import write_dicom
 from rsna.synthetic.patients import PatientImage, draw_split
@@ -36,38 +35,32 @@ def make_demo(cfg: Config) -> str:
     with file_lock(Path(cfg.root)):
         if artifacts.is_current(cfg, "make_demo") and all(path.is_file() for path in paths):
             return f"make_demo: {len(splits[0])} training and {len(splits[1])} test images current -> {cfg.input}"
-        claim_folder(cfg)
+        claim_folder(cfg, set(paths))
         train, test = (make_images(images, k, cfg) for k, images in enumerate(splits))
-        write_tables(cfg, splits, train, test)
-        artifacts.record(cfg, "make_demo", input=relative_input(cfg))
+        write_tables(cfg, make_tables(splits, train, test))
     return summary(cfg, splits)
 
 
-def claim_folder(cfg: Config) -> None:
-    """Write the manifest first, as a claim. Raises UserError where foreign files or an edited table are in the way."""
-    manifest, folder = artifacts.manifest_path(cfg, "make_demo"), Path(cfg.input)
-    if manifest.is_file():
-        check_claim(cfg, manifest)
-        return
-    present = [*(sorted(folder.iterdir()) if folder.is_dir() else []), Path(cfg.test_labels)]
-    foreign = [path for path in present if path.exists() and path.name[0] != "." and path.name != "README.md"]
-    if foreign:
-        raise UserError(f"{foreign[0]}: not made by make_demo, and not overwritten; choose another root=<new folder>")
-    artifacts.record(cfg, "make_demo", input=relative_input(cfg))
-
-
-def check_claim(cfg: Config, manifest: Path) -> None:
-    """Raise UserError unless this folder's demo has these settings, and its tables are as they were written."""
-    found = artifacts.read_manifest(manifest)
-    changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_demo"))
-    if found.get("input") != relative_input(cfg):
-        changes = f"input: {found.get('input')} -> {relative_input(cfg)}"
+def claim_folder(cfg: Config, images: set[Path]) -> None:
+    """Write the manifest first, as a claim. Raises UserError where other settings or foreign files are in the way."""
+    manifest, outputs = artifacts.manifest_path(cfg, "make_demo"), artifacts.files_of(STAGES["make_demo"].outputs, cfg)
     remedy = f"delete {cfg.input} and {manifest}, or make another demo with root=<new folder>"
-    if changes:
-        raise UserError(f"{manifest}: the demo was made with other settings ({changes}); {remedy}")
-    for key, path in artifacts.files_of(STAGES["make_demo"].outputs, cfg).items():
-        if path.exists() and found["outputs"].get(key, content_hash(path)) != content_hash(path):
+    found = artifacts.read_manifest(manifest) if manifest.is_file() else {"outputs": {}}
+    if manifest.is_file():
+        changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_demo"))
+        if found.get("input") != relative_input(cfg):
+            changes = f"input: {found.get('input')} -> {relative_input(cfg)}"
+        if changes:
+            raise UserError(f"{manifest}: the demo was made with other settings ({changes}); {remedy}")
+    for key, path in outputs.items():
+        # a claim alone vouches for no table: its hash is in the manifest before it is written
+        if path.exists() and found["outputs"].get(key) != content_hash(path):
             raise UserError(f"{path}: not as make_demo wrote it, and not overwritten; {remedy}")
+    for path in sorted(Path(cfg.input).rglob("[!.]*")):
+        if not (path in images or path in outputs.values() or path.is_dir() or path.name == "README.md"):
+            raise UserError(f"{path}: not made by make_demo; choose another root=<new folder>")
+    if not manifest.is_file():
+        artifacts.record(cfg, "make_demo", input=relative_input(cfg))
 
 
 def relative_input(cfg: Config) -> str:
@@ -109,22 +102,33 @@ def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=competition.LABEL_COLUMNS)
 
 
-def write_tables(cfg: Config, splits: list[Split], train: Truth, test: Truth) -> None:
-    """Write all tables, the training labels, which other commands read, last."""
-    folder, (train_images, test_images) = Path(cfg.input), splits
-    write_table(labels_table(test_images, test), Path(cfg.test_labels))
+def make_tables(splits: list[Split], train: Truth, test: Truth) -> dict[str, str]:
+    """The content of all files but the images, by name; the training labels, which other commands read, last."""
+    train_images, test_images = splits
     # the first 8 digits of img_id are the patient
     names = [(image.patient_id, f"{image.patient:08d}_{image.follow_up:03d}.png") for image in train_images]
     people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names]
-    with write_then_rename(folder / competition.MAPPING_JSON) as temporary:
-        temporary.write_text(json.dumps(people, indent=0) + "\n")
     sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in test_images)})
-    write_table(sample.assign(PredictionString="0.5 0 0 100 100"), folder / competition.SAMPLE_CSV)
     labels = labels_table(train_images, train)
     kinds = labels["patientId"].map({image.patient_id: image.kind for image in train_images})
     # as in Kaggle's file: one row for each row of the labels
-    write_table(pd.DataFrame({"patientId": labels["patientId"], "class": kinds}), folder / competition.CLASSES_CSV)
-    write_table(labels, folder / competition.LABELS_CSV)
+    classes = pd.DataFrame({"patientId": labels["patientId"], "class": kinds})
+    return {
+        "test_labels": labels_table(test_images, test).to_csv(index=False),
+        f"input/{competition.MAPPING_JSON}": json.dumps(people, indent=0) + "\n",
+        f"input/{competition.SAMPLE_CSV}": sample.assign(PredictionString="0.5 0 0 100 100").to_csv(index=False),
+        f"input/{competition.CLASSES_CSV}": classes.to_csv(index=False),
+        f"input/{competition.LABELS_CSV}": labels.to_csv(index=False),
+    }
+
+
+def write_tables(cfg: Config, tables: dict[str, str]) -> None:
+    """Write all tables, after a manifest that has their hashes: it tells those of a killed run from the user's own."""
+    hashes = {name: bytes_hash(content.encode()) for name, content in tables.items()}
+    artifacts.record(cfg, "make_demo", input=relative_input(cfg), outputs=hashes)
+    for name, path in artifacts.files_of(STAGES["make_demo"].outputs, cfg).items():
+        with write_then_rename(path) as temporary:
+            temporary.write_text(tables[name])
 
 
 def summary(cfg: Config, splits: list[Split]) -> str:
