@@ -1,6 +1,7 @@
 """The image cache: what it writes, what it skips, and what it survives."""
 
 import csv
+import itertools
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from rsna.core.files import content_hash, hash_of
 from rsna.data import cache
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows, report, update_cache
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
+from rsna.data.dicom import time_limit
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 SCRIPT = SRC / "cache_images.py"
@@ -291,6 +293,30 @@ def test_two_at_a_time(root):
     assert [process.returncode for process in both] == [0, 0]
     assert printed[0].startswith("cache_images: 9 images current")
     assert printed[1].startswith("cache_images: 9 images written, 0 current")
+
+
+def test_an_image_is_not_refused_because_the_process_was_paused_for_longer_than_the_limit(root, monkeypatch):
+    def pause_and_decode(*words, decode=cache.decode_square):
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return decode(*words)
+
+    monkeypatch.setattr(cache, "decode_square", pause_and_decode)
+    source = root / "input" / TRAIN_IMAGES / "train0.dcm"
+    child = os.fork()
+    if child == 0:
+        os._exit(cache.cache_image(source, root, SIZE, seconds=0.3)["status"] != "ok")
+    os.waitpid(child, os.WUNTRACED)
+    time.sleep(1)  # longer than the second limit, too
+    os.kill(child, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_decoder_that_lets_no_exception_through_ends_its_process():
+    child = os.fork()
+    if child == 0:
+        with time_limit(0.1):
+            sum(itertools.repeat(1))  # one call into C that never returns
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGVTALRM
 
 
 # what is refused

@@ -1,11 +1,9 @@
 """DICOM files: their header, and their pixels in 8 bits. Whatever is wrong with one ends as UnreadableDicom."""
 
-import faulthandler
 import io
 import re
 import signal
 import stat
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,22 +67,24 @@ def as_unreadable() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`; end the process after twice that. For the main thread only."""
+    """Raise TimeoutError in the block after `seconds`; end the process after twice that. For the main thread only.
+
+    Seconds of processor time: a process that is paused, or waits for a slow disk, is not at fault.
+    """
 
     # damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop; a decoder may ignore the exception
     def stop(*_: object) -> None:
         raise TimeoutError(f"not decoded within {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGPROF, stop)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        # the process's own stderr: what notebooks and test tools put in its place has no file behind it
-        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=sys.__stderr__ or 2)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # SIGVTALRM ends a process that has no handler for it
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def parse_dicom(content: bytes) -> FileDataset:
