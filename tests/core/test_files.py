@@ -1,10 +1,15 @@
 """Files are whole or absent; tables and JSON are checked when they are read."""
 
+import errno
+import fcntl
+import os
+import threading
+
 import pandas as pd
 import pytest
 
-from rsna.core.errors import UserError
-from rsna.core.files import read_json, write_then_rename
+from rsna.core.errors import UserError, explanation
+from rsna.core.files import file_lock, read_json, write_text, write_then_rename
 from rsna.core.tables import line_number, read_table, write_table
 
 
@@ -74,3 +79,91 @@ def test_a_column_that_is_there_twice_is_named(tmp_path):
     (tmp_path / "t.csv").write_text("a,b, a\n1,2,3\n")
     with pytest.raises(UserError, match="column a is there twice"):
         read_table(tmp_path / "t.csv", ["a"])
+
+
+def write(folder):
+    write_text("new", folder / "t.csv")
+
+
+def lock(folder):
+    with file_lock(folder):
+        pass
+
+
+PLANTED = {
+    "symbolic link": lambda path, target: path.symlink_to(target),
+    "dangling link": lambda path, target: path.symlink_to(target.with_name("absent")),
+    "hard link": lambda path, target: path.hardlink_to(target),
+    "folder": lambda path, target: path.mkdir(),
+    "pipe": lambda path, target: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+@pytest.mark.parametrize(("name", "act"), [(".t.csv.tmp", write), (".lock", lock)])
+def test_what_was_planted_under_a_temporary_or_lock_name_is_neither_followed_nor_overwritten(tmp_path, name, act, kind):
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "somebody's file"
+    target.write_text("theirs")
+    PLANTED[kind](tmp_path / "folder" / name, target)
+    with pytest.raises(UserError, match=rf"{name}: .*did not make is in the way; move it elsewhere"):
+        act(tmp_path / "folder")
+    assert target.read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir() if path.name == "absent"] == []
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == [name]
+
+
+def test_a_file_of_somebody_else_is_no_lock(tmp_path):
+    (tmp_path / ".lock").write_text("notes of mine")
+    with pytest.raises(UserError, match=r"\.lock: not a lock of this program"):
+        lock(tmp_path)
+    assert (tmp_path / ".lock").read_text() == "notes of mine"
+
+
+def test_what_a_killed_process_left_is_used_again(tmp_path):
+    (tmp_path / ".t.csv.tmp").write_text("half of something longer")
+    (tmp_path / ".lock").write_text("process 12")
+    write(tmp_path)
+    lock(tmp_path)
+    assert (tmp_path / "t.csv").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "t.csv"]
+
+
+def test_a_second_writer_of_the_same_file_waits_for_the_first(tmp_path):
+    second = threading.Thread(target=write, args=(tmp_path,))
+    with write_then_rename(tmp_path / "t.csv") as temporary:
+        temporary.write_text("first")
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        assert temporary.read_text() == "first"
+    second.join()
+    assert (tmp_path / "t.csv").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".csv", "ö" * 125 + ".csv"])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    write_text("new", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
+    write(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path}: its file system has no locks \(.*\).*; move it to a local disk"):
+        lock(tmp_path)
+
+
+def test_a_full_disk_is_blamed_on_the_file_that_is_written(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space") as caught, write_then_rename(tmp_path / "t.csv"):
+        raise full
+    assert explanation(caught.value).startswith(f"error: No space left on device: {tmp_path / 't.csv'}; make room")
+    assert "None" not in explanation(OSError(errno.ENOSPC, "No space left on device"))
+    copied = OSError(errno.ENOSPC, "No space left on device", "source.py", None, "bundle/source.py")
+    assert "device: bundle/source.py; make room" in explanation(copied)

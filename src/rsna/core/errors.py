@@ -31,10 +31,9 @@ def explanation(error: BaseException) -> str:
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what was finished is kept, and the same command resumes from there"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"error: {error.strerror}: {error.filename}; make room and run the same command: what was finished is kept"
-        )
     if isinstance(error, OSError) and error.errno is not None:
-        return f"error: {error.strerror}: {error.filename or 'no file named'}"
+        # of the two names of a copy it is the second that is written
+        line = f"error: {error.strerror}: {error.filename2 or error.filename or 'the output, or a file without a name'}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return line + ("; make room and run the same command: what was finished is kept" if full else "")
     return ""

@@ -2,16 +2,18 @@
 
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import IO, Any
 
 from rsna.core.errors import UserError
 
@@ -23,26 +25,71 @@ def write_then_rename(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block ends well.
 
     A process killed inside the block leaves `path` as it was. The temporary name is always the same, so that what it
-    left behind is gone once the stage is repeated; file_lock keeps a second process away. durable: wait for the disk.
+    left behind is gone once the stage is repeated; a second process waits for it. durable: wait for the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        if durable:
-            with temporary.open("rb") as file:
+    # a name of 255 bytes, the longest that there is, has no room for more
+    short = path.name if len(os.fsencode(path.name)) < 250 else bytes_hash(os.fsencode(path.name))
+    temporary = path.with_name(f".{short}.tmp")
+    with naming(path), open_alone(temporary) as file:
+        try:
+            yield temporary
+            if durable:
                 os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a whole file in UTF-8; what that cannot hold, such as a byte of a file name, is written as `\\udce9`."""
+    with write_then_rename(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error in the block name the file: a write that fails, on a full disk for example, does not know it."""
+    try:
+        yield
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write that fails does not know its file's name
+        error.filename = error.filename or str(path)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def open_own(path: Path) -> IO[str]:
+    """Open a lock or a temporary file, made if it is not there. Raises UserError for what this program did not make."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a link leads elsewhere, a pipe would not open
+    try:
+        number = os.open(path, flags, 0o666)
+        file = os.fdopen(number, "r+", errors="replace")
+        if os.fstat(number).st_nlink <= 1:
+            return file
+        file.close()
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, None):
+            raise
+    raise UserError(f"{path}: a link, folder or pipe that this program did not make is in the way; move it elsewhere")
+
+
+@contextlib.contextmanager
+def open_alone(path: Path) -> Iterator[IO[str]]:
+    """As open_own, emptied, once no other process has it open in this way."""
+    while True:
+        with open_own(path) as file:
+            with contextlib.suppress(OSError):  # where the file system has no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            same = False
+            with contextlib.suppress(FileNotFoundError):  # renamed or removed by the process that had it
+                same = os.path.samestat(os.fstat(file.fileno()), path.lstat())
+            if same:
+                file.truncate(0)
+                yield file
+                return
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    with write_then_rename(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(json.dumps(content, indent=2) + "\n", path)
 
 
 def read_json(path: Path, rebuild: str = "", expected: Mapping[str, type | UnionType] | None = None) -> dict[str, Any]:
@@ -114,21 +161,26 @@ def file_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     The kernel drops the lock of a process that ends in whatever way, and child processes do not inherit it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    with open_own(folder / ".lock") as lock:
+        said = lock.read(99)
+        if not re.fullmatch(r"(process \d+)?", said):
+            raise UserError(f"{folder / '.lock'}: not a lock of this program; move it elsewhere")
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            lock.seek(0)
-            holder = f"another {lock.read().strip() or 'process'}"
+            holder = f"another {said or 'process'}"
             if not wait:
                 raise UserError(
                     f"{folder}: {holder} is at work there; wait for it, or give this run another name="
                 ) from None
             print(f"waiting for {holder} that works in {folder}", flush=True)
             fcntl.lockf(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            problem = f"its file system has no locks ({error.strerror}), which keep two commands apart"
+            raise UserError(f"{folder}: {problem}; move it to a local disk") from None
         lock.truncate(0)
-        lock.write(f"process {os.getpid()}")
-        lock.flush()
+        with contextlib.suppress(OSError):  # on a full disk: the file that matters is named soon
+            os.pwrite(lock.fileno(), f"process {os.getpid()}".encode(), 0)
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from rsna.core.files import write_then_rename
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV with a header; numbers keep every digit, missing values are empty fields."""
     with write_then_rename(path) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, errors="backslashreplace")
 
 
 def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: str = "") -> pd.DataFrame:

@@ -20,7 +20,7 @@ from pydicom.dataset import FileDataset
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, write_then_rename
+from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, naming, write_then_rename
 from rsna.core.tables import read_table, write_table
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
 from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit
@@ -111,7 +111,8 @@ def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> d
     crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
     # with the current rows too: nobody reads the index, untrue since the input changed, while there is a journal
     write_table(pd.DataFrame([*current.values()], columns=INDEX_COLUMNS), journal)
-    with journal.open("a", newline="", buffering=1) as file:  # written line by line
+    # written line by line
+    with naming(journal), journal.open("a", newline="", buffering=1, encoding="utf-8") as file:
         writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
         for row in map_files(work, todo, cfg.workers, "images", crashed):
             writer.writerow(row)
@@ -205,7 +206,7 @@ def read_rows(path: Path) -> list[Row]:
     """Rows of an index or journal, all fields text; none if it is absent or of another version."""
     if not path.is_file():
         return []
-    text = path.read_text(errors="replace")
+    text = path.read_text(encoding="utf-8", errors="replace")
     # a line that a killed process left unfinished has no line end
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     return [row for row in rows if list(row) == INDEX_COLUMNS and None not in row.values()]

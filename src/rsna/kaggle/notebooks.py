@@ -7,7 +7,7 @@ from string import Template
 from typing import Any
 
 from rsna.core.errors import UserError
-from rsna.core.files import write_json, write_then_rename
+from rsna.core.files import write_json, write_text
 from rsna.kaggle import notebook_cells as code
 from rsna.kaggle.bundle import COMPETITION, PACKAGES, address_of, megabytes, title_of
 from rsna.reporting.montage import optional
@@ -127,8 +127,7 @@ def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Pat
     text = optional("nbformat").writes(content) + "\n"
     if len(text.encode()) > MAX_SOURCE_BYTES:
         raise UserError(f"{path}: {megabytes(len(text.encode()))}; Kaggle takes {megabytes(MAX_SOURCE_BYTES)} at most")
-    with write_then_rename(path) as temporary:
-        temporary.write_text(text)
+    write_text(text, path)
     # fmt: off
     metadata = {
         "id": f"{kernel.user}/{address}", "title": title_of(address), "code_file": path.name,

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from rsna.core.artifacts import is_current, manifest_path, with_settings
 from rsna.core.command_line import command
 from rsna.core.config import Config
-from rsna.core.files import content_hash, read_json, write_then_rename
+from rsna.core.files import content_hash, read_json, write_text
 from rsna.core.tables import read_table
 from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision
@@ -35,8 +35,7 @@ def write_report(cfg: Config) -> Path:
     data = read_data(cfg)
     page = render("report.html.j2", **headline(cfg, data), **comparison_section(cfg, data), **all_sections(cfg, data))
     path = cfg.run_dir / "report.html"
-    with write_then_rename(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(page, path)
     return path
 
 

@@ -15,7 +15,7 @@ from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
-from rsna.core.files import bytes_hash, content_hash, file_lock, write_then_rename
+from rsna.core.files import bytes_hash, content_hash, file_lock, write_text
 from rsna.core.stages import STAGES
 from rsna.data import competition
 from rsna.synthetic.dicom_writer import write_dicom
@@ -127,8 +127,7 @@ def write_tables(cfg: Config, tables: dict[str, str]) -> None:
     hashes = {name: bytes_hash(content.encode()) for name, content in tables.items()}
     artifacts.record(cfg, "make_demo", input=relative_input(cfg), outputs=hashes)
     for name, path in artifacts.files_of(STAGES["make_demo"].outputs, cfg).items():
-        with write_then_rename(path) as temporary:
-            temporary.write_text(tables[name])
+        write_text(tables[name], path)
 
 
 def summary(cfg: Config, splits: list[Split]) -> str:

@@ -18,7 +18,7 @@ from rsna.core.artifacts import current_manifest, is_current, names_file, record
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
-from rsna.core.files import content_hash, file_lock, write_then_rename
+from rsna.core.files import content_hash, file_lock, write_text
 from rsna.core.phases import phase_at
 from rsna.core.tables import read_table, write_table
 from rsna.data.augment import Augmentation
@@ -63,8 +63,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type.upper()
     print(f"fold {fold}: on {device} in {str(run.dtype).removeprefix('torch.')}")
     withdraw(cfg, "train", fold)
-    with write_then_rename(folder / "config.yaml") as temporary:
-        OmegaConf.save(OmegaConf.structured(cfg), temporary)
+    write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)), folder / "config.yaml")
     run_epochs(cfg, fold, run, data, {"manifest": manifest, "fold": fold, "people": people})
 
 
