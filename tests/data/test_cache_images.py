@@ -24,7 +24,7 @@ from rsna.core.files import content_hash, hash_of
 from rsna.data import cache
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows, report, update_cache
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
-from rsna.data.dicom import time_limit
+from rsna.data.dicom import parse_dicom, time_limit
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 SCRIPT = SRC / "cache_images.py"
@@ -338,6 +338,28 @@ def test_bad_files_are_rows_with_a_reason(root, capsys):
     assert "letters" in index.loc["two%20words%2C%0A", "reason"]
     # the refused ones are tried again: perhaps a decoder was installed
     assert run(root, capsys)[0] == (0, 49, 2)
+
+
+def test_others_may_read_the_index_while_refused_images_are_tried_again(root, capsys, monkeypatch):
+    for k in range(40):
+        shutil.copy(source(root), source(root, f"copy{k}"))
+    source(root, "text").write_text("<html>not found</html>")
+    run(root, capsys)
+    seen = []
+
+    def look(content):
+        try:
+            seen.append(len(read_index(cache_of(root), SIZE)))
+        except UserError as error:
+            seen.append(str(error).split(";")[0])
+        return parse_dicom(content)
+
+    monkeypatch.setattr(cache, "parse_dicom", look)
+    assert run(root, capsys)[0] == (0, 49, 1)
+    assert seen == [50]
+    source(root).write_bytes(source(root, "train1").read_bytes())
+    run(root, capsys)
+    assert seen[1:] == [f"{cache_of(root)}: the image cache is unfinished"] * 2  # of a changed image it is not true
 
 
 def test_a_source_that_was_damaged_and_replaced(root, capsys):

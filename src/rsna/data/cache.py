@@ -109,12 +109,19 @@ def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> d
     journal, made = cfg.cache_dir / JOURNAL_CSV, {}
     work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
     crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
+    rows = map_files(work, todo, cfg.workers, "images", crashed)
+    refused = {
+        (row["split"], row["patientId"]) for row in read_rows(cfg.cache_dir / INDEX_CSV) if row["status"] != "ok"
+    }
+    if not journal.exists() and refused.issuperset(map(key_of, todo)):
+        # while these are tried once more the index stays true, and others may read it
+        return {(row["split"], row["patientId"]): row for row in rows}
     # with the current rows too: nobody reads the index, untrue since the input changed, while there is a journal
     write_table(pd.DataFrame([*current.values()], columns=INDEX_COLUMNS), journal)
     # written line by line
     with naming(journal), journal.open("a", newline="", buffering=1, encoding="utf-8") as file:
         writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
-        for row in map_files(work, todo, cfg.workers, "images", crashed):
+        for row in rows:
             writer.writerow(row)
             made[row["split"], row["patientId"]] = row
     return made
