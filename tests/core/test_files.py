@@ -1,16 +1,21 @@
 """Files are whole or absent; tables and JSON are checked when they are read."""
 
+import bz2
 import errno
 import fcntl
+import gzip
+import lzma
 import os
 import threading
+import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from rsna.core.errors import UserError, explanation
 from rsna.core.files import file_lock, read_json, write_text, write_then_rename
-from rsna.core.tables import line_number, read_table, write_table
+from rsna.core.tables import as_numbers, line_number, read_table, write_table
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -50,6 +55,47 @@ def test_broken_tables_are_named(tmp_path, content, message):
         read_table(path, ["patientId"])
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".bz2", ".xz", ".zip", ".tar", ".tar.gz", ".zst"])
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, bz2.compress, lzma.compress, lambda text: gzip.compress(text)[:-9]]
+)
+def test_a_compressed_table_is_refused_whatever_its_name(tmp_path, suffix, compress):
+    path = tmp_path / f"t{suffix}"
+    path.write_bytes(compress(b"patientId\n1\n"))
+    with pytest.raises(UserError, match=r"not a CSV table .*; unpack it if it is compressed"):
+        read_table(path, ["patientId"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".gz", ".zip", ".tar", ".zst"])
+def test_archives_are_no_tables_and_a_suffix_makes_none_of_a_table(tmp_path, suffix):
+    path = tmp_path / f"t{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.csv", "b.csv"):
+            archive.writestr(name, "patientId\n1\n")
+    with pytest.raises(UserError, match=f"t{suffix}: "):
+        read_table(path, ["patientId"])
+    path.write_text("patientId\n1\n")
+    assert read_table(path, ["patientId"])["patientId"].tolist() == ["1"]
+
+
+def test_words_for_missing_values_are_ids_like_others(tmp_path):
+    ids = ["NA", "null", "nan", "None", "N/A", "1e5", "007", "inf", "-"]
+    write_table(pd.DataFrame({"patientId": ids, "group": ids, "x": 1.5}), tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv", ["patientId"])
+    assert table["patientId"].tolist() == table["group"].tolist() == ids
+
+
+def test_numbers_are_finite_floats_or_missing():
+    fields = ["1", "-2.5", "1e3", "inf", "-inf", "nan", "1e400", "9" * 30, "-" + "9" * 30, "1e19", "1_0", "x", None]
+    columns = {"text": fields, "integers": [10**30, *range(12)], "floats": [float("inf"), *range(12)], "few": 3}
+    numbers = as_numbers(pd.DataFrame(columns))
+    assert set(numbers.dtypes) == {np.dtype(float)}
+    assert numbers["text"].dropna().tolist() == [1, -2.5, 1000]
+    for name in ("integers", "floats"):
+        assert numbers[name].dropna().tolist() == list(range(12))
+    assert numbers["few"].tolist() == [3.0] * 13
+
+
 def test_missing_files_name_their_command(tmp_path):
     with pytest.raises(UserError, match="run: make it"):
         read_table(tmp_path / "t.csv", [], rebuild="make it")
@@ -73,6 +119,9 @@ def test_json_without_what_is_expected_is_named(tmp_path, content):
 def test_lines_are_counted_with_the_empty_ones(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n\n1,2\n\n\n3,4\n")
     assert [line_number(tmp_path / "t.csv", row) for row in (0, 1)] == [3, 6]
+    (tmp_path / "t.csv").write_text('a,"b\nc"\n  \n1,"2\n\n3"\r\n,\n4,5')
+    assert len(read_table(tmp_path / "t.csv", ["a"])) == 3
+    assert [line_number(tmp_path / "t.csv", row) for row in (0, 1, 2)] == [4, 7, 8]
 
 
 def test_a_column_that_is_there_twice_is_named(tmp_path):

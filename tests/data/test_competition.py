@@ -4,7 +4,17 @@ import pandas as pd
 import pytest
 
 from rsna.core.errors import UserError
-from rsna.data.competition import largest_box, read_classes, read_labels, read_people, read_sample, truth_boxes
+from rsna.data.competition import (
+    largest_box,
+    read_classes,
+    read_folds,
+    read_labels,
+    read_people,
+    read_predictions,
+    read_sample,
+    truth_boxes,
+)
+from rsna.data.submission_format import parse_submission
 
 HEADER = "patientId,x,y,width,height,Target\n"
 
@@ -42,6 +52,9 @@ def test_byte_order_mark_and_windows_lines_are_read(labels_csv):
         ("b,-1,2,3,4,1\n", "starts outside"),
         ("b,x,2,3,4,1\n", "not a number"),
         ("b,1,2,inf,4,1\n", "not a number"),
+        ("b,1,2,3,4,1\nc,99999999999999999999999,2,3,4,1\n", "line 3 .*not a number, or too large"),
+        ("b,1,2,3,4,99999999999999999999999\n", "not a number, or too large"),
+        ("b,1,2,3,1e200,1\n", "not a number, or too large"),
         ("b,1,2,3,4,1,5\n", "more fields than the header"),
         ("b,1,2,3,4,1\nc,1,2,3,4,1,5\n", "line 3, saw 7"),
         ("b,1,2,3\n", "Target is neither"),
@@ -109,3 +122,40 @@ def test_people_and_classes(tmp_path):
 def test_sample_keeps_its_order(tmp_path):
     (tmp_path / "stage_2_sample_submission.csv").write_text("patientId,PredictionString\nb,0.5 0 0 1 1\na,\n")
     assert read_sample(tmp_path) == ["b", "a"]
+
+
+def test_ids_may_be_words_that_elsewhere_mean_a_missing_value(labels_csv):
+    assert read_labels(labels_csv("NA,1,2,3,4,1\nnull,,,,,0\nnan,,,,,0\n"))["patientId"].tolist() == [
+        "NA",
+        "null",
+        "nan",
+    ]
+
+
+FOLDS = "patientId,fold,target,n_boxes,class,view,sex,age,group\n"
+HUGE = ["99999999999999999999999", "-99999999999999999999999", "18446744073709551615", "1e19", "1e400", "inf", "-inf"]
+
+
+@pytest.mark.parametrize("number", HUGE)
+@pytest.mark.parametrize("column", ["fold", "target", "n_boxes", "age"])
+def test_folds_with_numbers_that_are_too_large_are_named(tmp_path, column, number):
+    row = {"fold": "0", "target": "1", "n_boxes": "1", "age": "50"} | {column: number}
+    line = "NA,{fold},{target},{n_boxes},,,,{age},null\n".format
+    (tmp_path / "folds.csv").write_text(
+        FOLDS + line(fold=0, target=0, n_boxes=0, age="") + line(**row).replace("NA", "b")
+    )
+    with pytest.raises(UserError, match=r"folds\.csv, line 3 \(patientId b\): "):
+        read_folds(tmp_path / "folds.csv", "make_folds")
+
+
+@pytest.mark.parametrize("number", HUGE)
+@pytest.mark.parametrize("column", range(1, 6))
+def test_predictions_with_numbers_that_are_too_large_are_named(tmp_path, column, number):
+    row = ["a", "0.5", "1", "2", "3", "4"]
+    row[column] = number
+    (tmp_path / "t.csv").write_text("patientId,confidence,x,y,width,height\nNA,,,,,\n" + ",".join(row) + "\n")
+    with pytest.raises(UserError, match=r"t\.csv, line 3 \(patientId a\): a field is not a number, or too large"):
+        read_predictions(tmp_path / "t.csv")
+    (tmp_path / "s.csv").write_text("patientId,PredictionString\nNA,\na," + " ".join(row[1:]) + "\n")
+    with pytest.raises(UserError, match=r"s\.csv, line 3 \(a\): "):
+        parse_submission(tmp_path / "s.csv")

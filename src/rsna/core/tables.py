@@ -4,11 +4,22 @@ import csv
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from rsna.core.errors import UserError
 from rsna.core.files import write_then_rename
+
+# a table is what its bytes are, not what the name of the file says; an id may be NA
+PLAIN_CSV: dict[str, Any] = {"encoding": "utf-8-sig", "compression": None, "keep_default_na": False, "na_values": [""]}
+LARGEST = 2.0**53  # beyond it not every whole number has a float
+
+
+def as_numbers(fields: pd.DataFrame) -> pd.DataFrame:
+    """The same table with float64 columns; NaN for an empty field and for what is no number up to LARGEST."""
+    numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
+    return numbers.where(numbers.abs() <= LARGEST)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -25,16 +36,18 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
         remedy = f"; run: {rebuild}" if rebuild else f"; {source}" if source else ""
         raise UserError(f"{path}: no such file{remedy}")
     try:
-        names = pd.read_csv(path, encoding="utf-8-sig", header=None, nrows=1, dtype=str).loc[0].fillna("").str.strip()
+        head: pd.DataFrame = pd.read_csv(path, header=None, nrows=1, dtype=str, **PLAIN_CSV)
+        names = head.loc[0].fillna("").str.strip()
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # ids of digits keep their zeros
             ids = {position: str for position, name in enumerate(names) if name == "patientId"}
-            rows = pd.read_csv(path, dtype=ids, encoding="utf-8-sig", index_col=False)
+            rows: pd.DataFrame = pd.read_csv(path, dtype=ids, index_col=False, **PLAIN_CSV)
     except pd.errors.ParserWarning:
         raise UserError(f"{path}: rows have more fields than the header; fix or fetch the file again") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV table with a header ({str(error).strip()})") from None
+        problem = f"not a CSV table with a header ({str(error).strip()})"
+        raise UserError(f"{path}: {problem}; unpack it if it is compressed, else fetch it again") from None
     doubled = names[names.duplicated() & (names != "")]
     if len(doubled):
         raise UserError(f"{path}: column {doubled.iloc[0]} is there twice; remove one")
@@ -47,10 +60,15 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
 
 
 def line_number(path: Path, row: int) -> int:
-    """The line of a CSV, counted from 1, that holds row `row` of its table, counted from 0; empty lines hold none."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        full = [number for number, line in enumerate(file, 1) if line.strip()]
-    return full[min(row + 1, len(full) - 1)]
+    """The line of a CSV, from 1, on which row `row` of its table, from 0, begins; empty lines are no rows."""
+    starts, end = [], 0
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.reader(file)
+        for fields in reader:
+            if any(map(str.strip, fields)) or len(fields) > 1:
+                starts.append(end + 1)
+            end = reader.line_num
+    return starts[min(row + 1, len(starts) - 1)]
 
 
 def strip_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -60,6 +78,8 @@ def strip_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     table = table.set_axis(names, axis=1)
     for position, name in enumerate(names):
         column = table.iloc[:, position]
+        if column.dtype == object:  # whole numbers beyond 64 bits among them
+            column = column.map(str, na_action="ignore")
         if not pd.api.types.is_numeric_dtype(column):
             stripped = column.str.strip()
             cleaned = column.mask(stripped == "")

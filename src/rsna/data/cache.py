@@ -21,7 +21,7 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
 from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, naming, write_then_rename
-from rsna.core.tables import read_table, write_table
+from rsna.core.tables import as_numbers, read_table, write_table
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
 from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit
 from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
@@ -197,11 +197,12 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
     table = read_table(path, ["patientId"], REBUILD)
     if not set(INDEX_COLUMNS) <= set(table.columns):
         raise UserError(f"{path}: not of this version; run: {REBUILD}")
-    numbers = table[["rows", "cols", *GEOMETRY_COLUMNS]].apply(pd.to_numeric, errors="coerce")
+    numbers = as_numbers(table[["rows", "cols", *GEOMETRY_COLUMNS]])
     fits = (table["status"] == "ok") & (numbers[["rows", "cols"]] >= 1).all(axis=1)
     shapes = numbers.loc[fits, ["rows", "cols"]].to_numpy(dtype=int).tolist()
     expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in shapes]).reshape(-1, 4)
-    fits[fits] = np.isclose(numbers.loc[fits, GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9).all(axis=1)
+    geometry = numbers.loc[fits, GEOMETRY_COLUMNS].to_numpy()
+    fits[fits] = np.isclose(geometry, expected, rtol=1e-6, atol=1e-9).all(axis=1).tolist()
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
     if wrong.any():
         name = table.loc[wrong, "patientId"].iloc[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rsna.core.errors import UserError
-from rsna.core.tables import line_number, read_table
+from rsna.core.tables import as_numbers, line_number, read_table
 
 LABELS_CSV = "stage_2_train_labels.csv"
 CLASSES_CSV = "stage_2_detailed_class_info.csv"
@@ -36,12 +36,12 @@ def read_labels(path: Path) -> pd.DataFrame:
     """Read LABEL_COLUMNS, one row per box (original pixels) or negative image (NaN). Raises UserError for a bad row."""
     labels = read_table(path, LABEL_COLUMNS, source=HOW_TO_GET)[LABEL_COLUMNS]
     fields = labels[LABEL_COLUMNS[1:]]
-    numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
+    numbers = as_numbers(fields)
     parsed = labels.assign(**numbers)
     filled = parsed[BOX_COLUMNS].notna()
     outside = (parsed[["x", "y"]] < 0).any(axis=1) | (parsed[["width", "height"]] <= 0).any(axis=1)
     problems = {
-        "a field is not a number": (~np.isfinite(numbers) & fields.notna()).any(axis=1),
+        "a field is not a number, or too large": (numbers.isna() & fields.notna()).any(axis=1),
         "Target is neither 0 nor 1": ~parsed["Target"].isin([0, 1]),
         "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
         "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
@@ -104,18 +104,18 @@ def read_people(folder: Path) -> pd.Series | None:
 def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
     """Read FOLD_COLUMNS; fold, target, n_boxes are int, age is float with NaN. Raises UserError for a bad row."""
     table = read_table(path, FOLD_COLUMNS, rebuild)[FOLD_COLUMNS]
-    whole = table[["fold", "target", "n_boxes"]].apply(pd.to_numeric, errors="coerce")
-    age = pd.to_numeric(table["age"], errors="coerce")
+    numbers = as_numbers(table[["fold", "target", "n_boxes", "age"]])
+    whole = numbers.drop(columns="age")
     problems = {
         "the patientId was there before": table["patientId"].duplicated(),
         "fold is not 0, 1, 2 ...": ~(whole["fold"] >= 0) | (whole["fold"] % 1 != 0),
         "target is neither 0 nor 1": ~whole["target"].isin([0, 1]),
         "n_boxes does not fit target": ~(whole["n_boxes"] >= 0) | ((whole["n_boxes"] > 0) != whole["target"]),
-        "age is not a number": age.isna() & table["age"].notna(),
+        "age is not a number": numbers["age"].isna() & table["age"].notna(),
         "group is empty": table["group"].isna(),
     }
     refuse_rows(path, table["patientId"], problems, f"fix it, or delete it and run: {rebuild}")
-    return table.assign(age=age.astype(float), **whole.astype(int))
+    return table.assign(age=numbers["age"], **whole.astype(int))
 
 
 def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], remedy: str) -> None:
@@ -131,10 +131,10 @@ def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) ->
     """Read PREDICTION_COLUMNS and `more`; an image without box has empty fields. Raises UserError for a bad row."""
     table = read_table(path, [*PREDICTION_COLUMNS, *more], rebuild)
     fields = table[PREDICTION_COLUMNS[1:]]
-    numbers = fields.apply(pd.to_numeric, errors="coerce").astype(float)
-    filled = np.isfinite(numbers.to_numpy())
+    numbers = as_numbers(fields)
+    filled = numbers.notna()
     problems = {
-        "a field is not a number": (~filled & fields.notna()).any(axis=1),
+        "a field is not a number, or too large": (~filled & fields.notna()).any(axis=1),
         "a box needs confidence, x, y, width and height": filled.any(axis=1) & ~filled.all(axis=1),
         "the confidence is not from 0 to 1": ~numbers["confidence"].fillna(0).between(0, 1),
         "the box has no area": (numbers[["width", "height"]] <= 0).any(axis=1),

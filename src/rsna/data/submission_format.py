@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from rsna.core.errors import UserError
-from rsna.core.tables import line_number, read_table
+from rsna.core.tables import LARGEST, line_number, read_table
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, refuse_rows, with_empty_rows
 
 SUBMISSION_COLUMNS = ["patientId", "PredictionString"]
@@ -50,7 +50,7 @@ def parse_submission(path: Path) -> pd.DataFrame:
             # Python reads 1_000 as a number, Kaggle does not
             numbers = np.array([float(word.replace("_", "?")) for word in text.split()]).reshape(-1, 5)
             confident = (numbers[:, 0] > 0) & (numbers[:, 0] <= 1)
-            good = confident & (numbers[:, 3:] > 0).all(axis=1) & np.isfinite(numbers).all(axis=1)
+            good = confident & (numbers[:, 3:] > 0).all(axis=1) & (np.abs(numbers) <= LARGEST).all(axis=1)
             problem = "" if good.all() else "confidence not in (0, 1], or a box without area"
         except ValueError:
             problem = "not 'confidence x y width height', repeated"
