@@ -5,10 +5,12 @@ before the packages are imported.
 """
 
 import importlib.util
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +22,21 @@ PACKAGES = (
     *("sklearn", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2"),
 )
 RESTARTED = "RSNA_RESTARTED_IN_VENV"  # environment variable: a .venv that lacks packages too is not started again
+
+
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
+
+
+def make_printable() -> None:
+    """Print `\\x1b` for a character that the terminal lacks, or that would control it, be it in a name or in an ID."""
+    for stream in (sys.stdout, sys.stderr):
+        if type(stream) is io.TextIOWrapper:  # not that of a notebook or a test
+            stream.reconfigure(errors="backslashreplace")
+            stream.write = partial(write_printable, stream.write)  # type: ignore[method-assign]
+
+
+def write_printable(write: Callable[[str], int], text: str) -> int:
+    return write(text.translate(CONTROLS))
 
 
 def check_packages() -> None:
@@ -50,7 +67,6 @@ def run(main: Callable[[Any], None]) -> None:
 
     `help` and `help all` print the settings and end with status 0; a wrong setting ends in one line and status 2.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     from rsna.core.command_line import parse
     from rsna.core.errors import UserError, end_with_one_line
     from rsna.core.help import help_text
@@ -67,9 +83,11 @@ def run(main: Callable[[Any], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what it imported is complete
     main(cfg)
 
 
+make_printable()
 if "--multiprocessing-fork" not in sys.orig_argv:  # processes that a command starts import this as well
     signal.signal(signal.SIGINT, stop_in_one_line)
     check_packages()

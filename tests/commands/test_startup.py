@@ -81,14 +81,58 @@ def test_output_that_nobody_reads_to_its_end():
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
-def test_ctrl_c_while_packages_are_imported():
-    # Python reports each module once it is imported, startup among the first
-    words = [sys.executable, "-X", "importtime", str(ROOT / "src" / "report.py"), "root=/nonexistent-workspace"]
+def test_a_terminal_of_ascii_shows_everything_and_is_not_controlled():
+    code = r"import rsna.startup as s; print('\xb1', 'a\tb', '\x1b[31m', '\x9b', '\udce9'); s.sys.exit('\x1b]0;\xb1')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert done.stdout == b"\\xb1 a\tb \\x1b[31m \\x9b \\udce9\n"
+    assert done.stderr == b"\\x1b]0;\\xb1\n"
+
+
+def test_a_setting_with_escape_sequences_reaches_no_terminal():
+    done = run(sys.executable, ROOT / "src" / "summary.py", "name=\x1b[2J")
+    assert (done.returncode, "\x1b" in done.stderr) == (2, False)
+    assert "name=\\x1b[2J: " in done.stderr
+
+
+@pytest.mark.parametrize(("command", "module"), [("report", "rsna.startup"), ("cache_images", "rsna.data.cache")])
+def test_ctrl_c_while_packages_are_imported(command, module):
+    # Python reports each module once it is imported; startup among the first, those of the settings last
+    words = [sys.executable, "-X", "importtime", str(ROOT / "src" / f"{command}.py"), "root=/nonexistent-workspace"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not process.stderr.readline().endswith("rsna.startup\n"):
+    while not process.stderr.readline().endswith(f"{module}\n"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert "Traceback" not in said
     assert [line for line in said.splitlines() if not line.startswith("import time:")] == ["stopped"]
     assert process.returncode == 130
+
+
+SLOW_IMPORT = """
+import sys, time
+from rsna.core.command_line import parse
+from rsna.core.errors import end_with_one_line
+from rsna.core.executor import run_folds
+
+def work(cfg, fold):
+    time.sleep(60)
+
+if __name__ == "__main__":
+    end_with_one_line()
+    run_folds(work, parse([]), [0])
+else:
+    print("importing", flush=True)
+    time.sleep(0.5)
+"""
+
+
+def test_ctrl_c_while_the_process_of_a_fold_imports(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_IMPORT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    words = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, tmp_path / "slow.py"], start_new_session=True, **words)
+    assert process.stdout.readline() == "importing\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert said.splitlines() == ["stopped; what was finished is kept, and the same command resumes from there"]

@@ -1,5 +1,6 @@
 """Settings: what is written wrong ends in one readable line and status 2."""
 
+import shlex
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -28,6 +29,20 @@ def test_paths_are_relative_to_where_the_user_stands(tmp_path, monkeypatch):
     cfg = parse(["root=here", "input=~/rsna"])
     assert cfg.working == str(tmp_path / "here" / "working")
     assert cfg.input == str(Path.home() / "rsna")
+
+
+@pytest.mark.parametrize("name", ["a ${x} b", "${root}", "a\\${x}", "$HOME", "it's", 'a"b', "{name}", "caf\udce9"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    cfg = parse([f"root={tmp_path / name}", f"working={tmp_path}/w{name}"])
+    assert cfg.root == str(tmp_path / name)
+    assert cfg.input == str(tmp_path / name / "input")
+    assert cfg.working == f"{tmp_path}/w{name}"
+    assert parse(shlex.split(command(cfg, "train"))[2:]) == cfg
+
+
+def test_a_tilde_of_nobody_is_a_name_like_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(["input=~no-such-user/x"]).input == str(tmp_path / "~no-such-user" / "x")
 
 
 def test_preset_gives_way_to_what_is_said():

@@ -1,6 +1,8 @@
 """`key=value` words into a checked Config, and a Config back into the command to type."""
 
 import difflib
+import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -68,7 +70,7 @@ def parse_members(cfg: Config, given: dict[str, str], settings_of: SettingsOf | 
 
 
 def absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())  # that of pathlib fails for a ~user who does not exist
 
 
 def parse_model_settings(model: str, given: dict[str, str], settings_of: SettingsOf | None) -> dict[str, Any]:
@@ -100,7 +102,8 @@ def fill(kind: type, given: dict[str, str]) -> Any:
     OmegaConf.set_readonly(schema, False)
     for key, value in given.items():
         try:
-            OmegaConf.update(schema, key, value)
+            # a word is no template: ${x} is part of a name
+            OmegaConf.update(schema, key, re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
         except OmegaConfBaseException as error:
             raise UserError(f"{key}={value}: {explain_value(kind, key, str(error))}") from None
     try:

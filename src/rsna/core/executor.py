@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
@@ -143,7 +143,7 @@ def run_folds(
                 fold = waiting.pop(0)
                 work = (function, replace(cfg, device=devices[place], jobs=at_once), fold)
                 running[fold] = place, multiprocessing.get_context("spawn").Process(target=run_fold, args=work)
-                running[fold][1].start()
+                start_undisturbed(running[fold][1])
             connection.wait([process.sentinel for _, process in running.values()])
             for fold in [fold for fold, (_, process) in running.items() if not process.is_alive()]:
                 status = running.pop(fold)[1].exitcode
@@ -156,6 +156,16 @@ def run_folds(
             process.terminate()
             process.join()
     return failed
+
+
+def start_undisturbed(process: BaseProcess) -> None:
+    """Start a process that does not see a Ctrl-C until run_fold: one in the midst of an import would be a traceback."""
+    resource_tracker.ensure_running()  # which would unblock the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def count_gpus() -> int:
@@ -171,6 +181,7 @@ def run_fold(function: Callable[[Config, int], None], cfg: Config, fold: int) ->
     """What the process of a fold does: the work, with errors that a person can fix printed in one line."""
     threading.Thread(target=die_with_parent, daemon=True).start()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         function(cfg, fold)
     except KeyboardInterrupt:
         sys.exit(1)  # the parent got it too, and prints the line
