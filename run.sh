@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The commands of the sequence, in order; ./run.sh help lists the rest.
 set -euo pipefail
+unset PYTHONSAFEPATH  # the scripts find src/rsna beside them
 
 script=$(readlink -f "${BASH_SOURCE[0]}")
 here=$(dirname "$script")
@@ -23,6 +24,7 @@ show_model, show_batch, show_history, show_results, show_submission (images and 
 EOF
 }
 
+# -I, here and below: a re.py or email.py in the current folder is not imported.
 # Whether a Python has everything that a requirements file lists; prints nothing, changes nothing.
 satisfies() {
     "$1" -I - "$2" >/dev/null 2>&1 <<'EOF'
@@ -63,10 +65,10 @@ ready_python() {
 # Makes .venv with a Python and installs a requirements file there.
 install() {
     echo "run.sh: installing $(basename "$2") into $here/.venv (once; takes minutes)"
-    if ! "$here/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        "$1" -m venv --clear "$here/.venv" || { echo "run.sh: cannot make $here/.venv; is the folder writable?"; return 1; }
+    if ! "$here/.venv/bin/python" -I -m pip --version >/dev/null 2>&1; then
+        "$1" -I -m venv --clear "$here/.venv" || { echo "run.sh: cannot make $here/.venv; is the folder writable?"; return 1; }
     fi
-    "$here/.venv/bin/python" -m pip install --disable-pip-version-check -r "$2" ||
+    "$here/.venv/bin/python" -I -m pip install --disable-pip-version-check -r "$2" ||
         { echo "run.sh: the installation failed, see above; fix that and run the same command again"; return 1; }
 }
 
@@ -75,7 +77,7 @@ find_python() {
     local needs=$1 candidate
     ready_python "$needs" && return
     for candidate in python3.11 python3.12 python3.13 python3; do
-        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+        if "$candidate" -I -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
             install "$candidate" "$needs" >&2 || return 1
             echo "$here/.venv/bin/python"
             return

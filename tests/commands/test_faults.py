@@ -50,7 +50,8 @@ class Reference:
     """A sequence that nothing disturbed: its folder before each stage and at the end, and the stages' seconds."""
 
     def __init__(self, folder):
-        self.root, self.states, self.seconds = folder / "workspace", folder / "states", {}
+        # a name with what is not UTF-8, and what is a template to OmegaConf
+        self.root, self.states, self.seconds = folder / "workspace ${x} caf\udce9", folder / "states", {}
         self.root.mkdir()
         for stage in STAGES:
             shutil.copytree(self.root, self.states / stage)
@@ -187,7 +188,7 @@ def test_a_second_process_on_the_same_run_stops_and_says_so(reference, stage):
     with file_lock(folder):
         second = run(stage, reference.root)
     assert second.returncode == 1
-    assert f"{folder}: another process {os.getpid()} is at work there" in second.stderr
+    assert f"{folder}: another process {os.getpid()} is at work there".replace("\udce9", r"\udce9") in second.stderr
     assert "Traceback" not in second.stderr
     assert contents(reference.root) == before
     assert run(stage, reference.root).returncode == 0

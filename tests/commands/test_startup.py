@@ -95,6 +95,29 @@ def test_a_setting_with_escape_sequences_reaches_no_terminal():
     assert "name=\\x1b[2J: " in done.stderr
 
 
+def test_run_sh_imports_nothing_from_the_folder_that_it_is_started_in(workspace, bare_python, tmp_path):
+    """On its way to a Python without the packages, and in the .venv that it would install them into."""
+    shutil.copy(ROOT / "run.sh", workspace)
+    (workspace / "requirements.txt").write_text("no-such-package\n")
+    for path in (tmp_path / "bin" / "python3.11", workspace / ".venv" / "bin" / "python"):
+        path.parent.mkdir(parents=True)
+        # pip is not there, and what it does not install is not missed
+        path.write_text(f'#!/bin/sh\n"{bare_python}" "$@" || case "$*" in *pip*) ;; *) exit 1;; esac\n')
+        path.chmod(0o755)
+    (tmp_path / "here").mkdir()
+    for name in ("re", "email", "ensurepip", "venv", "pip", "rsna"):
+        (tmp_path / "here" / f"{name}.py").write_text("open('executed', 'a').write(__name__)\n")
+    words = ["env", f"PATH={tmp_path / 'bin'}:{os.environ['PATH']}", workspace / "run.sh", "summary", "fold=0"]
+    assert "installing" in run(*words, cwd=tmp_path / "here").stderr
+    assert not (tmp_path / "here" / "executed").exists()
+
+
+def test_run_sh_where_python_is_told_to_look_nowhere_for_modules():
+    words = ["env", "PYTHONSAFEPATH=1", f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"]
+    done = run(*words, ROOT / "run.sh", "summary", "sizee=3")
+    assert "did you mean size?" in done.stderr
+
+
 @pytest.mark.parametrize(("command", "module"), [("report", "rsna.startup"), ("cache_images", "rsna.data.cache")])
 def test_ctrl_c_while_packages_are_imported(command, module):
     # Python reports each module once it is imported; startup among the first, those of the settings last

@@ -96,6 +96,13 @@ def test_numbers_are_finite_floats_or_missing():
     assert numbers["few"].tolist() == [3.0] * 13
 
 
+def test_names_of_files_that_are_not_utf_8_are_written_escaped(tmp_path):
+    write_text("caf\udce9 é", tmp_path / "t.txt")
+    write_table(pd.DataFrame({"patientId": ["caf\udce9"]}), tmp_path / "t.csv")
+    assert (tmp_path / "t.txt").read_bytes() == "caf\\udce9 é".encode()
+    assert read_table(tmp_path / "t.csv", ["patientId"])["patientId"].tolist() == [r"caf\udce9"]
+
+
 def test_missing_files_name_their_command(tmp_path):
     with pytest.raises(UserError, match="run: make it"):
         read_table(tmp_path / "t.csv", [], rebuild="make it")

@@ -21,10 +21,11 @@ from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.executor import map_files
 from rsna.core.files import content_hash, hash_of
+from rsna.core.tables import read_table
 from rsna.data import cache
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows, report, update_cache
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
-from rsna.data.dicom import parse_dicom, time_limit
+from rsna.data.dicom import parse_dicom, read_headers, time_limit
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 SCRIPT = SRC / "cache_images.py"
@@ -360,6 +361,21 @@ def test_others_may_read_the_index_while_refused_images_are_tried_again(root, ca
     source(root).write_bytes(source(root, "train1").read_bytes())
     run(root, capsys)
     assert seen[1:] == [f"{cache_of(root)}: the image cache is unfinished"] * 2  # of a changed image it is not true
+
+
+def test_names_of_files_that_are_not_utf_8_or_as_long_as_names_can_be(root, capsys):
+    names = ["x" * 251, "ö" * 125, "caf\udce8", "caf\udce9", "\x1b[31m"]
+    for name in names:
+        shutil.copy(source(root), source(root, name))
+    for k in range(60):
+        shutil.copy(source(root), source(root, f"copy{k}"))
+    assert run(root, capsys)[0] == (71, 0, 3)
+    index = read_index(cache_of(root), SIZE).set_index("patientId")
+    assert index.loc[names[:2], "status"].tolist() == ["ok", "ok"]
+    assert index.index[index["status"] == "refused"].tolist() == ["%1B%5B31m", "caf%E8", "caf%E9"]
+    headers = read_headers(parse([f"root={root}", "workers=0"]), {"train0"})
+    assert {"train0", *names[:2], r"caf\udce9"} <= set(read_table(root / "working" / "headers.csv", [])["patientId"])
+    assert len(headers) == 71
 
 
 def test_a_source_that_was_damaged_and_replaced(root, capsys):

@@ -5,6 +5,7 @@ update goes on from its journal. A refused DICOM is tried again every time: a de
 """
 
 import csv
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -78,7 +79,7 @@ def report(cfg: Config, rows: Sequence[Row], current: int) -> None:
 
 def key_of(path: Path) -> Key:
     """(split, patientId) by the file's name, not by what the header says; a bad name cannot pass for a good one."""
-    name = path.stem if ID.fullmatch(path.stem) else quote(path.stem, safe="", errors="replace")
+    name = path.stem if ID.fullmatch(path.stem) else quote(os.fsencode(path.stem), safe="")
     return SPLITS[path.parent.name], name
 
 

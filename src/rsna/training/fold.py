@@ -1,8 +1,10 @@
 """Training one fold: depends on the config and files alone, and resumes after the last finished epoch."""
 
 import ctypes
+import json
 import sys
 import time
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -63,7 +64,9 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type.upper()
     print(f"fold {fold}: on {device} in {str(run.dtype).removeprefix('torch.')}")
     withdraw(cfg, "train", fold)
-    write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)), folder / "config.yaml")
+    # values of JSON are YAML, and can be paths with bytes that are not UTF-8
+    lines = [f"{key}: {json.dumps(value)}\n" for key, value in asdict(cfg).items()]
+    write_text("".join(lines), folder / "config.yaml")
     run_epochs(cfg, fold, run, data, {"manifest": manifest, "fold": fold, "people": people})
 
 
