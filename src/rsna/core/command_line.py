@@ -102,8 +102,7 @@ def fill(kind: type, given: dict[str, str]) -> Any:
     OmegaConf.set_readonly(schema, False)
     for key, value in given.items():
         try:
-            # a word is no template: ${x} is part of a name
-            OmegaConf.update(schema, key, re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
+            OmegaConf.update(schema, key, re.sub(r"(\\*)\$\{", r"\1\1\\${", value))  # ${x} is part of a name
         except OmegaConfBaseException as error:
             raise UserError(f"{key}={value}: {explain_value(kind, key, str(error))}") from None
     try:

@@ -28,17 +28,17 @@ def write_then_rename(path: Path, durable: bool = True) -> Iterator[Path]:
     left behind is gone once the stage is repeated; a second process waits for it. durable: wait for the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of 255 bytes, the longest that there is, has no room for more
-    short = path.name if len(os.fsencode(path.name)) < 250 else bytes_hash(os.fsencode(path.name))
-    temporary = path.with_name(f".{short}.tmp")
+    name = os.fsencode(path.name)  # one of 255 bytes, the longest that there is, has no room for more
+    temporary = path.with_name(f".{path.name if len(name) < 250 else bytes_hash(name)}.tmp")
     with naming(path), open_alone(temporary) as file:
         try:
             yield temporary
             if durable:
                 os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(text: str, path: Path) -> None:
@@ -170,9 +170,7 @@ def file_lock(folder: Path, wait: bool = False) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             holder = f"another {said or 'process'}"
             if not wait:
-                raise UserError(
-                    f"{folder}: {holder} is at work there; wait for it, or give this run another name="
-                ) from None
+                raise UserError(f"{folder}: {holder} is at work there; wait for it, or set another name=") from None
             print(f"waiting for {holder} that works in {folder}", flush=True)
             fcntl.lockf(lock, fcntl.LOCK_EX)
         except OSError as error:

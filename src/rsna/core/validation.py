@@ -20,7 +20,7 @@ RANGES = {
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
 CHOICES = {"num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"), "checkpoint": ("best", "last")}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run: it becomes a folder
+NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run: a folder beside those of the cache
 GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")
 THRESHOLD = re.compile(r"auto|0?\.\d+|[01](\.0*)?")
 TTA_VIEWS = ("plain", "hflip")
@@ -58,7 +58,7 @@ def parse_folds(text: str, n_folds: int) -> list[int]:
 def check(settings: dict[str, Any]) -> None:
     """Raise UserError for values that no command can work with."""
     problems = {
-        "name": (not NAME.fullmatch(settings["name"]), "letters, digits, '.', '_' and '-' only: it becomes a folder"),
+        "name": (not NAME.fullmatch(settings["name"]), "letters, digits, . _ -, not png_<n>: it becomes a folder"),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
         "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
         "threshold": (not THRESHOLD.fullmatch(settings["threshold"]), "auto, or a number from 0 to 1"),
@@ -71,7 +71,7 @@ def check(settings: dict[str, Any]) -> None:
             not in_range(settings["prior"], ("auto", "none"), 0.001, 0.999),
             "auto, none, or a number from 0.001 to 0.999",
         ),
-        **{key: (settings[key] < low, f"must be at least {low}") for key, low in LOWEST.items()},
+        **{key: (not low <= settings[key] <= 10**6, f"must be from {low} to 1000000") for key, low in LOWEST.items()},
         **{key: (settings[key] not in allowed, " or ".join(map(str, allowed))) for key, allowed in CHOICES.items()},
         **{key: (not settings[key].strip(), "must not be empty") for key in FOLDERS},
     }

@@ -202,8 +202,8 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
     fits = (table["status"] == "ok") & (numbers[["rows", "cols"]] >= 1).all(axis=1)
     shapes = numbers.loc[fits, ["rows", "cols"]].to_numpy(dtype=int).tolist()
     expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in shapes]).reshape(-1, 4)
-    geometry = numbers.loc[fits, GEOMETRY_COLUMNS].to_numpy()
-    fits[fits] = np.isclose(geometry, expected, rtol=1e-6, atol=1e-9).all(axis=1).tolist()
+    same = np.isclose(numbers.loc[fits, GEOMETRY_COLUMNS].to_numpy(), expected, rtol=1e-6, atol=1e-9)
+    fits[fits] = np.all(same, axis=1).tolist()
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
     if wrong.any():
         name = table.loc[wrong, "patientId"].iloc[0]

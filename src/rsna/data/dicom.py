@@ -67,11 +67,9 @@ def as_unreadable() -> Iterator[None]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`; end the process after twice that. For the main thread only.
+    """Raise TimeoutError after `seconds`, end the process after twice that. For the main thread only."""
 
-    Seconds of processor time: a process that is paused, or waits for a slow disk, is not at fault.
-    """
-
+    # of processor time: a process that is paused, or waits for a slow disk, is not at fault;
     # damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop; a decoder may ignore the exception
     def stop(*_: object) -> None:
         raise TimeoutError(f"not decoded within {seconds:g} s")

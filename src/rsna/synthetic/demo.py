@@ -59,8 +59,7 @@ def claim_folder(cfg: Config, images: set[Path]) -> None:
     for path in sorted(Path(cfg.input).rglob("[!.]*")):
         if not (path in images or path in outputs.values() or path.is_dir() or path.name == "README.md"):
             raise UserError(f"{path}: not made by make_demo; choose another root=<new folder>")
-    if not manifest.is_file():
-        artifacts.record(cfg, "make_demo", input=relative_input(cfg))
+    artifacts.record(cfg, "make_demo", input=relative_input(cfg))
 
 
 def relative_input(cfg: Config) -> str:

@@ -65,8 +65,8 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     print(f"fold {fold}: on {device} in {str(run.dtype).removeprefix('torch.')}")
     withdraw(cfg, "train", fold)
     # values of JSON are YAML, and can be paths with bytes that are not UTF-8
-    lines = [f"{key}: {json.dumps(value)}\n" for key, value in asdict(cfg).items()]
-    write_text("".join(lines), folder / "config.yaml")
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in asdict(cfg).items())
+    write_text(text, folder / "config.yaml")
     run_epochs(cfg, fold, run, data, {"manifest": manifest, "fold": fold, "people": people})
 
 
