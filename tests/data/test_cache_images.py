@@ -330,7 +330,7 @@ def test_bad_files_are_rows_with_a_reason(root, capsys):
     source(root, "two words,\n").write_bytes(source(root).read_bytes())
     counts, printed = run(root, capsys)
     assert counts == (49, 0, 2)
-    assert "refused train/text.dcm: InvalidDicomError: File is missing DICOM" in printed
+    assert "refused train/text.dcm: not a DICOM file: DICM" in printed
     index = read_index(cache_of(root), SIZE).set_index("patientId")
     assert index.loc["text", "status"] == "refused"
     assert "DICM" in index.loc["text", "reason"]

@@ -1,6 +1,8 @@
 """DICOM -> square: transfer syntaxes, windowing, letterbox, and what is refused."""
 
 import contextlib
+import os
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pydicom.sequence import Sequence
 
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash
+from rsna.data import decoders
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, decode_square, read_index, read_png, write_png
 from rsna.data.decoders import coded_size
 from rsna.data.dicom import MAX_PIXELS, UnreadableDicom, describe, parse_dicom, read_file, read_header, read_pixels
@@ -378,7 +381,7 @@ def test_headers_that_ask_for_too_much_are_refused(tmp_path):
     assert "declared size 64 x 0" in refusal(write_dicom(tmp_path / "a.dcm", image, Rows=0))
     assert "3 frames" in refusal(write_dicom(tmp_path / "a.dcm", image, NumberOfFrames=3))
     assert "less than expected" in refusal(write_dicom(tmp_path / "a.dcm", image, Rows=65))
-    assert "Window Width" in refusal(write_dicom(tmp_path / "a.dcm", image, WindowCenter=5, WindowWidth=0))
+    assert "windows or lookup tables" in refusal(write_dicom(tmp_path / "a.dcm", image, WindowCenter=5, WindowWidth=0))
 
 
 def test_an_image_of_one_grey_is_refused(tmp_path):
@@ -456,6 +459,66 @@ def test_what_people_write_into_any_field_stays_there(tmp_path):
         assert "DOE" not in refusal(tmp_path / "a.dcm")
 
 
+NUMERIC_FIELDS = ["SamplesPerPixel", "BitsStored", "BitsAllocated", "PixelRepresentation", "PlanarConfiguration"]
+NUMERIC_FIELDS += ["NumberOfFrames", "Rows", "Columns", "WindowCenter", "WindowWidth", "RescaleSlope", "HighBit"]
+NUMERIC_FIELDS += ["RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "VOILUTFunction"]
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEGBaseline8Bit, uid.RLELossless])
+@pytest.mark.parametrize("name", NUMERIC_FIELDS)
+def test_reasons_repeat_nothing_of_the_header(tmp_path, name, syntax):
+    """A field may be declared as text, and hold a name: libraries put that into their messages."""
+    window = {} if syntax == uid.JPEGBaseline8Bit else {"WindowCenter": 90, "WindowWidth": 80}
+    path = write_dicom(tmp_path / "a.dcm", radiograph(64, 64), syntax, **window)
+    dataset = pydicom.dcmread(path)
+    dataset[name] = pydicom.DataElement(pydicom.datadict.tag_for_keyword(name), "LO", "DOE^JANE")
+    dataset.save_as(path)
+    with contextlib.suppress(UnreadableDicom):
+        read_dicom(path, 64)
+        return
+    assert "DOE" not in refusal(path)
+
+
+def test_an_unknown_transfer_syntax_is_not_repeated(tmp_path):
+    """Its number may be anything, and DICOM's own prefix does not make it one of DICOM's."""
+    path = write_dicom(tmp_path / "a.dcm", radiograph(64, 64))
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.194701"))
+    assert refusal(path) == "the transfer syntax is none that DICOM knows"
+
+
+def write_inflating(path, megabytes):
+    """A deflated DICOM, small, that inflates to this size."""
+    write_dicom(path, radiograph(8, 8), uid.DeflatedExplicitVRLittleEndian, ViewPosition="AP")
+    content = path.read_bytes()
+    meta = 144 + int.from_bytes(content[140:144], "little")
+    deflate = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    # an element of private data, without end; after a full flush each block stands alone and can be repeated
+    element = b"\x09\x00\x10\x10OB\0\0" + (0xFFFFFFF0).to_bytes(4, "little")
+    first = deflate.compress(element) + deflate.flush(zlib.Z_FULL_FLUSH)
+    block = deflate.compress(bytes(2**20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(content[:meta] + first + block * megabytes + deflate.flush())
+    assert path.stat().st_size < 4 * 2**20
+    return path
+
+
+def test_what_inflates_without_end_is_refused_before_it_takes_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoders, "MAX_BYTES", 100_000_000)
+    path = write_inflating(tmp_path / "a.dcm", 1000)
+    tracemalloc.start()
+    try:
+        assert "inflated it has more than 100,000,000 bytes" in refusal(path)
+        assert set(read_header(path).values()) == {"a", ""}
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_is_larger_than_any_radiograph_is_refused_unread(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", radiograph(8, 8))
+    os.truncate(path, 2**40)
+    assert "more than 400,000,000" in refusal(path)
+
+
 def test_png_round_trip(tmp_path):
     image = radiograph(64, 64)
     assert write_png(image, tmp_path / "a.png") == content_hash(tmp_path / "a.png")
@@ -473,6 +536,20 @@ def test_png_that_is_missing_or_damaged(tmp_path):
         (tmp_path / "a.png").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.png: damaged PNG file; delete it"):
             read_png(tmp_path / "a.png", 64)
+
+
+def test_a_png_that_declares_or_has_more_than_its_image_takes_no_memory(tmp_path):
+    path = tmp_path / "a.png"
+    write_png(radiograph(64, 64), path)
+    whole = path.read_bytes()
+    header = b"IHDR" + (30_000).to_bytes(4) * 2 + whole[24:29]
+    path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4) + whole[33:])
+    with pytest.raises(UserError, match=r"a\.png: 30000 x 30000 pixels, not 64 x 64; delete it"):
+        read_png(path, 64)
+    path.write_bytes(whole)
+    os.truncate(path, 2**40)
+    with pytest.raises(UserError, match=r"a\.png: damaged PNG file; delete it"):
+        read_png(path, 64)
 
 
 def test_index_that_is_missing_or_unfinished(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rsna.core import artifacts
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.data.competition import CLASSES_CSV, FOLD_COLUMNS, LABELS_CSV, TRAIN_IMAGES
+from rsna.data.competition import CLASSES_CSV, FOLD_COLUMNS, HEADERS_CSV, LABELS_CSV, TRAIN_IMAGES
 from rsna.data.dicom import read_headers
 from rsna.data.folds import assign_folds, compare_files, describe_images, group_by_patient, report, update_folds
 
@@ -116,7 +116,8 @@ def test_images_of_unknown_patients_are_reported(capsys):
         assert f"patients may leak between folds: {count} of 2 images" in capsys.readouterr().out
 
 
-def test_headers_that_could_not_be_read_are_read_again(tmp_path):
+def test_headers_are_those_of_the_files_that_are_there(tmp_path):
+    """Also once files were replaced: nothing is kept of an earlier reading."""
     cfg = parse([f"root={tmp_path}", "workers=0"])
     folder = tmp_path / "input" / TRAIN_IMAGES
     folder.mkdir(parents=True)
@@ -124,11 +125,22 @@ def test_headers_that_could_not_be_read_are_read_again(tmp_path):
         write_dicom(folder / f"{name}.dcm", radiograph(8, 8), ViewPosition="AP")
     whole = (folder / "b.dcm").read_bytes()
     (folder / "b.dcm").write_bytes(b"cut")
-    assert read_headers(cfg, {"a", "b"})["ViewPosition"].tolist() == ["AP", ""]
+    assert read_headers(cfg)["ViewPosition"].tolist() == ["AP", ""]
     (folder / "b.dcm").write_bytes(whole)
-    assert read_headers(cfg, {"a", "b"})["ViewPosition"].tolist() == ["AP", "AP"]
-    (folder / "b.dcm").unlink()
-    assert read_headers(cfg, {"a", "b"})["ViewPosition"].tolist() == ["AP", "AP"]
+    write_dicom(folder / "a.dcm", radiograph(8, 8), ViewPosition="PA")
+    assert read_headers(cfg)["ViewPosition"].tolist() == ["PA", "AP"]
+
+
+def test_a_table_of_headers_is_taken_as_far_as_it_has_the_documented_values(tmp_path):
+    """People type names into any field, and these would stand in folds.csv."""
+    cfg = parse([f"root={tmp_path}"])
+    (tmp_path / "input").mkdir()
+    rows = "a,62,F,AP\nb,062Y,DOE^JANE,PA\nc,,M,see Mr Doe\nd,born 1950,O,LL\n"
+    (tmp_path / "input" / HEADERS_CSV).write_text("patientId,PatientAge,PatientSex,ViewPosition\n" + rows)
+    headers = read_headers(cfg)
+    assert headers["PatientAge"].tolist() == ["62", "062Y", "", ""]
+    assert headers["PatientSex"].tolist() == ["F", "", "M", "O"]
+    assert headers["ViewPosition"].tolist() == ["AP", "PA", "", "LL"]
 
 
 def test_single_images_are_stratified_evenly():

@@ -201,10 +201,6 @@ class Config(
         return Path(self.working) / f"png_{self.size}"
 
     @property
-    def headers_csv(self) -> Path:
-        return Path(self.working) / "headers.csv"
-
-    @property
     def run_dir(self) -> Path:
         return Path(self.working) / self.name
 

@@ -1,6 +1,7 @@
-"""Compressed DICOM frames: which decoder takes which, and the decoding."""
+"""Compressed DICOM files and frames: what inflates too far, which decoder takes which, and the decoding."""
 
 import io
+import zlib
 from typing import Any
 
 import gdcm
@@ -20,6 +21,33 @@ PLUGINS = {
     **dict.fromkeys([uid.JPEG2000Lossless, uid.JPEG2000], "gdcm"),
     uid.RLELossless: "pydicom",
 }
+# 10,000 x 10,000: no radiograph is larger, and a damaged header can ask for 65,535 x 65,535
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 4 * MAX_PIXELS  # of a file, also once it is inflated
+
+
+class UnreadableDicom(Exception):  # noqa: N818 (it is not an error of the program)
+    """A file that cannot be used; its text is the reason, one line in our own words: headers can hold any text."""
+
+
+class BoundedReader(io.BufferedReader):
+    """A DICOM file for pydicom, which asks for all that is left only where it inflates that, whatever comes of it."""
+
+    name = ""  # pydicom asks for one, and bytes in memory have none
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file; raises UnreadableDicom if all that is left inflates to more than MAX_BYTES."""
+        if size is not None and size >= 0:
+            return super().read(size)
+        parts, room, inflate = [], MAX_BYTES, zlib.decompressobj(-zlib.MAX_WBITS)
+        while not inflate.eof and (rest := super().read(2**20)):
+            parts.append(rest)
+            while rest and not inflate.eof:
+                room -= len(inflate.decompress(rest, 2**23))
+                rest = inflate.unconsumed_tail
+                if room < 0:
+                    raise UnreadableDicom(f"inflated it has more than {MAX_BYTES:,} bytes")
+        return b"".join(parts)
 
 
 def frame_of(dataset: FileDataset) -> bytes:
@@ -69,7 +97,7 @@ def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
     text = image.GetBuffer()
     if text is None:
-        raise ValueError("GDCM cannot decode the 12-bit JPEG")
+        raise UnreadableDicom("GDCM cannot decode the 12-bit JPEG")
     # GDCM returns bytes as text, with those that are not UTF-8 escaped
     return np.frombuffer(text.encode("utf-8", "surrogateescape"), "<u2").reshape(dataset.Rows, dataset.Columns)
 
@@ -79,7 +107,7 @@ def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[n
     # not by OpenCV, which accepts truncated files
     image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     if image.mode != "L":
-        raise ValueError(f"declared as one grey channel, but the JPEG is {image.mode}")
+        raise UnreadableDicom(f"declared as one grey channel, but the JPEG is {image.mode}")
     width, height = image.size
     for factor in (8, 4, 2):
         # only exact divisors: libjpeg pads others to whole blocks, and the image would come back shifted

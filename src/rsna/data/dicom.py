@@ -7,6 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +15,34 @@ import pandas as pd
 import pydicom
 from pydicom import uid
 from pydicom.dataset import FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.utils import get_expected_length
 
 from rsna.core.config import Config
 from rsna.core.executor import map_files
-from rsna.core.tables import read_table, write_table
+from rsna.core.tables import read_table
+from rsna.data import decoders
 from rsna.data.competition import HEADER_COLUMNS, HEADERS_CSV, TRAIN_IMAGES, list_images
-from rsna.data.decoders import PLUGINS, coded_size, decode, decode_reduced, frame_of
-from rsna.data.windowing import GreyImage, shows_stored_values, to_8_bit
+from rsna.data.decoders import MAX_BYTES, MAX_PIXELS, BoundedReader, UnreadableDicom
+from rsna.data.windowing import PHOTOMETRIC, GreyImage, shows_stored_values, to_8_bit
 
 # The fields that are read, and what they may contain: people type names into any field, and those must not get out.
 # Ages also without their unit, as the challenge's files have them; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.
 HEADER_FIELDS = {
-    "PatientAge": re.compile(r"\d{1,3}[DWMY]?"),
+    "PatientAge": re.compile(r"\d{1,3}(\.0)?[DWMY]?"),
     "PatientSex": re.compile(r"[MFO]"),
     "ViewPosition": re.compile(r"AP|PA|LL|RL|RLD|LLD|RLO|LLO"),
 }
-# PS3.3 C.7.6.3.1.2, retired ones included
-PHOTOMETRIC = [
-    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", "XYB", "YBR_FULL", "YBR_FULL_422"),
-    *("YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"),
-]
-# 10,000 x 10,000: no radiograph is larger, and a damaged header can ask for 65,535 x 65,535
-MAX_PIXELS = 100_000_000
-
-
-class UnreadableDicom(Exception):  # noqa: N818 (it is not an error of the program)
-    """A file that cannot be used; its text is the reason, one line."""
+BAD_HEADER = "a field of the header makes no sense"
 
 
 @contextmanager
-def as_unreadable() -> Iterator[None]:
-    """Turn whatever goes wrong inside the block into UnreadableDicom.
+def as_unreadable(problem: str = "the image cannot be decoded") -> Iterator[None]:
+    """Turn whatever goes wrong inside the block into UnreadableDicom: `problem` and the kind of the exception.
 
     Every exception, at this one border only: on garbage pydicom, GDCM and Pillow raise anything up to MemoryError.
-    Warnings are dropped, as pydicom gives one for each of the challenge's files (ages written 62, not 062Y).
+    Their messages are dropped, since they repeat what stands in the header. So are warnings, as pydicom gives one for
+    each of the challenge's files (ages written 62, not 062Y).
     """
     try:
         with warnings.catch_warnings():
@@ -55,30 +50,34 @@ def as_unreadable() -> Iterator[None]:
             yield
     except UnreadableDicom:
         raise
+    except InvalidDicomError as error:
+        raise UnreadableDicom("not a DICOM file: DICM is not where it should be") from error
     except Exception as error:
-        # the messages of these two are sentences; that of others, such as a KeyError, means nothing without the name
-        name = "" if isinstance(error, ValueError | RuntimeError) else f"{type(error).__name__}: "
-        # what stands in a field that should hold a number may be anything, a name as well
-        number = r"^(invalid literal for .*?|could not convert string to float): .*"
-        text = " ".join((name + re.sub(number, r"\1", str(error), flags=re.S)).split())
-        # headers can hold any bytes
-        raise UnreadableDicom("".join(c if c.isprintable() else "?" for c in text)[:300]) from error
+        words = error.strerror if isinstance(error, OSError) else None  # that of the system
+        raise UnreadableDicom(words or f"{problem} ({type(error).__name__})") from error
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError after `seconds`, end the process after twice that. For the main thread only."""
-
+    """Raise UnreadableDicom if the block takes longer; end the process after twice that. For the main thread only."""
     # of processor time: a process that is paused, or waits for a slow disk, is not at fault;
-    # damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop; a decoder may ignore the exception
+    # damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop; a decoder may ignore or replace the exception
+    late = False
+
     def stop(*_: object) -> None:
-        raise TimeoutError(f"not decoded within {seconds:g} s")
+        nonlocal late
+        late = True
+        raise TimeoutError
 
     before = signal.signal(signal.SIGPROF, stop)
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # SIGVTALRM ends a process that has no handler for it
         yield
+    except Exception as error:
+        if late:
+            raise UnreadableDicom(f"not decoded within {seconds:g} s") from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -87,8 +86,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def parse_dicom(content: bytes) -> FileDataset:
     """The dataset of a DICOM file's bytes. Raises UnreadableDicom."""
-    with as_unreadable():
-        return pydicom.dcmread(io.BytesIO(content))
+    with as_unreadable("the file cannot be parsed"):
+        return pydicom.dcmread(BoundedReader(io.BytesIO(content)))
 
 
 def read_file(path: Path) -> bytes:
@@ -98,54 +97,57 @@ def read_file(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UnreadableDicom("it is not a file but a folder, pipe or device")
         # pydicom's message would be that of a text file
-        if path.stat().st_size == 0:
+        if (size := path.stat().st_size) == 0:
             raise UnreadableDicom("the file is empty")
+        if size > MAX_BYTES:
+            raise UnreadableDicom(f"the file has {size:,} bytes, more than {MAX_BYTES:,}")
         return path.read_bytes()
 
 
 def describe(dataset: FileDataset) -> dict[str, Any]:
     """rows, cols, transfer_syntax (its name) and photometric, as the header says. Raises UnreadableDicom."""
-    with as_unreadable():
+    with as_unreadable(BAD_HEADER):
         if "Rows" not in dataset or "Columns" not in dataset:
             raise UnreadableDicom("there is no image in the file")
+        if "PhotometricInterpretation" not in dataset:
+            raise UnreadableDicom("the header has no PhotometricInterpretation")
         photometric, syntax = str(dataset.PhotometricInterpretation), dataset.file_meta.TransferSyntaxUID
         if photometric not in PHOTOMETRIC:
             raise UnreadableDicom("the photometric interpretation is none that DICOM knows")
-        if syntax.is_private or not syntax.is_valid:
+        if syntax.is_private or not syntax.is_transfer_syntax:
             raise UnreadableDicom("the transfer syntax is none that DICOM knows")
         size = {"rows": int(dataset.Rows), "cols": int(dataset.Columns)}
         return size | {"transfer_syntax": syntax.name, "photometric": photometric}
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """patientId (the file's name) and HEADER_FIELDS; empty where the file, or the field, cannot be read as such."""
+    """patientId (the file's name) and HEADER_FIELDS; empty where the file cannot be read."""
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
     with suppress(UnreadableDicom), as_unreadable():
         if path.is_file():
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
-            found = {name: str(dataset.get(name) or "").strip() for name in HEADER_FIELDS}
-            header |= {name: text for name, text in found.items() if HEADER_FIELDS[name].fullmatch(text)}
+            with BoundedReader(io.FileIO(path)) as file:
+                dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
+            header |= {name: known_value(name, dataset.get(name) or "") for name in HEADER_FIELDS}
     return header
 
 
-def read_headers(cfg: Config, ids: set[str]) -> pd.DataFrame:
-    """View, sex and age of the training images: from a table where there is one, else from the DICOMs, once."""
+def known_value(name: str, value: Any) -> str:
+    """The value of one of HEADER_FIELDS as text; empty if it has none of the documented forms."""
+    text = str(value).strip()
+    return text if HEADER_FIELDS[name].fullmatch(text) else ""
+
+
+def read_headers(cfg: Config) -> pd.DataFrame:
+    """View, sex and age of the training images: from a table where there is one, else from the DICOMs."""
     given, folder = Path(cfg.input) / HEADERS_CSV, Path(cfg.input) / TRAIN_IMAGES
-    for path in (given, cfg.headers_csv):
-        if path.is_file():
-            headers = read_table(path, HEADER_COLUMNS)
-            # files that could not be read then may have been replaced since
-            unread = headers[HEADER_COLUMNS[1:]].isna().all(axis=1)
-            if path == given or ids <= set(headers.loc[~unread, "patientId"]):
-                return headers
+    if given.is_file():
+        headers = read_table(given, HEADER_COLUMNS)[HEADER_COLUMNS]
+        return headers.assign(**{name: headers[name].map(partial(known_value, name)) for name in HEADER_FIELDS})
     paths = list_images(folder)
     if not paths:
         print(f"no DICOMs in {folder}: folds are not stratified by view, sex and age")
-        return pd.DataFrame(columns=HEADER_COLUMNS)
     rows = map_files(read_header, paths, cfg.workers, "headers")
-    headers = pd.DataFrame(rows, columns=HEADER_COLUMNS).sort_values("patientId", ignore_index=True)
-    write_table(headers, cfg.headers_csv)
-    return headers
+    return pd.DataFrame(rows, columns=HEADER_COLUMNS)
 
 
 def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)) -> GreyImage:
@@ -153,8 +155,9 @@ def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, M
 
     In the original's size, or an exact half, quarter or eighth of it that is at least `smallest` (width, height).
     """
-    with as_unreadable():
+    with as_unreadable(BAD_HEADER):
         check_header(dataset)
+    with as_unreadable():
         # all files of the challenge are such
         plain_jpeg = (
             dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
@@ -162,7 +165,13 @@ def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, M
             and dataset.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2")
             and shows_stored_values(dataset)
         )
-        image = decode_reduced(dataset, smallest) if plain_jpeg else to_8_bit(*decode(dataset), dataset)
+        if plain_jpeg:
+            with as_unreadable("the JPEG is truncated or damaged"):
+                image = decoders.decode_reduced(dataset, smallest)
+        else:
+            values, photometric = decoders.decode(dataset)
+            with as_unreadable("its windows or lookup tables make no sense"):
+                image = to_8_bit(values, photometric, dataset)
         # never so in a radiograph: something before this program failed, and a black image would teach a negative
         if image.min() == image.max():
             raise UnreadableDicom(f"every pixel is the same grey ({image.min()} of 255)")
@@ -179,9 +188,11 @@ def check_header(dataset: FileDataset) -> None:
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise UnreadableDicom(f"{dataset.NumberOfFrames} frames: a radiograph has one")
     if not syntax.is_encapsulated:
+        if (length := len(dataset.PixelData)) < (expected := get_expected_length(dataset)):
+            raise UnreadableDicom(f"{length} bytes of pixel data, less than expected ({expected})")
         return
-    if syntax not in PLUGINS:
+    if syntax not in decoders.PLUGINS:
         raise UnreadableDicom(f"transfer syntax {syntax.name} is not supported")
-    found = None if syntax == uid.RLELossless else coded_size(frame_of(dataset))
+    found = None if syntax == uid.RLELossless else decoders.coded_size(decoders.frame_of(dataset))
     if found not in (None, (cols, rows)):
         raise UnreadableDicom(f"declared size {cols} x {rows}, but the compressed image is {found[0]} x {found[1]}")

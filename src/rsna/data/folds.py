@@ -31,7 +31,8 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
         compare_files(labels["patientId"].unique(), folder / competition.TRAIN_IMAGES)
         state = state_of_folds(cfg)
         if state != "current":
-            headers = read_headers(cfg, set(labels["patientId"]))
+            # folds that are there are not compared with the headers
+            headers = read_headers(cfg) if state == "new" else pd.DataFrame(columns=competition.HEADER_COLUMNS)
             images = describe_images(labels, competition.read_classes(folder), headers)
             if state == "new":
                 write_folds(cfg, images, made)

@@ -7,6 +7,11 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
 GreyImage = NDArray[np.uint8]
+# PS3.3 C.7.6.3.1.2, retired ones included
+PHOTOMETRIC = [
+    *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", "XYB", "YBR_FULL", "YBR_FULL_422"),
+    *("YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"),
+]
 
 
 def to_8_bit(values: NDArray, photometric: str, dataset: Dataset) -> GreyImage:
