@@ -177,16 +177,18 @@ def write_png(image: GreyImage, path: Path) -> str:
 def read_png(path: Path, size: int) -> GreyImage:
     """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size."""
     try:
-        content = np.fromfile(path, np.uint8)
+        content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than an image of this size can take
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run: {REBUILD}") from None
     # OpenCV decodes a PNG that was cut off to an image with a black rest; the last chunk tells
-    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if content[-8:].tobytes() == PNG_END else None
+    whole = content[12:16].tobytes() == b"IHDR" and content[-8:].tobytes() == PNG_END
+    width, height = (int.from_bytes(content[at : at + 4].tobytes()) for at in (16, 20))
+    if whole and (width, height) != (size, size):
+        found = f"{width} x {height} pixels, not {size} x {size}"
+        raise UserError(f"{path}: {found}; delete it and run: {REBUILD}")
+    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if whole else None
     if image is None:
         raise UserError(f"{path}: damaged PNG file; delete it and run: {REBUILD}")
-    if image.shape != (size, size):
-        found = f"{image.shape[1]} x {image.shape[0]} pixels, not {size} x {size}"
-        raise UserError(f"{path}: {found}; delete it and run: {REBUILD}")
     return np.asarray(image, np.uint8)
 
 
