@@ -133,7 +133,7 @@ def test_ctrl_c_while_packages_are_imported(command, module):
 
 
 SLOW_IMPORT = """
-import sys, time
+import signal, time
 from rsna.core.command_line import parse
 from rsna.core.errors import end_with_one_line
 from rsna.core.executor import run_folds
@@ -143,6 +143,7 @@ def work(cfg, fold):
 
 if __name__ == "__main__":
     end_with_one_line()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as commands do: started in the background it is ignored
     run_folds(work, parse([]), [0])
 else:
     print("importing", flush=True)
