@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsna.core.errors import UserError
-from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_predictions
+from rsna.data.competition import PREDICTION_COLUMNS, read_predictions
 from rsna.evaluation import scores as scoring
 from rsna.evaluation.baselines import median_box, median_boxes
 from rsna.evaluation.metric import mean_average_precision, threshold_sweep
@@ -17,7 +17,6 @@ from rsna.evaluation.threshold import (
     cross_fit,
     plateau,
     point_for_test,
-    scale_scores,
     threshold_of_share,
     with_scaled_boxes,
 )
@@ -101,19 +100,6 @@ def test_scaled_boxes_keep_their_centres():
     row = with_scaled_boxes(table, 0.5).iloc[0]
     assert row[["x", "y", "width", "height"]].tolist() == [12.0, 21.0, 4.0, 2.0]
     assert row["confidence"] == 0.5
-
-
-def test_a_scale_that_helps_is_found_without_looking_at_the_fold_itself():
-    """Predictions 1/0.8 too large: scaled by 0.8 they are perfect, on every fold."""
-    ids = [f"{k:02}" for k in range(8)]
-    truth = pd.DataFrame({"patientId": ids, "x": 100.0, "y": 100.0, "width": 200.0, "height": 200.0})
-    large = with_scaled_boxes(truth.assign(confidence=0.9), 1 / 0.8)[["patientId", "confidence", *BOX_COLUMNS]]
-    folds = pd.Series([0, 0, 0, 0, 1, 1, 1, 1], index=ids)
-    found = scale_scores(large, truth, folds)
-    assert found["cross_fitted_mAP"] == 1.0
-    assert found["best"]["0.8"] == 1.0
-    assert found["best"]["1"] < 1.0
-    assert scale_scores(large, truth, folds * 0)["cross_fitted_mAP"] is None
 
 
 def test_accuracy_counts_images_not_boxes():

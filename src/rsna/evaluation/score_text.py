@@ -30,7 +30,6 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
         print(f"cross-fitted, with the threshold chosen on the other folds: {scores['cross_fitted_mAP']:.4f}")
     print(by_name("on the same images", scores["baselines"]))
     print_detection_scores(scores)
-    print_scales(scores)
     fused, plain = scores["best_mAP"], scores["no_tta_best_mAP"]
     if plain > fused:
         costs = "NOTE: test-time augmentation costs here: the plain view alone scores"
@@ -67,16 +66,6 @@ def print_detection_scores(scores: dict[str, Any]) -> None:
 
 def by_name(title: str, values: dict[str, float], digits: int = 4) -> str:
     return f"{title}: " + "  ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
-
-
-def print_scales(scores: dict[str, Any]) -> None:
-    """What smaller or larger boxes would score, and whether the choice carries over to other folds."""
-    found = scores["box_scales"]
-    print(by_name("boxes scaled about their centres, each at its best threshold", found["best"]))
-    both, alone = found["cross_fitted_mAP"], scores["cross_fitted_mAP"]
-    if both is not None and alone is not None:
-        advice = "it pays, see box_scale=" if both > alone else "it does not pay"
-        print(f"cross-fitted, scale and threshold: {both:.4f}, the threshold alone {alone:.4f}: {advice}")
 
 
 def score_file(cfg: Config) -> None:

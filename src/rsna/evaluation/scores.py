@@ -22,14 +22,7 @@ from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import image_scores, of_images, threshold_sweep, top_confidences
 from rsna.evaluation.operating_point import Images, choose_point
-from rsna.evaluation.threshold import (
-    OperatingPoint,
-    best_score,
-    cross_fit,
-    mean_or_none,
-    scale_scores,
-    with_scaled_boxes,
-)
+from rsna.evaluation.threshold import OperatingPoint, best_score, cross_fit, mean_or_none, with_scaled_boxes
 
 Floats = NDArray[np.float64]
 # what others take from scores.json, and of what type
@@ -166,7 +159,6 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
         "no_tta_best_mAP": best_score(found.no_tta, truth),
         "accuracy": accuracy(predictions, truth),
         **detection_scores(truth, predictions, len(folds)),
-        "box_scales": scale_scores(predictions, truth, folds["fold"]),
         "per_view_position": image_score.groupby(view).mean().to_dict(),
         "baselines": baselines(found.all_truth, folds["fold"], kept, truth),
         "per_fold": score_folds(found, image_score, cross_fitted),

@@ -14,9 +14,6 @@ from rsna.data.boxes import scale_boxes
 from rsna.data.competition import BOX_COLUMNS
 from rsna.evaluation.metric import cut_points, image_scores, keep_confident, of_images, threshold_sweep, top_confidences
 
-# factors on the sides of predicted boxes that are tried: the challenge's best found that smaller ones score higher
-BOX_SCALES = (0.8, 0.875, 0.95, 1.0, 1.05)
-
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -64,9 +61,9 @@ def best_point(predictions: pd.DataFrame, truth: pd.DataFrame, scales: Sequence[
 
 
 def cross_fit(
-    predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series, scales: Sequence[float] = (1.0,)
+    predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series
 ) -> tuple[pd.Series, dict[Any, OperatingPoint]]:
-    """Image scores with the operating point of each fold chosen on the other folds, and those points by fold.
+    """Image scores with the threshold of each fold chosen on the other folds, and those operating points by fold.
 
     fold_of: index patientId -> fold. With a single fold there is no other: no score and no point. The mean of the
     scores is what to expect of images that took no part in the choice, if they are like these.
@@ -74,7 +71,7 @@ def cross_fit(
     parts, points = [pd.Series(dtype=float)], dict[Any, OperatingPoint]()
     for fold, ids in fold_of.groupby(fold_of).groups.items() if fold_of.nunique() > 1 else ():
         others = fold_of.index.difference(ids)
-        points[fold] = best_point(of_images(predictions, others), of_images(truth, others), scales)
+        points[fold] = best_point(of_images(predictions, others), of_images(truth, others))
         kept = points[fold].apply(of_images(predictions, ids))
         parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
     return pd.concat(parts[1:] or parts), points
@@ -83,16 +80,6 @@ def cross_fit(
 def mean_or_none(scores: pd.Series) -> float | None:
     """The mean image score; None where there is none, as JSON has no NaN."""
     return float(scores.mean()) if len(scores) else None
-
-
-def scale_scores(predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series) -> dict[str, Any]:
-    """What scaled boxes would score: `best` by scale, each at its best threshold; and `cross_fitted_mAP`, with scale
-    and threshold of each fold chosen together on the other folds (None with a single fold)."""
-    scores, _ = cross_fit(predictions, truth, fold_of, BOX_SCALES)
-    return {
-        "best": {f"{scale:g}": best_score(with_scaled_boxes(predictions, scale), truth) for scale in BOX_SCALES},
-        "cross_fitted_mAP": mean_or_none(scores),
-    }
 
 
 def point_for_test(
