@@ -1,5 +1,6 @@
 """Kills, full disks, read-only input and second processes: nothing is lost, nothing half is taken for whole."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -206,3 +207,44 @@ def test_two_trainings_at_the_same_moment_end_as_one(reference):
     assert any(refused)
     assert [process.returncode for process in both] == [int(value) for value in refused], said
     assert contents(reference.root) == contents(reference.states / "predict")
+
+
+PAIRS = [(first, second) for k, first in enumerate(STAGES) for second in STAGES[k:]]
+SOME_PAIRS = [("ensemble", "evaluate"), ("evaluate", "make_submission")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(*pair, marks=[] if pair in SOME_PAIRS else pytest.mark.slow) for pair in PAIRS]
+)
+def test_two_commands_at_the_same_moment_wait_or_refuse_and_nothing_is_lost(reference, first, second):
+    """Both have work to do; the second lacks what the first makes, or finds some of it."""
+    replace(reference.root, reference.states / first)
+    both = [
+        subprocess.Popen(command(stage, reference.root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for stage in (first, second)
+    ]
+    said = [process.communicate() for process in both]
+    for process, (out, err) in zip(both, said, strict=True):
+        assert "Traceback" not in err, err
+        assert process.returncode == 0 or "error: " in err, out + err
+    for stage in STAGES[STAGES.index(first) :]:
+        done = run(stage, reference.root)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(reference.root) == reference.end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_command_that_is_paused_again_and_again_ends_as_if_it_were_not(reference, stage):
+    replace(reference.root, reference.states / stage)
+    words = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command(stage, reference.root), **words)
+    while process.poll() is None:
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            time.sleep(0.2)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    after = STAGES[STAGES.index(stage) + 1] if stage != STAGES[-1] else "end"
+    assert contents(reference.root) == contents(reference.states / after)

@@ -183,7 +183,7 @@ def test_an_edited_table_is_not_overwritten(demo, tmp_path):
     cfg = settings(tmp_path / "copy")
     labels = Path(cfg.input) / competition.LABELS_CSV
     labels.write_text("mine")
-    with pytest.raises(UserError, match=r"labels\.csv: not as make_demo wrote it, and not overwritten; delete"):
+    with pytest.raises(UserError, match=r"labels\.csv: not as make_demo wrote it, and not overwritten; choose another"):
         make_demo(cfg)
     assert labels.read_text() == "mine"
 

@@ -44,7 +44,7 @@ def make_demo(cfg: Config) -> str:
 def claim_folder(cfg: Config, images: set[Path]) -> None:
     """Write the manifest first, as a claim. Raises UserError where other settings or foreign files are in the way."""
     manifest, outputs = artifacts.manifest_path(cfg, "make_demo"), artifacts.files_of(STAGES["make_demo"].outputs, cfg)
-    remedy = f"delete {cfg.input} and {manifest}, or make another demo with root=<new folder>"
+    remedy = f"choose another root=<new folder>, or move {cfg.input} and {manifest} away"
     found = artifacts.read_manifest(manifest) if manifest.is_file() else {"outputs": {}}
     if manifest.is_file():
         changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_demo"))
