@@ -220,7 +220,9 @@ def test_box_scale_auto_shrinks_boxes_that_are_too_large(root, tmp_path):
     np.testing.assert_allclose(kept["width"], original * scores["box_scale"])
     with pytest.raises(UserError, match=r"scores\.json: made with box_scale=auto, and now box_scale=1\.0; run: "):
         choose_point(replace(cfg, box_scale="1.0"), large)
-    assert choose_point(replace(cfg, threshold="0.5"), large).box_scale == scores["box_scale"]
+    with pytest.raises(UserError, match=r"made with calibrate=test_like, and now calibrate=all; run: "):
+        choose_point(replace(cfg, calibrate="all"), large)
+    assert choose_point(replace(cfg, threshold="0.5", calibrate="auto"), large).box_scale == scores["box_scale"]
     assert choose_point(replace(cfg, threshold="0.5", box_scale="0.9"), large).box_scale == 0.9
 
 

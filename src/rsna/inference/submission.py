@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import current_manifest, is_current, record, require, withdraw
+from rsna.core.artifacts import current_manifest, is_current, names_file, record, require, withdraw
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
@@ -82,16 +82,20 @@ def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
 def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
     """threshold= and box_scale= where they are numbers, else those of scores.json, see point_for_test.
 
-    Raises UserError without scores, or where they are for another box_scale.
+    Raises UserError without scores, or where they are for another box_scale= or calibrate=.
     """
     given = "given as threshold="
     if "auto" not in (cfg.threshold, cfg.box_scale):
         return OperatingPoint(float(cfg.threshold), float(cfg.box_scale), given)
     rebuild = command(cfg, "evaluate")
-    made_with = require(cfg, "evaluate")["settings"].get("box_scale")
-    if made_with != cfg.box_scale:
-        path = cfg.run_dir / "scores.json"
-        raise UserError(f"{path}: made with box_scale={made_with}, and now box_scale={cfg.box_scale}; run: {rebuild}")
+    made_with = require(cfg, "evaluate")["settings"]
+    wanted = {"box_scale": cfg.box_scale, "calibrate": cfg.calibrate}
+    if cfg.calibrate == "auto" or names_file(cfg, "calibrate"):  # of a file `require` compares the content
+        del wanted["calibrate"]
+    for key, value in wanted.items():
+        if (said := made_with.get(key)) != value:
+            path = cfg.run_dir / "scores.json"
+            raise UserError(f"{path}: made with {key}={said}, and now {key}={value}; run: {rebuild}")
     scores = read_scores(cfg.run_dir, rebuild)
     if cfg.threshold != "auto":
         return OperatingPoint(float(cfg.threshold), scores["box_scale"], given)
