@@ -40,14 +40,20 @@ def current_manifest(cfg: Config, name: str, fold: int | None = None) -> dict[st
 
 
 def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
-    """Whether all outputs are there, unchanged, and made from these settings and inputs."""
+    """Whether all outputs are there, unchanged, and made from these settings and inputs, themselves as they were."""
     path = manifest_path(cfg, name, fold)
     if not path.is_file():
         return False
     found = read_manifest(path, command(cfg, name))
     outputs = files_of(STAGES[name].outputs, cfg, fold)
     complete = all(found["outputs"].get(key) == hash_of(output) for key, output in outputs.items())
-    return complete and not differences(found, current_manifest(cfg, name, fold))
+    if not complete or differences(found, current_manifest(cfg, name, fold)):
+        return False
+    try:
+        require_upstream(with_settings(cfg, found), name, fold)
+    except UserError:
+        return False
+    return True
 
 
 def withdraw(cfg: Config, name: str, fold: int | None = None) -> None:
@@ -88,15 +94,19 @@ def require(
         changes = differences(found, current_manifest(cfg, name, fold), ignore)
         if changes:
             raise UserError(f"{path}: {name} ran with other settings or files ({changes}); {remedy}")
-    # from the first command on, so that the one to run is the one that is named
-    for upstream in STAGES[name].after:
-        for run, k in runs_of(made_with, upstream, name, fold):
-            # folds may be the user's own
-            if upstream != "make_folds" or manifest_path(run, upstream).is_file():
-                require(run, upstream, k)
+    require_upstream(made_with, name, fold)
     own = command(made_with, name, **({} if fold is None else {"fold": str(fold)}))
     check_files(found, made_with, name, fold, remedy.replace(rebuild, own))
     return found
+
+
+def require_upstream(cfg: Config, name: str, fold: int | None = None) -> None:
+    """As require, for the commands whose outputs a command reads: from the first on, which is the one to run."""
+    for upstream in STAGES[name].after:
+        for run, k in runs_of(cfg, upstream, name, fold):
+            # folds may be the user's own
+            if upstream != "make_folds" or manifest_path(run, upstream).is_file():
+                require(run, upstream, k)
 
 
 def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None, remedy: str) -> None:

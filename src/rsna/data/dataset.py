@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from rsna.core.artifacts import require_upstream
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
@@ -104,6 +105,7 @@ class FoldData:
 
 def load_fold(cfg: Config, fold: int) -> FoldData:
     """The samples of a fold, from folds.csv, the labels and the cache; images that were refused are left out."""
+    require_upstream(cfg, "train", fold)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     truth = read_truth(Path(cfg.input))
     index = read_index(cfg.cache_dir, cfg.size)

@@ -80,7 +80,7 @@ def trained_files(cfg: Config) -> dict[str, Path]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; run: {command(cfg, 'train')} and predict")
     require(cfg, "ensemble", settings=True)
-    if cfg.threshold == "auto":
+    if cfg.threshold == "auto" or (cfg.run_dir / "scores.json").is_file():  # the notebook shows the scores
         require(cfg, "evaluate")
     return files
 

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rsna.core.artifacts import manifest_path, require
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.files import write_then_rename
@@ -64,10 +65,13 @@ def draw_epoch(dataset: ImageDataset, rows: list[int], epoch: int, names: list[s
 def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
     """history.csv of each fold that is asked for, without the mAP of a model that predicts no boxes: it would be 0.
 
-    Raises UserError that names the command for a missing one.
+    Raises UserError that names the command for a missing one, and for one of other files than those that are there.
     """
     columns = ["epoch", "phase", *(column for curves in CURVES.values() for column in curves)]
     train = command(cfg, "train")
+    for fold in cfg.fold_list:
+        if manifest_path(cfg, "train", fold).is_file():  # not while it trains
+            require(cfg, "train", fold)
     tables = {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
     return {fold: table.assign(mAP=table["mAP"].where(table["IoU"].notna())) for fold, table in tables.items()}
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rsna.core.artifacts import current_manifest, is_current, names_file, record, withdraw
+from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.executor import count_workers
@@ -39,6 +39,7 @@ def train_fold(cfg: Config, fold: int) -> None:
         if is_current(cfg, "train", fold):
             print(f"fold {fold}: current, {cfg.total_epochs} epochs -> {cfg.fold_dir(fold) / 'best.pt'}")
             return
+        require_upstream(cfg, "train", fold)
         manifest = current_manifest(cfg, "train", fold)
         train_remaining_epochs(cfg, fold, manifest)
         record(cfg, "train", fold, made=manifest)

@@ -1,0 +1,105 @@
+"""Every input, changed once all is finished, and every command run alone afterwards: nothing old is shown or kept.
+
+The pairs come from the table of provenance, so that a new command is covered once it is declared there.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from helpers.finished_run import copy_workspace, make_workspace, run_main, settings, without_networks
+
+from rsna.core.artifacts import files_of, manifest_path, read_manifest
+from rsna.core.command_line import parse
+from rsna.core.errors import UserError
+from rsna.core.files import hash_of
+from rsna.core.stages import STAGES
+
+# commands that write no manifest, and the one whose outputs they show
+READERS = {
+    "summary": "make_submission",
+    "show_submission": "make_submission",
+    "show_results": "evaluate",
+    "compare": "evaluate",
+    "show_history": "train",
+}
+COMMANDS = {name: name for name in STAGES if name != "make_demo"} | READERS
+
+
+def upstream(name):
+    """A command of the table and all whose outputs it is made from, however indirectly."""
+    return {name, *(other for first in STAGES[name].after for other in upstream(first))}
+
+
+def inputs_of(command):
+    return sorted({template for name in upstream(COMMANDS[command]) for template in STAGES[name].inputs})
+
+
+PAIRS = [(command, template) for command in COMMANDS for template in inputs_of(command)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Only to be copied."""
+    root = tmp_path_factory.mktemp("finished") / "workspace"
+    root.mkdir()
+    make_workspace(root)
+    return root
+
+
+def change(path):
+    """Another content of the same form: rows in another order, or another source of a cached image."""
+    path, _, split = str(path).partition("#")
+    path = Path(path)
+    if path.suffix == ".csv":
+        head, first, second, *rest = path.read_text().splitlines(keepends=True)
+        lines = [head, second, first, *rest]
+        if split:
+            rows = path.read_text().splitlines(keepends=True)
+            place = next(k for k, row in enumerate(rows) if f",{split}," in row)
+            lines = [*rows[:place], rows[place].replace("0000000000000000", "00000000000000ff"), *rows[place + 1 :]]
+        content = "".join(lines).encode()
+    elif path.name == "scores.json":
+        content = path.read_bytes() + b"\n"
+    elif path.suffix == ".json":
+        content = json.dumps(json.loads(path.read_text())[::-1]).encode()
+    elif path.suffix == ".txt":
+        content = path.read_text().partition("\n")[2].encode()
+    else:
+        content = path.read_bytes() + b"0"
+    assert content != path.read_bytes()
+    path.unlink()  # it may be linked
+    path.write_bytes(content)
+
+
+def folds_of(cfg, name):
+    return cfg.fold_list if "{fold}" in STAGES[name].manifest else [None]
+
+
+def untrue(cfg, command):
+    """What the manifests behind a command say of a file that is there and is not as they say."""
+    for name in upstream(COMMANDS[command]):
+        for fold in folds_of(cfg, name):
+            said = read_manifest(manifest_path(cfg, name, fold))
+            for kind in ("inputs", "outputs"):
+                for key, path in files_of(getattr(STAGES[name], kind), cfg, fold).items():
+                    if said[kind].get(key) != hash_of(path):
+                        yield f"{name}: {key}"
+
+
+@pytest.mark.parametrize(("command", "template"), PAIRS)
+def test_after_a_change_a_command_refuses_or_makes_all_anew(finished, tmp_path, monkeypatch, capsys, command, template):
+    copy_workspace(finished, tmp_path / "w")
+    without_networks(monkeypatch)
+    cfg = parse(settings(tmp_path / "w"))
+    change(next(iter(files_of([template], cfg, cfg.fold_list[-1]).values())))
+    try:
+        run_main(command, cfg)
+    except UserError as error:
+        said = str(error)
+    else:
+        said = ""
+        assert list(untrue(cfg, command)) == []
+    assert not said or re.search("run: |restore|delete|name=", said)
+    assert "\n" not in said

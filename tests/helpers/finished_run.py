@@ -1,0 +1,111 @@
+"""A run that every command has finished, in a second: the network is made up, what follows its predictions is real."""
+
+import json
+import os
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from helpers.run_files import SIDE, make_competition, make_fold, make_predictions, words
+
+from rsna.core import executor
+from rsna.core.artifacts import current_manifest, record
+from rsna.core.command_line import parse
+from rsna.core.files import content_hash
+from rsna.data.competition import HEADERS_CSV, MAPPING_JSON, SAMPLE_CSV
+from rsna.inference import predictor
+from rsna.models.checkpoint import save_checkpoint
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+FILES = {"weights": "weights.pth", "calibrate": "calibrate.txt"}
+
+
+def settings(root, *more):
+    files = [f"{key}={Path(root) / name}" for key, name in FILES.items()]
+    return words(root, "first", "epochs=3", "workers=0", "members=", *files, *more)
+
+
+def make_workspace(root):
+    """A workspace in which all optional inputs are there."""
+    folds, labels = make_competition(root)
+    source, index = root / "input", root / "working/png_64/index.csv"
+    folds["patientId"].to_csv(root / "calibrate.txt", index=False, header=False)
+    (root / "weights.pth").write_bytes(b"weights")
+    headers = folds.rename(columns={"age": "PatientAge", "sex": "PatientSex", "view": "ViewPosition"})
+    headers[["patientId", "PatientAge", "PatientSex", "ViewPosition"]].to_csv(source / HEADERS_CSV, index=False)
+    people = [{"subset_img_id": i, "img_id": p} for i, p in zip(folds["patientId"], folds["group"], strict=True)]
+    (source / MAPPING_JSON).write_text(json.dumps(people))
+    test = [f"test{k}" for k in range(20)]
+    pd.DataFrame({"patientId": test, "PredictionString": ""}).to_csv(source / SAMPLE_CSV, index=False)
+    rows = pd.read_csv(index, dtype=str)
+    hashes = [f"{k:016x}" for k in range(len(rows))]
+    others = rows.iloc[: len(test)].assign(patientId=test, split="test")
+    rows = pd.concat([rows.assign(source_hash=hashes), others.assign(source_hash=hashes[: len(test)])])
+    rows.to_csv(index, index=False)
+    cfg = parse(settings(root))
+    record(cfg, "make_folds")
+    for fold in cfg.fold_list:
+        make_trained_fold(cfg, fold)
+        make_tables(cfg, fold, labels[labels["patientId"].isin(folds.loc[folds["fold"] == fold, "patientId"])], test)
+    for name in ("ensemble", "evaluate", "make_submission", "report"):
+        run_main(name, cfg)
+    return cfg
+
+
+def make_trained_fold(cfg, fold):
+    make_fold(cfg, fold, ())
+    folder = cfg.fold_dir(fold)
+    content = {
+        "manifest": current_manifest(cfg, "train", fold),
+        "fold": fold,
+        "history": [{}] * cfg.epochs,
+        "model": {},
+    }
+    save_checkpoint(content, folder / "best.pt")
+    save_checkpoint({**content, "best": content_hash(folder / "best.pt")}, folder / "last.pt")
+    record(cfg, "train", fold)
+
+
+def make_tables(cfg, fold, labels, test):
+    missing = dict.fromkeys(("x", "y", "width", "height"), np.nan)
+    unlabelled = pd.DataFrame({"patientId": test, "Target": 0, **missing})
+    for name, images in (("valid", labels), ("test", unlabelled)):
+        boxes = make_predictions(images, seed=fold)
+        boxes = boxes.assign(width=boxes["width"].clip(50, SIDE), height=boxes["height"].clip(50, SIDE), view="plain")
+        boxes.to_csv(cfg.fold_dir(fold) / f"{name}.csv", index=False)
+        shares = {"p_normal": 0.25, "p_not_normal": 0.25, "p_opacity": 0.5}
+        boxes[["patientId", "view"]].assign(**shares).to_csv(cfg.fold_dir(fold) / f"{name}_images.csv", index=False)
+    record(cfg, "predict", fold)
+
+
+def copy_workspace(source, target):
+    """A copy of linked files: commands replace files and never write into them."""
+    shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns(".lock"))
+
+
+def run_main(name, cfg):
+    """A command's main with this config, in this process."""
+    runpy.run_path(str(SRC / f"{name}.py"))["main"](cfg)
+
+
+def without_networks(monkeypatch):
+    """Training and prediction as far as files go: folds in this process, and a network that repeats its tables."""
+
+    def repeat(cfg, model, ids, split, title):
+        folder, name = cfg.fold_dir(int(title.split()[1])), title.split()[2]
+        return [pd.read_csv(folder / f"{table}.csv", dtype={"patientId": str}) for table in (name, f"{name}_images")]
+
+    class Network:
+        def load_state_dict(self, state):
+            pass
+
+    def run_folds(function, cfg, folds):
+        for fold in folds:
+            function(cfg, fold)
+        return {}
+
+    monkeypatch.setattr(executor, "run_folds", run_folds)
+    monkeypatch.setattr(predictor, "build_model", lambda cfg, weights: Network())
+    monkeypatch.setattr(predictor, "predict_images", repeat)
