@@ -5,6 +5,7 @@ import pytest
 
 from rsna.core.errors import UserError
 from rsna.data.competition import (
+    SAMPLE_CSV,
     largest_box,
     read_classes,
     read_folds,
@@ -159,3 +160,9 @@ def test_predictions_with_numbers_that_are_too_large_are_named(tmp_path, column,
     (tmp_path / "s.csv").write_text("patientId,PredictionString\nNA,\na," + " ".join(row[1:]) + "\n")
     with pytest.raises(UserError, match=r"s\.csv, line 3 \(a\): "):
         parse_submission(tmp_path / "s.csv")
+
+
+def test_a_sample_submission_without_rows_is_refused(tmp_path):
+    (tmp_path / SAMPLE_CSV).write_text("patientId,PredictionString\n")
+    with pytest.raises(UserError, match=r"stage_2_sample_submission\.csv: has no row; "):
+        read_sample(tmp_path)

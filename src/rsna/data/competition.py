@@ -164,6 +164,8 @@ def read_sample(folder: Path) -> list[str]:
     path = folder / SAMPLE_CSV
     ids = read_table(path, ["patientId"], source=HOW_TO_GET)["patientId"]
     refuse_rows(path, ids, {"the patientId was there before": ids.duplicated()}, "fetch the file again")
+    if ids.empty:
+        raise UserError(f"{path}: has no row; {HOW_TO_GET}")
     return ids.tolist()
 
 

@@ -1,0 +1,86 @@
+"""Files of a finished run with fields removed, retyped, emptied or nested: every reader ends in one line or is right."""
+
+import json
+import random
+import shutil
+
+import pytest
+from helpers.finished_run import copy_workspace, make_workspace, run_main, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from rsna.core.command_line import parse
+from rsna.core.errors import UserError
+
+READERS = ("evaluate", "make_submission", "summary", "report", "compare", "show_history")
+ODD = (None, True, -1, 1e308, "x", "", [], [[]], {}, {"a": {"b": []}})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Only to be copied. A second run stands beside the first: compare and report read it too."""
+    root = tmp_path_factory.mktemp("damaged") / "workspace"
+    root.mkdir()
+    make_workspace(root)
+    shutil.copytree(root / "working/first", root / "working/other")
+    return root
+
+
+def places(content, path=()):
+    """The path to every field of a JSON content, however nested."""
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in pairs:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def damage_json(text, rng):
+    content = json.loads(text)
+    path = rng.choice(list(places(content)))
+    holder = content
+    for key in path[:-1]:
+        holder = holder[key]
+    if rng.random() < 0.3:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = rng.choice(ODD)
+    return json.dumps(content)
+
+
+def damage_csv(text, rng):
+    lines = text.splitlines()
+    kind = rng.choice(["empty", "header only", "column", "field", "more fields", "half a line"])
+    if kind == "empty":
+        return ""
+    if kind == "header only":
+        return lines[0] + "\n"
+    row, rows = rng.randrange(len(lines)), [line.split(",") for line in lines]
+    column = rng.randrange(len(rows[0]))
+    if kind == "column":
+        rows = [fields[:column] + fields[column + 1 :] for fields in rows]
+    if kind == "field":
+        rows[row][min(column, len(rows[row]) - 1)] = rng.choice(["", "nan", "inf", "1e999", "x", "-1", '"'])
+    if kind == "more fields":
+        rows[row] = [*rows[row], "1", "2"]
+    lines = [",".join(fields) for fields in rows]
+    return "\n".join(lines)[: -len(lines[-1]) // 2 if kind == "half a line" else None] + "\n"
+
+
+@pytest.mark.parametrize("reader", READERS)
+@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000))
+def test_a_damaged_file_ends_in_one_line(finished, tmp_path_factory, reader, seed):
+    root, rng = tmp_path_factory.mktemp("w") / "w", random.Random(seed)
+    copy_workspace(finished, root)
+    files = [path for path in sorted(root.rglob("*")) if path.suffix in (".json", ".csv")]
+    path = rng.choice(files)
+    text = path.read_text()
+    path.unlink()  # it is linked
+    path.write_text((damage_json if path.suffix == ".json" else damage_csv)(text, rng))
+    try:
+        run_main(reader, parse(settings(root)))
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert str(root) in str(error)
+    shutil.rmtree(root)
