@@ -82,7 +82,8 @@ def train_run(run: str, seed: str, world: dict[str, str]) -> None:
     if run == "fastai":
         run_script(Path(__file__), "one=fastai", *words)
         return
-    for name in ("train", "predict", "ensemble"):
+    # the classifier has no boxes: it is fused with the detector only
+    for name in ("train", "predict") if run == "classifier" else ("train", "predict", "ensemble"):
         command(name, *words)
 
 
