@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import UnionType
 from typing import IO, Any
 
 from rsna.core.errors import UserError
@@ -92,8 +91,8 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     write_text(json.dumps(content, indent=2) + "\n", path)
 
 
-def read_json(path: Path, rebuild: str = "", expected: Mapping[str, type | UnionType] | None = None) -> dict[str, Any]:
-    """Read a JSON object with at least the keys of `expected`, their values of these types; numbers are finite.
+def read_json(path: Path, rebuild: str = "", expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a JSON object with at least the keys of `expected`, their values of these forms, see fits.
 
     `rebuild` is the command that makes the file. Raises UserError where it is missing or broken.
     """
@@ -106,11 +105,24 @@ def read_json(path: Path, rebuild: str = "", expected: Mapping[str, type | Union
         raise UserError(f"{path}: not JSON ({error}); {remedy}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; {remedy}")
-    for key, kind in (expected or {}).items():
-        value = content.get(key)
-        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+    for key, form in (expected or {}).items():
+        if not fits(content, {key: form}):
             raise UserError(f"{path}: '{key}' is missing or makes no sense; {remedy}")
     return content
+
+
+def fits(value: Any, form: Any) -> bool:
+    """Whether a value from JSON has a form: a type, or a dict or list of forms; a list of one is for any length.
+
+    Numbers are finite, or NaN where None is allowed too. A dict may have more keys than its form.
+    """
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(key in value and fits(value[key], own) for key, own in form.items())
+    if isinstance(form, list):
+        forms = form * len(value) if isinstance(value, list) and len(form) == 1 else form
+        return isinstance(value, list) and len(value) == len(forms) and all(map(fits, value, forms))
+    finite = not isinstance(value, float) or math.isfinite(value) or (math.isnan(value) and isinstance(None, form))
+    return isinstance(value, form) and finite and not isinstance(value, bool)
 
 
 def bytes_hash(content: bytes) -> str:

@@ -59,6 +59,17 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
     return table
 
 
+def read_numbers(path: Path, columns: Sequence[str], rebuild: str = "") -> pd.DataFrame:
+    """As read_table, and these columns hold numbers or are empty, in one row at least. Raises UserError."""
+    table = read_table(path, columns, rebuild)
+    numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce")
+    wrong = [name for name in columns if (numbers[name].isna() & table[name].notna()).any()]
+    if wrong or table.empty:
+        problem = f"{wrong[0]} is not a number in each row" if wrong else "no rows"
+        raise UserError(f"{path}: {problem}; delete it" + (f" and run: {rebuild}" if rebuild else ""))
+    return table.assign(**numbers)
+
+
 def line_number(path: Path, row: int) -> int:
     """The line of a CSV, from 1, on which row `row` of its table, from 0, begins; empty lines are no rows."""
     starts, end = [], 0

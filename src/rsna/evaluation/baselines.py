@@ -5,6 +5,8 @@ import pandas as pd
 from rsna.data.competition import BOX_COLUMNS, largest_box
 from rsna.evaluation.metric import mean_average_precision, of_images
 
+BASELINES = ("no boxes", "median box on every image", "median box where the model puts one")
+
 
 def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
     """A prediction for each image of `fold_of` (index patientId): the median box of other folds, with confidence 1."""
@@ -26,8 +28,5 @@ def median_box(boxes: pd.DataFrame) -> dict[str, float]:
 def baselines(all_truth: pd.DataFrame, fold_of: pd.Series, kept: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
     """mAP of what needs no model, given median_boxes(all_truth, fold_of) and the model's thresholded boxes `kept`."""
     boxes = median_boxes(all_truth, fold_of)
-    return {
-        "no boxes": mean_average_precision(truth, boxes.iloc[:0]),
-        "median box on every image": mean_average_precision(truth, boxes),
-        "median box where the model puts one": mean_average_precision(truth, of_images(boxes, kept["patientId"])),
-    }
+    tables = (boxes.iloc[:0], boxes, of_images(boxes, kept["patientId"]))
+    return {name: mean_average_precision(truth, table) for name, table in zip(BASELINES, tables, strict=True)}

@@ -11,7 +11,7 @@ from rsna.core.artifacts import read_manifest, require, with_settings
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.tables import read_table
+from rsna.core.tables import read_numbers
 from rsna.data.competition import read_predictions
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, of_images
@@ -109,7 +109,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 def training_seconds(folder: Path) -> float:
     """Seconds that all recorded epochs of all folds took together; NaN if nothing was recorded."""
-    tables = [read_table(path, ["epoch", "seconds"]) for path in sorted(folder.glob("fold*/seconds.csv"))]
+    tables = [read_numbers(path, ["epoch", "seconds"]) for path in sorted(folder.glob("fold*/seconds.csv"))]
     return float(sum(table["seconds"].sum() for table in tables)) if tables else np.nan
 
 

@@ -17,7 +17,7 @@ from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, largest_box
-from rsna.evaluation.baselines import baselines
+from rsna.evaluation.baselines import BASELINES, baselines
 from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import image_scores, of_images, threshold_sweep, top_confidences
@@ -25,9 +25,21 @@ from rsna.evaluation.operating_point import Images, choose_point
 from rsna.evaluation.threshold import OperatingPoint, best_score, cross_fit, mean_or_none, with_scaled_boxes
 
 Floats = NDArray[np.float64]
-# what others take from scores.json, and of what type
-SCORES_JSON: dict[str, Any] = {"threshold": int | float, "box_scale": int | float, "operating_point": dict}
-SCORES_JSON |= {"images": int, "mAP": int | float, "interval": list, "per_fold": list}
+# what others take from scores.json, and of what form
+NUMBER, MAYBE = int | float, int | float | None
+FOLD_JSON = {"fold": int, "images": int, "positives": int, "AUC": MAYBE, "IoU": MAYBE, "mAP": MAYBE}
+# fmt: off
+POINT_JSON = {
+    "chosen_on": str, "images": int, "positives": int, "threshold": NUMBER, "box_scale": NUMBER,
+    "bins": {"edges": [NUMBER], "positives": [int], "negatives": [int]}, "resampling": [int, int],
+}
+SCORES_JSON = {
+    "threshold": NUMBER, "box_scale": NUMBER, "operating_point": POINT_JSON, "per_fold": [FOLD_JSON], "images": int,
+    "mAP": NUMBER, "interval": [NUMBER, NUMBER], "with_box": NUMBER, "no_tta_best_mAP": NUMBER, "AUC": MAYBE,
+    "IoU": MAYBE, "cross_fitted_mAP": MAYBE, "cross_fitted_thresholds": dict,
+    "baselines": dict.fromkeys(BASELINES, MAYBE),
+}
+# fmt: on
 
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:

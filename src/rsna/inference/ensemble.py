@@ -17,7 +17,7 @@ from rsna.core.command_line import command
 from rsna.core.config import Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock
-from rsna.core.tables import read_table, write_table
+from rsna.core.tables import read_numbers, read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions, read_truth
 from rsna.evaluation.metric import of_images
 from rsna.inference.box_fusion import fuse_tables
@@ -135,7 +135,8 @@ def read_views(path: Path) -> dict[str, pd.DataFrame]:
 
 def mean_of_views(path: Path, views: slice) -> pd.DataFrame:
     """Class probabilities by patientId, mean over these views; NaN for an image that could not be decoded."""
-    table = read_table(path, ["patientId", "view", "p_opacity"])
+    columns = read_table(path, ["patientId", "view", "p_opacity"]).columns
+    table = read_numbers(path, [name for name in columns if name.startswith("p_")])
     table = table[table["view"].isin(table["view"].unique()[views])].drop(columns="view")
     return table.groupby("patientId", sort=False).mean()
 

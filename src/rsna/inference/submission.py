@@ -13,7 +13,7 @@ from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock, read_json, write_then_rename
-from rsna.core.tables import read_table
+from rsna.core.tables import read_numbers
 from rsna.data.cache import read_index
 from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample
 from rsna.data.submission_format import check_submission, format_submission
@@ -118,7 +118,7 @@ def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFra
             why = f"; not corrected for the fraction of positives: {prior:.1%} ({words}) settles no difference"
             return scores["threshold"], f"{why} from the {share:.1%} out of fold"
     prior = prior or float(cfg.prior)
-    surface = read_table(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))
+    surface = read_numbers(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))
     own = surface[np.isclose(surface["box_scale"], scores["box_scale"])]
     threshold = best_threshold(own.assign(score=mean_score(own["found"], own["false_alarms"], prior)))
     return threshold, f"; corrected for {prior:.1%} positives ({words}) instead of {share:.1%}"

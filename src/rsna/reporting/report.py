@@ -14,7 +14,7 @@ from rsna.core.artifacts import is_current, manifest_path, with_settings
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.files import content_hash, read_json, write_text
-from rsna.core.tables import read_table
+from rsna.core.tables import read_numbers
 from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
@@ -50,8 +50,8 @@ def read_data(cfg: Config) -> ReportData:
         folds=folds,
         geometry=cached_images(cfg, "train"),
         size=cfg.size,
-        sweep=read_table(run.folder / "threshold.csv", ["threshold", "score"], command(cfg, "evaluate")),
-        surface=read_table(run.folder / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate")),
+        sweep=read_numbers(run.folder / "threshold.csv", ["threshold", "score"], command(cfg, "evaluate")),
+        surface=read_numbers(run.folder / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate")),
         histories=read_histories(run),
         resampling=Resampling(people_of(folds.reset_index()), cfg.bootstrap, cfg.seed),
         command=partial(command, cfg),
@@ -61,8 +61,7 @@ def read_data(cfg: Config) -> ReportData:
 def read_histories(run: Run) -> dict[int, pd.DataFrame]:
     """fold -> history.csv; a run that fuses others has none."""
     paths = {fold["fold"]: run.folder / f"fold{fold['fold']}" / "history.csv" for fold in run.scores["per_fold"]}
-    tables = {k: read_table(path, training_sections.HISTORY_COLUMNS) for k, path in paths.items() if path.is_file()}
-    return {fold: table for fold, table in tables.items() if len(table)}
+    return {k: read_numbers(path, training_sections.HISTORY_COLUMNS) for k, path in paths.items() if path.is_file()}
 
 
 def headline(cfg: Config, data: ReportData) -> dict[str, Any]:

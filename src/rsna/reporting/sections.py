@@ -126,7 +126,7 @@ def threshold_table(data: ReportData) -> Table | None:
     """The cross-fitted threshold and score of each fold; None with a single fold."""
     chosen = data.run.scores["cross_fitted_thresholds"]
     rows = [
-        [f"fold {fold['fold']}", *map(digits, (chosen[str(fold["fold"])], fold["cross_fitted_mAP"], fold["mAP"]))]
+        [f"fold {fold['fold']}", *map(digits, (chosen.get(str(fold["fold"])), fold["cross_fitted_mAP"], fold["mAP"]))]
         for fold in data.run.scores["per_fold"]
         if fold["cross_fitted_mAP"] is not None
     ]
