@@ -14,7 +14,7 @@ from rsna.core.artifacts import is_current, manifest_path, with_settings
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.files import content_hash, read_json, write_text
-from rsna.core.tables import read_numbers
+from rsna.core.tables import read_numbers, read_table
 from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
@@ -61,7 +61,9 @@ def read_data(cfg: Config) -> ReportData:
 def read_histories(run: Run) -> dict[int, pd.DataFrame]:
     """fold -> history.csv; a run that fuses others has none."""
     paths = {fold["fold"]: run.folder / f"fold{fold['fold']}" / "history.csv" for fold in run.scores["per_fold"]}
-    return {k: read_numbers(path, training_sections.HISTORY_COLUMNS) for k, path in paths.items() if path.is_file()}
+    columns = training_sections.HISTORY_COLUMNS
+    begun = {k: path for k, path in paths.items() if path.is_file() and len(read_table(path, columns))}
+    return {k: read_numbers(path, columns) for k, path in begun.items()}
 
 
 def headline(cfg: Config, data: ReportData) -> dict[str, Any]:
