@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.finished_run import copy_workspace, make_workspace, run_main, settings, without_networks
+from helpers.finished_run import copy_workspace, run_main, settings, without_networks
 
 from rsna.core.artifacts import files_of, manifest_path, read_manifest
 from rsna.core.command_line import parse
@@ -37,15 +37,6 @@ def inputs_of(command):
 
 
 PAIRS = [(command, template) for command in COMMANDS for template in inputs_of(command)]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Only to be copied."""
-    root = tmp_path_factory.mktemp("finished") / "workspace"
-    root.mkdir()
-    make_workspace(root)
-    return root
 
 
 def change(path):

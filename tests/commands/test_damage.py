@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from helpers.finished_run import copy_workspace, make_workspace, run_main, settings
+from helpers.finished_run import copy_workspace, run_main, settings
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -18,11 +18,10 @@ ODD = (None, True, -1, 1e308, "x", "", [], [[]], {}, {"a": {"b": []}})
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def two_runs(finished, tmp_path_factory):
     """Only to be copied. A second run stands beside the first: compare and report read it too."""
-    root = tmp_path_factory.mktemp("damaged") / "workspace"
-    root.mkdir()
-    make_workspace(root)
+    root = tmp_path_factory.mktemp("two") / "workspace"
+    copy_workspace(finished, root)
     shutil.copytree(root / "working/first", root / "working/other")
     return root
 
@@ -70,9 +69,9 @@ def damage_csv(text, rng):
 @pytest.mark.parametrize("reader", READERS)
 @hypothesis_settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000))
-def test_a_damaged_file_ends_in_one_line(finished, tmp_path_factory, reader, seed):
+def test_a_damaged_file_ends_in_one_line(two_runs, tmp_path_factory, reader, seed):
     root, rng = tmp_path_factory.mktemp("w") / "w", random.Random(seed)
-    copy_workspace(finished, root)
+    copy_workspace(two_runs, root)
     files = [path for path in sorted(root.rglob("*")) if path.suffix in (".json", ".csv")]
     path = rng.choice(files)
     text = path.read_text()

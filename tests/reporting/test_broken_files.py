@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.finished_run import copy_workspace, make_workspace, run_main, settings, without_networks
+from helpers.finished_run import copy_workspace, run_main, settings, without_networks
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -19,15 +19,6 @@ from rsna.evaluation.scores import SCORES_JSON, read_scores
 from rsna.reporting.summary import out_of_fold_rows
 
 NONSENSE = [None, "x", [], {}, [{}], {"a": 1}, True, [1, 2, 3], float("inf")]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Only to be copied."""
-    root = tmp_path_factory.mktemp("finished") / "workspace"
-    root.mkdir()
-    make_workspace(root)
-    return root
 
 
 @pytest.fixture
