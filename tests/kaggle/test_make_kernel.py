@@ -21,8 +21,7 @@ from rsna.core.errors import UserError
 from rsna.core.files import read_json
 from rsna.core.presets import PRESETS
 from rsna.kaggle import client as kaggle_client
-from rsna.kaggle import notebooks
-from rsna.kaggle.bundle import PACKAGES, address_of, check_limits, collect_wheels, title_of, user_slug, write_metadata
+from rsna.kaggle.bundle import PACKAGES, address_of, collect_wheels, title_of, user_slug, write_metadata
 from rsna.kaggle.client import Upload, status_in, upload_and_submit, wait_until
 from rsna.kaggle.kernels import plan_bundle, print_bundle, print_commands, run_words, write_bundle
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
@@ -80,23 +79,6 @@ def test_user_names(user):
 def test_invalid_user_names(user):
     with pytest.raises(UserError, match="Kaggle user name"):
         user_slug(user)
-
-
-def test_what_kaggle_would_refuse_is_refused(tmp_path, monkeypatch):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "best.pt").write_bytes(bytes(3000))
-    check_limits(tmp_path, 3000)
-    with pytest.raises(UserError, match=r"holds 0\.0 MB at most; the largest part is run.*fold="):
-        check_limits(tmp_path, 2999)
-    for number in range(50):
-        (tmp_path / f"{number}.txt").touch()
-    with pytest.raises(UserError, match="51 entries"):
-        check_limits(tmp_path)
-    monkeypatch.setattr(notebooks, "MAX_SOURCE_BYTES", 1000)
-    kernel = Kernel("u", "r", [])
-    with pytest.raises(UserError, match=r"Kaggle takes 0\.0 MB at most"):
-        write_kernel(training_notebook(kernel), tmp_path / "k", kernel, "-training")
-    assert not (tmp_path / "k").exists()
 
 
 @pytest.mark.parametrize("make", [inference_notebook, training_notebook])

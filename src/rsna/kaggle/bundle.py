@@ -1,4 +1,4 @@
-"""The dataset for Kaggle: addresses that Kaggle accepts, its limits, wheels, code, files of a run, metadata."""
+"""The dataset for Kaggle: addresses that Kaggle accepts, wheels, code, files of a run, metadata."""
 
 import hashlib
 import os
@@ -35,9 +35,6 @@ FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
 PYTHONS = ("3.11", "3.12", "3.13")  # of older images, of today's, and what is expected
 PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
 
-# kaggle.com/docs/datasets, "Technical Specifications"; folders that are uploaded as archives count as one
-MAX_DATASET_BYTES = 200 * 10**9
-MAX_TOP_LEVEL = 50
 # a dataset's address has 6 to 50 characters (the client refuses others), and so has a title
 MAX_SLUG = 50
 PREFIX = "rsna-pneumonia"
@@ -124,12 +121,11 @@ def write_files(files: dict[str, Path], folder: Path, wheels: str) -> list[str]:
             os.link(path, folder / name)
         except OSError:  # another disk, or one without hard links
             shutil.copyfile(path, folder / name)
-    check_limits(folder)
     return collect_wheels(folder / "wheels", wheels)
 
 
 def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -> None:
-    """dataset-metadata.json for the client, and bundle.json for the notebooks. Raises UserError, see check_limits."""
+    """dataset-metadata.json for the client, and bundle.json for the notebooks."""
     metadata = {
         "title": title_of(address_of(run)),
         "id": f"{user}/{address_of(run)}",
@@ -140,7 +136,6 @@ def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -
     }
     write_json(metadata, folder / "dataset-metadata.json")
     write_json(content, folder / BUNDLE_JSON)
-    check_limits(folder)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -150,19 +145,6 @@ def sizes(folder: Path) -> dict[str, int]:
         for entry in folder.iterdir()
     }
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def check_limits(folder: Path, max_bytes: int = MAX_DATASET_BYTES) -> None:
-    """Raise UserError if Kaggle would refuse a folder as a dataset."""
-    found = sizes(folder)
-    if sum(found.values()) > max_bytes:
-        name = next(iter(found))
-        raise UserError(
-            f"{folder}: {megabytes(sum(found.values()))}, but a Kaggle dataset holds {megabytes(max_bytes)} at most; "
-            f"the largest part is {name} with {megabytes(found[name])}; take fewer folds: fold=..."
-        )
-    if len(found) > MAX_TOP_LEVEL:
-        raise UserError(f"{folder}: {len(found)} entries, but a Kaggle dataset takes {MAX_TOP_LEVEL} at its top level")
 
 
 def megabytes(count: int) -> str:

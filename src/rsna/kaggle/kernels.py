@@ -91,7 +91,7 @@ def weights_name(cfg: Config) -> str:
 
 
 def write_bundle(bundle: Bundle) -> None:
-    """Write dataset and kernels, in place of earlier ones. Raises UserError if Kaggle would refuse them."""
+    """Write dataset and kernels, in place of earlier ones."""
     cfg, new = bundle.cfg, bundle.folder.with_name(f".{bundle.folder.name}.tmp")
     with file_lock(cfg.run_dir):
         shutil.rmtree(new, ignore_errors=True)  # of a killed command
@@ -117,11 +117,10 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
         scores = read_scores(cfg.run_dir, command(cfg, "evaluate")) if scored else None
         kernel = Kernel(user, cfg.name, words, scores)
         write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
-    if names_file(cfg, "weights"):
-        kernel = Kernel(user, cfg.name, words, trains=trains, weights=weights_name(cfg))
-    else:
-        internet = cfg.weights == "imagenet"
-        kernel = Kernel(user, cfg.name, [*words, f"weights={cfg.weights}"], trains=trains, internet=internet)
+    weights = weights_name(cfg) if names_file(cfg, "weights") else ""
+    words = words if weights else [*words, f"weights={cfg.weights}"]
+    internet = cfg.weights == "imagenet"
+    kernel = Kernel(user, cfg.name, words, trains=trains, weights=weights, internet=internet)
     write_kernel(training_notebook(kernel), folder / "training", kernel, "-training")
 
 

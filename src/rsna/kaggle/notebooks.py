@@ -6,14 +6,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rsna.core.errors import UserError
 from rsna.core.files import write_json, write_text
 from rsna.kaggle import notebook_cells as code
-from rsna.kaggle.bundle import COMPETITION, PACKAGES, address_of, megabytes, title_of
+from rsna.kaggle.bundle import COMPETITION, PACKAGES, address_of, title_of
 from rsna.reporting.montage import optional
 from rsna.reporting.summary import digits
-
-MAX_SOURCE_BYTES = 10**6  # Kaggle refuses a kernel with more ("Maximum source size exceeded")
 
 
 @dataclass(frozen=True)
@@ -120,14 +117,11 @@ def score_table(scores: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Path:
-    """Write a notebook and its kernel-metadata.json. Raises UserError if Kaggle would refuse it."""
+def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> None:
+    """Write a notebook and its kernel-metadata.json."""
     address = address_of(kernel.run, suffix)
     path = folder / f"{address}.ipynb"
-    text = optional("nbformat").writes(content) + "\n"
-    if len(text.encode()) > MAX_SOURCE_BYTES:
-        raise UserError(f"{path}: {megabytes(len(text.encode()))}; Kaggle takes {megabytes(MAX_SOURCE_BYTES)} at most")
-    write_text(text, path)
+    write_text(optional("nbformat").writes(content) + "\n", path)
     # fmt: off
     metadata = {
         "id": f"{kernel.user}/{address}", "title": title_of(address), "code_file": path.name,
@@ -140,4 +134,3 @@ def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Pat
     }
     # fmt: on
     write_json(metadata, folder / "kernel-metadata.json")
-    return path
