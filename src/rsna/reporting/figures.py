@@ -15,7 +15,6 @@ from rsna.evaluation.operating_point import log_odds
 from rsna.reporting import svg
 
 
-@svg.styled
 def draw_history(name: str, histories: Mapping[int, pd.DataFrame], columns: Mapping[str, str], label: str) -> str:
     """One line per fold and column (name -> name in the legend) over the epochs."""
     n_lines = len(histories) * len(columns)
@@ -37,7 +36,6 @@ def draw_history(name: str, histories: Mapping[int, pd.DataFrame], columns: Mapp
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_threshold(name: str, sweep: pd.DataFrame, chosen: float, score: float) -> str:
     """mAP over the confidence threshold, and what was chosen."""
     figure, (axis,) = svg.new_axes()
@@ -52,7 +50,6 @@ def draw_threshold(name: str, sweep: pd.DataFrame, chosen: float, score: float) 
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_surface(name: str, surface: pd.DataFrame, chosen: tuple[float, float]) -> str:
     """mAP over threshold and box scale as a map; chosen: the threshold and the scale that are marked."""
     figure, (axis,) = svg.new_axes()
@@ -67,7 +64,6 @@ def draw_surface(name: str, surface: pd.DataFrame, chosen: tuple[float, float]) 
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
     """Stacked bars, one for each IoU threshold: the score, then the loss to each kind of error; together 1."""
     figure, (axis,) = svg.new_axes(3.9)
@@ -86,7 +82,6 @@ def draw_parts(name: str, parts: pd.DataFrame, scored: Floats) -> str:
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_calibration(name: str, bins: pd.DataFrame) -> str:
     """Fraction of images with an opacity over their mean confidence, with intervals, beside the diagonal."""
     figure, (axis,) = svg.new_axes()
@@ -99,7 +94,6 @@ def draw_calibration(name: str, bins: pd.DataFrame) -> str:
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_roc(name: str, curve: pd.DataFrame, at: tuple[float, float]) -> str:
     """Fraction of the opacities found over that of false alarms, and where the threshold lies."""
     figure, (axis,) = svg.new_axes()
@@ -112,7 +106,6 @@ def draw_roc(name: str, curve: pd.DataFrame, at: tuple[float, float]) -> str:
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_overlaps(name: str, iou: Floats) -> str:
     """How many boxes have which IoU; the range of the competition's thresholds is shaded."""
     figure, (axis,) = svg.new_axes()
@@ -123,7 +116,6 @@ def draw_overlaps(name: str, iou: Floats) -> str:
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_groups(name: str, table: pd.DataFrame, overall: float) -> str:
     """mAP of each group of images with its interval, groups below each other; the line is the score of all."""
     shown = table.dropna(subset=["mAP"]).reset_index(drop=True)
@@ -145,7 +137,6 @@ def draw_groups(name: str, table: pd.DataFrame, overall: float) -> str:
     return svg.to_svg(figure, name)
 
 
-@svg.styled
 def draw_coverage(name: str, true: Floats, predicted: Floats) -> str:
     """Two maps in one scale: the fraction of the true and of the predicted boxes that cover each pixel."""
     figure, axes = svg.new_axes(2.6, 2)

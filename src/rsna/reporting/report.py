@@ -20,7 +20,7 @@ from rsna.evaluation.metric import mean_average_precision
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
 from rsna.evaluation.runs import Resampling, Run, compare_runs, find_runs, people_of, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
-from rsna.reporting import error_sections, sections, training_sections
+from rsna.reporting import error_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
 from rsna.reporting.montage import cached_images
 from rsna.reporting.sections import ReportData, Table
@@ -68,35 +68,15 @@ def read_histories(run: Run) -> dict[int, pd.DataFrame]:
 
 def headline(cfg: Config, data: ReportData) -> dict[str, Any]:
     """The numbers at the top."""
-    scores = data.run.scores
-    by_fold = pd.Series([fold["mAP"] for fold in scores["per_fold"]], dtype=float)
-    low, high = scores["interval"]
+    by_fold = pd.Series([fold["mAP"] for fold in data.run.scores["per_fold"]], dtype=float)
     return {
         "name": cfg.name,
-        "score": f"{scores['mAP']:.4f}",
+        "scores": data.run.scores,
         "spread": f"± {by_fold.std():.4f} over {len(by_fold)} folds" if len(by_fold) > 1 else "one fold",
-        "interval": f"{low:.4f} to {high:.4f}",
-        "cross_fitted": digits(scores["cross_fitted_mAP"]),
-        "threshold": f"{scores['threshold']:.4f}",
-        "box_scale": f"{scores['box_scale']:g}",
-        "auc": digits(scores["AUC"], ".3f"),
-        "iou": digits(scores["IoU"], ".3f"),
-        "ap50": digits(scores.get("AP50")),
-        "froc": froc_table(scores["FROC"]) if "FROC" in scores else None,  # not in those of earlier versions
-        "images": len(data.run.ids),
         "patients": data.folds["group"].nunique(),
-        "with_box": f"{data.run.kept['patientId'].nunique() / len(data.run.ids):.1%}",
         "submission": submission_sentence(cfg),
         "synthetic": cfg.is_demo,
     }
-
-
-def froc_table(sensitivity: dict[str, float]) -> Table:
-    """The sensitivities of scores.json in one row."""
-    caption = "FROC: share of the true boxes that are found (IoU above .5) at so many false positives per image"
-    return Table(
-        caption, ["", *sensitivity], [["sensitivity", *(digits(share, ".3f") for share in sensitivity.values())]]
-    )
 
 
 def submission_sentence(cfg: Config) -> str:
@@ -137,6 +117,7 @@ def comparison_section(cfg: Config, data: ReportData) -> dict[str, Any]:
     }
 
 
+@svg.styled
 def all_sections(cfg: Config, data: ReportData) -> dict[str, Any]:
     """The plots, tables and images below the headline."""
     confidence = (error_sections.calibration(data), error_sections.roc(data), error_sections.overlaps(data))
@@ -165,7 +146,7 @@ def render(template: str, **words: Any) -> str:
     """
     rules: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), **rules)
-    environment.filters["drawing"] = Markup
+    environment.filters |= {"drawing": Markup, "digits": digits}
     script, style = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     words |= {"script": Markup(script), "style": Markup(style), "policy": policy(script)}
     return environment.get_template(template).render(words)

@@ -34,7 +34,7 @@ STYLE: Any = {
     "svg.hashsalt": "report",  # the same figure, the same bytes
 }
 # fmt: on
-# a decorator: drawing functions run in the report's style, whatever matplotlibrc says
+# a decorator: what draws runs in the report's style, whatever matplotlibrc says
 styled: Any = style.context(STYLE, after_reset=True)
 
 
