@@ -22,7 +22,7 @@ from rsna.core.files import read_json
 from rsna.core.presets import PRESETS
 from rsna.kaggle import client as kaggle_client
 from rsna.kaggle.bundle import PACKAGES, address_of, collect_wheels, title_of, user_slug, write_metadata
-from rsna.kaggle.client import Upload, status_in, upload_and_submit, wait_until
+from rsna.kaggle.client import commands_for, status_in, upload_and_submit, wait_until
 from rsna.kaggle.kernels import plan_bundle, print_bundle, print_commands, run_words, write_bundle
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
@@ -274,11 +274,10 @@ def no_secrets(printed, places):
 def test_errors_of_the_server_are_errors(server, tmp_path, capsys):
     """The client ends with status 0 after many an error."""
     dataset, kernel = tmp_path / "new/dataset", Kernel("some-one", "r", [])
+    upload = commands_for("some-one", "r", tmp_path / "new", "inference")
     dataset.mkdir(parents=True)
     write_metadata(dataset, "some-one", "r", {})
     write_kernel(inference_notebook(kernel), tmp_path / "new/inference", kernel, "-inference")
-    names = ["some-one/rsna-pneumonia-r", "some-one/rsna-pneumonia-r-inference"]
-    upload = Upload(names[0], dataset, names[1], tmp_path / "new/inference", "r")
     server.refuse["PUT"] = ({}, 400)
     # newer clients print on the error stream what failed
     with pytest.raises(UserError, match=r"datasets create failed: (Upload unsuccessful: bundle\.json|see above)"):
@@ -287,7 +286,7 @@ def test_errors_of_the_server_are_errors(server, tmp_path, capsys):
     server.refuse = {"CreateDataset": ({"status": "error", "error": "over your quota", "url": ""},)}
     with pytest.raises(UserError, match=r"kaggle datasets create failed: .*over your quota"):
         upload_and_submit(upload)
-    server.datasets[names[0]] = {}
+    server.datasets["some-one/rsna-pneumonia-r"] = {}
     server.refuse["SaveKernel"] = ({"error": "Maximum weekly GPU quota reached", "url": ""},)
     with pytest.raises(UserError, match=r"kaggle kernels push failed: .*GPU quota"):
         upload_and_submit(upload)
@@ -311,7 +310,7 @@ def test_errors_of_the_server_are_errors(server, tmp_path, capsys):
 def test_a_missing_token_is_reported(server, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("KAGGLE_KEY")
     with pytest.raises(UserError, match=r"kaggle datasets create failed: see above"):
-        upload_and_submit(Upload("u/d", tmp_path, "u/k", tmp_path, "m"))
+        upload_and_submit(commands_for("u", "r", tmp_path, "inference"))
     assert "API" in capsys.readouterr().out
     assert server.calls == []
 

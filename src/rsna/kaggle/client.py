@@ -9,12 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rsna.core.errors import UserError
-from rsna.kaggle.bundle import COMPETITION
+from rsna.kaggle.bundle import COMPETITION, address_of
 
 SECONDS_BETWEEN_POLLS = 20.0
 # the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU
@@ -25,40 +24,24 @@ ENDED_BADLY = ("error", "failed", "deleted", "cancel")
 FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Upload:
-    """What is uploaded: a dataset folder and a kernel folder, with their addresses <user>/<name>."""
-
-    dataset: str
-    dataset_folder: Path
-    kernel: str
-    kernel_folder: Path
-    message: str
-
-    @property
-    def output(self) -> Path:
-        """Folder that the kernel's submission is fetched into."""
-        return self.kernel_folder.parent / "output"
-
-    @property
-    def commands(self) -> dict[str, list[str]]:
-        """The commands from the bundle to a score, in order."""
-        datasets, kernels = ["kaggle", "datasets"], ["kaggle", "kernels"]
-        folder = ["-p", str(self.dataset_folder), "--dir-mode", "zip"]
-        output = ["-p", str(self.output), "--force", "--file-pattern", r"^submission\.csv$"]
-        submit = ["kaggle", "competitions", "submit", "-c", COMPETITION, "-f", str(self.output / "submission.csv")]
-        return {
-            "create": [*datasets, "create", *folder],
-            "renew": [*datasets, "version", *folder, "-m", self.message],
-            "dataset status": [*datasets, "status", self.dataset],
-            "push": [*kernels, "push", "-p", str(self.kernel_folder)],
-            "kernel status": [*kernels, "status", self.kernel],
-            "fetch": [*kernels, "output", self.kernel, *output],
-            "submit": [*submit, "-m", self.message],
-        }
+def commands_for(user: str, run: str, folder: Path, kind: str) -> dict[str, list[str]]:
+    """The commands from the bundle in a folder to a score, in order; kind: of the kernel, inference or training."""
+    datasets, kernels, submit = ["kaggle", "datasets"], ["kaggle", "kernels"], ["kaggle", "competitions", "submit"]
+    dataset, kernel = (f"{user}/{address_of(run, suffix)}" for suffix in ("", f"-{kind}"))
+    files, output = ["-p", str(folder / "dataset"), "--dir-mode", "zip"], folder / "output"
+    fetched = ["-p", str(output), "--force", "--file-pattern", r"^submission\.csv$"]
+    return {
+        "create": [*datasets, "create", *files],
+        "renew": [*datasets, "version", *files, "-m", run],
+        "dataset status": [*datasets, "status", dataset],
+        "push": [*kernels, "push", "-p", str(folder / kind)],
+        "kernel status": [*kernels, "status", kernel],
+        "fetch": [*kernels, "output", kernel, *fetched],
+        "submit": [*submit, "-c", COMPETITION, "-f", str(output / "submission.csv"), "-m", run],
+    }
 
 
-def instructions(upload: Upload) -> list[str]:
+def instructions(commands: Mapping[str, Sequence[str]]) -> list[str]:
     """The commands in order, as lines for a shell, each with a comment."""
     comments = {
         "create": "    # the first time; private unless you add --public",
@@ -68,12 +51,12 @@ def instructions(upload: Upload) -> list[str]:
         "kernel status": "    # repeat until it says COMPLETE",
         "submit": "    # a late submission is scored at once",
     }
-    return [shlex.join(words) + comments.get(name, "") for name, words in upload.commands.items()]
+    return [shlex.join(words) + comments.get(name, "") for name, words in commands.items()]
 
 
-def upload_and_submit(upload: Upload) -> None:
-    """Run the instructions. Raises UserError at the first that fails."""
-    commands, submission = upload.commands, upload.output / "submission.csv"
+def upload_and_submit(commands: Mapping[str, Sequence[str]]) -> None:
+    """Run the commands. Raises UserError at the first that fails."""
+    submission = Path(commands["submit"][-3])  # -f <file> -m <message>
     there, _ = ask(commands["dataset status"])
     demand(commands["renew" if there else "create"])
     # while a new version is unpacked the client reports the status of the old one for some seconds
@@ -83,7 +66,8 @@ def upload_and_submit(upload: Upload) -> None:
     submission.unlink(missing_ok=True)
     demand(commands["fetch"])
     if not submission.is_file():
-        raise UserError(f"{upload.kernel} has no submission.csv among its output; see its log on kaggle.com")
+        kernel = commands["kernel status"][-1]
+        raise UserError(f"{kernel} has no submission.csv among its output; see its log on kaggle.com")
     demand(commands["submit"])
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from rsna.core.errors import UserError
 from rsna.core.files import content_hash, file_lock, read_json
 from rsna.core.stages import FREE_TO_USERS, STAGES
 from rsna.evaluation.scores import read_scores
-from rsna.kaggle.bundle import BUNDLE_JSON, address_of, megabytes, sizes, user_slug, write_files, write_metadata
-from rsna.kaggle.client import Upload, instructions
+from rsna.kaggle.bundle import BUNDLE_JSON, megabytes, sizes, user_slug, write_files, write_metadata
+from rsna.kaggle.client import commands_for, instructions
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
 
@@ -37,10 +37,9 @@ class Bundle:
         return self.cfg.run_dir / "kaggle"
 
     @property
-    def upload(self) -> Upload:
-        suffix = "inference" if self.trained else "training"
-        dataset, kernel = (f"{self.user}/{address_of(self.cfg.name, end)}" for end in ("", f"-{suffix}"))
-        return Upload(dataset, self.folder / "dataset", kernel, self.folder / suffix, self.cfg.name)
+    def upload(self) -> dict[str, list[str]]:
+        """The commands from here to a score."""
+        return commands_for(self.user, self.cfg.name, self.folder, "inference" if self.trained else "training")
 
 
 def plan_bundle(cfg: Config) -> Bundle:
@@ -165,5 +164,5 @@ def print_commands(bundle: Bundle) -> None:
         print(f"run {bundle.cfg.name} is not trained: the training kernel trains it and ends with a submission")
     print("\n".join(instructions(bundle.upload)))
     if bundle.trained:
-        push = replace(bundle.upload, kernel_folder=bundle.folder / "training").commands["push"]
+        push = commands_for(bundle.user, bundle.cfg.name, bundle.folder, "training")["push"]
         print(f"to train on Kaggle instead of here, push this notebook in place of the one above: {shlex.join(push)}")
