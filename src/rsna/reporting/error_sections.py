@@ -1,18 +1,18 @@
-"""The report's sections on errors: where score is lost, calibration and overlap, subgroups, where boxes lie."""
+"""The report's sections on errors: where score is lost, calibration, ROC, overlap of boxes."""
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from rsna.data.boxes import Floats
 from rsna.data.competition import CLASSES
 from rsna.evaluation import error_analysis as analysis
-from rsna.evaluation.subgroups import scores_by_group, to_relative
-from rsna.reporting import figures
-from rsna.reporting.sections import Plot, ReportData, Table
+from rsna.evaluation.metric import IOU_THRESHOLDS
+from rsna.reporting import svg
+from rsna.reporting.sections import Plot, ReportData, Table, series_words
 from rsna.reporting.summary import digits
-
-GROUP_TITLES = {"view": "View position", "sex": "Sex", "age": "Age, years"}
-GROUP_TITLES |= {"box size": "Largest true box", "side": "Side of true boxes"}
 
 
 def losses(data: ReportData) -> tuple[Plot, Table]:
@@ -34,7 +34,7 @@ def losses(data: ReportData) -> tuple[Plot, Table]:
     plot = Plot(
         "losses",
         "Score, and losses by kind of error",
-        figures.draw_parts("losses", parts, scored),
+        draw_parts(parts, scored),
         how="Each bar is one IoU threshold of the metric and adds up to 1; mAP is the mean height of the lowest part. "
         "What grows to the right are boxes near the truth that do not overlap enough.",
         alt=f"Of the score that is possible, {scored.mean():.3f} is reached. Lost to: {words}.",
@@ -43,21 +43,46 @@ def losses(data: ReportData) -> tuple[Plot, Table]:
     return plot, Table("Mean over the images that count and the eight IoU thresholds", header, rows)
 
 
+def draw_parts(parts: pd.DataFrame, scored: Floats) -> str:
+    """Stacked bars, one for each IoU threshold: the score, then the loss to each kind of error; together 1."""
+    figure, (axis,) = svg.new_axes(3.9)
+    bars, bottom = np.arange(len(IOU_THRESHOLDS)), np.zeros(len(IOU_THRESHOLDS))
+    shades = (svg.GREEN, svg.BLUE, svg.SKY, svg.ORANGE, svg.PINK, svg.YELLOW, svg.RED, svg.SOFT)
+    rows = [("scored", scored), *((part, row.to_numpy()) for part, row in parts.iterrows())]
+    for (part, heights), shade, hatch in zip(rows, shades, ("", *svg.HATCHES), strict=True):
+        if part == "scored" or heights.sum() > 0:
+            look: Any = {"color": shade, "hatch": hatch, "edgecolor": svg.INK, "linewidth": 0.6}
+            axis.bar(bars, heights, 0.8, bottom, label=part, **look)
+            bottom += heights
+    axis.set_xticks(bars, [f"{value:.2f}" for value in IOU_THRESHOLDS])
+    axis.set(xlabel="IoU threshold", ylabel="fraction of the possible score", ylim=(0, 1))
+    axis.grid(axis="x", visible=False)
+    figure.legend(loc="outside lower center", ncols=2)
+    return svg.to_svg(figure, "losses")
+
+
 def calibration(data: ReportData) -> Plot:
     """Whether a confidence is the fraction of images with an opacity."""
     positive = data.positive.to_numpy()
     bins = analysis.calibration(data.top, positive)
+    figure, (axis,) = svg.new_axes()
+    axis.plot([0, 1], [0, 1], ":", color=svg.SOFT, linewidth=1.2)
+    span = [(bins["share"] - bins["low"]).clip(lower=0), (bins["high"] - bins["share"]).clip(lower=0)]
+    look: Any = {"color": svg.BLUE, "marker": "o", "markersize": 4, "linewidth": 1.4, "capsize": 2}
+    axis.errorbar(bins["confidence"], bins["share"], span, **look)
+    axis.annotate("perfectly calibrated", (0.88, 0.97), ha="right", va="top", color=svg.INK, fontsize=9)
+    axis.set(xlabel="mean confidence", ylabel="fraction with an opacity", xlim=(0, 1), ylim=(0, 1))
     error, brier = analysis.calibration_error(bins), analysis.brier(data.top, positive)
     return Plot(
         "calibration",
         "Calibration",
-        figures.draw_calibration("calibration", bins),
+        svg.to_svg(figure, "calibration"),
         how="Each point is a tenth of the images. On the dotted line a confidence of 0.7 means that 7 in 10 have "
         "an opacity; below it the network is overconfident. Bars: 95 % intervals. The metric depends on the order "
         "only.",
         alt=f"Calibration in {len(bins)} bins: mean confidence "
-        f"{figures.series_words(bins['confidence'].tolist(), 2)}; "
-        f"fraction with an opacity {figures.series_words(bins['share'].tolist(), 2)}. "
+        f"{series_words(bins['confidence'].tolist(), 2)}; "
+        f"fraction with an opacity {series_words(bins['share'].tolist(), 2)}. "
         f"Expected calibration error {error:.3f}, Brier score {brier:.3f}.",
     )
 
@@ -67,10 +92,17 @@ def roc(data: ReportData) -> Plot | None:
     curve, at = analysis.roc(data.top, data.positive.to_numpy(), data.run.scores["threshold"])
     if curve.empty:
         return None
+    figure, (axis,) = svg.new_axes()
+    shown = analysis.thin(curve, "false_alarms", "found")
+    axis.plot([0, 1], [0, 1], ":", color=svg.SOFT, linewidth=1.2)
+    axis.plot(shown["false_alarms"], shown["found"], color=svg.BLUE, linewidth=1.4)
+    axis.plot(*([value] for value in at), "o", color=svg.RED, markersize=6)
+    axis.annotate("threshold ", at, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=svg.INK)
+    axis.set(xlabel="false alarms on images without opacity", ylabel="opacities found", xlim=(0, 1), ylim=(0, 1.01))
     return Plot(
         "roc",
         "ROC: opacity or not",
-        figures.draw_roc("roc", curve, at),
+        svg.to_svg(figure, "roc"),
         how="The further to the upper left, the better confidence separates opacity from none. The point is the "
         "threshold. View position alone reaches an area of 0.71 on the challenge's images.",
         alt=f"ROC curve with an area of {data.run.scores['AUC']:.3f}. At the threshold {at[1]:.1%} of the "
@@ -83,62 +115,17 @@ def overlaps(data: ReportData) -> Plot | None:
     iou = analysis.overlaps(data.truth, data.run.kept)
     if not len(iou):
         return None
+    figure, (axis,) = svg.new_axes()
+    axis.axvspan(IOU_THRESHOLDS[0], IOU_THRESHOLDS[-1], color=svg.ORANGE, alpha=0.18, linewidth=0)
+    axis.hist(iou, bins=(np.arange(21) / 20).tolist(), color=svg.BLUE, edgecolor=svg.PAPER, linewidth=0.5)
+    axis.set(xlabel="IoU with the true box", ylabel="boxes", xlim=(0, 1))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return Plot(
         "overlaps",
         "Overlap of boxes with the truth",
-        figures.draw_overlaps("overlaps", iou),
+        svg.to_svg(figure, "overlaps"),
         how="Every box above the threshold on an image with an opacity, and its IoU with the true box that it "
         "overlaps most. The metric's thresholds are shaded: right of it a box always counts, left of it never.",
         alt=f"{len(iou)} boxes: median IoU {np.median(iou):.3f}; {np.mean(iou > 0.4):.1%} above 0.40, "
         f"{np.mean(iou > 0.75):.1%} above 0.75.",
     )
-
-
-def groups(data: ReportData) -> tuple[Plot, Table]:
-    """Scores by view position, sex, age, box size and side."""
-    resampling, ids = data.resampling, data.folds.index
-    columns = {"score": data.scores, "top": data.top, "positive": data.positive, "person": resampling.people}
-    images = pd.DataFrame(columns, index=ids).assign(with_box=ids.isin(data.run.kept["patientId"]))
-    named = data.groups.rename(columns=GROUP_TITLES)
-    table = scores_by_group(named, images, resampling.n_resamples, resampling.seed)
-    rows = []
-    for row in table.to_dict("records"):
-        counts = [str(row["images"]), str(row["positives"]), digits(row["with_box"], ".1%")]
-        between = "-" if pd.isna(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}"
-        scores = [digits(row["AUC"], ".3f"), digits(row["mAP"], ".3f"), between]
-        rows.append([f"{row['group']}: {row['value']}", *counts, *scores])
-    scored = table.dropna(subset=["mAP"]).to_dict("records")
-    words = [f"{row['group']} {row['value']} {row['mAP']:.3f}" for row in scored]
-    plot = Plot(
-        "groups",
-        "mAP by group of images",
-        figures.draw_groups("groups", table, data.run.scores["mAP"]),
-        how="Points are scores, lines 95 % intervals over patients, in brackets the number of images; the dashed line "
-        "is the score of all. Groups by box contain images with an opacity only, so no false alarms.",
-        alt="mAP by group: " + "; ".join(words) + ".",
-        source="oof.csv and folds.csv",
-    )
-    header = ["group", "images", "with opacity", "get a box", "AUC", "mAP", "95 % interval"]
-    return plot, Table("The same as numbers; the score of a small group is uncertain", header, rows)
-
-
-def coverage(data: ReportData) -> Plot:
-    """Where true and predicted boxes lie."""
-    true, predicted = (to_relative(table, data.geometry, data.size) for table in (data.truth, data.run.kept))
-    return Plot(
-        "coverage",
-        "Where boxes lie",
-        figures.draw_coverage("coverage", analysis.coverage(true), analysis.coverage(predicted)),
-        how="The brighter a pixel, the more boxes cover it; both maps share one scale. The patient's right is on the "
-        "left. Where the truth is bright and the predictions are not, opacities are missed systematically.",
-        alt=f"Two maps of the image: {len(true)} true boxes{centre_words(true)}; "
-        f"{len(predicted)} predicted boxes{centre_words(predicted)}.",
-    )
-
-
-def centre_words(boxes_xyxy: Floats) -> str:
-    """In which half the centres of boxes (n, 4) xyxy in [0, 1] are, in words."""
-    if not len(boxes_xyxy):
-        return ""
-    x, y = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]).T / 2
-    return f", {np.mean(x < 0.5):.0%} of the centres in the left half and {np.mean(y >= 0.5):.0%} in the lower"

@@ -20,7 +20,7 @@ from rsna.evaluation.metric import mean_average_precision
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
 from rsna.evaluation.runs import Resampling, Run, compare_runs, find_runs, people_of, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
-from rsna.reporting import error_sections, sections, svg, training_sections
+from rsna.reporting import error_sections, group_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
 from rsna.reporting.montage import cached_images
 from rsna.reporting.sections import ReportData, Table
@@ -131,8 +131,8 @@ def all_sections(cfg: Config, data: ReportData) -> dict[str, Any]:
         "training": training_sections.training(data),
         "folds": sections.fold_table(data),
         "confidence": [plot for plot in confidence if plot],
-        "groups": error_sections.groups(data),
-        "coverage": error_sections.coverage(data),
+        "groups": group_sections.groups(data),
+        "coverage": group_sections.coverage(data),
         "kinds": KINDS,
         "tiles": make_tiles(data, cfg.cache_dir),
         "settings": Table(caption, ["setting", "value"], settings),

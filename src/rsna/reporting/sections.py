@@ -1,17 +1,20 @@
 """What the report's sections are made from and into; those on threshold and folds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
 from rsna.data.competition import CLASSES
+from rsna.evaluation.error_analysis import thin
 from rsna.evaluation.metric import image_scores, top_confidences
+from rsna.evaluation.operating_point import log_odds
 from rsna.evaluation.runs import Resampling, Run
 from rsna.evaluation.subgroups import groups_of_images, one_of
 from rsna.evaluation.threshold import plateau
-from rsna.reporting import figures
+from rsna.reporting import svg
 from rsna.reporting.summary import digits
 
 
@@ -79,6 +82,12 @@ class ReportData:
         return groups_of_images(self.folds, self.truth, self.geometry, self.size)
 
 
+def series_words(values: Sequence[float], digits: int = 3) -> str:
+    """Numbers as alternative text: "0.1, 0.2 and 0.3"."""
+    words = [f"{value:.{digits}f}" for value in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
 def fold_table(data: ReportData) -> Table:
     """The line of each fold."""
     rows = []
@@ -93,10 +102,19 @@ def threshold(data: ReportData) -> Plot:
     """mAP over the threshold and the choice."""
     chosen, score = data.run.scores["threshold"], data.run.scores["mAP"]
     near = plateau(data.sweep)
+    figure, (axis,) = svg.new_axes()
+    curve = thin(data.sweep.sort_values("threshold"), "threshold", "score")
+    axis.plot(curve["threshold"], curve["score"], color=svg.BLUE, linewidth=1.4)
+    axis.axvline(chosen, color=svg.RED, linestyle="--", linewidth=1.2)
+    axis.plot([chosen], [score], "o", color=svg.RED, markersize=6)
+    side = "left" if chosen < 0.5 * sum(axis.get_xlim()) else "right"
+    look: Any = {"ha": side, "va": "bottom", "color": svg.INK, "xytext": (0, 3), "textcoords": "offset points"}
+    axis.annotate(f" {score:.3f} at {chosen:.3f}", (chosen, score), **look)
+    axis.set(xlabel="confidence threshold", ylabel="mAP", ylim=(0, max(score, 0.01) * 1.25))
     return Plot(
         "threshold",
         "mAP against the threshold",
-        figures.draw_threshold("threshold", data.sweep, chosen, score),
+        svg.to_svg(figure, "threshold"),
         how="Boxes below the threshold are not submitted. A broad maximum tolerates a threshold that is slightly off; "
         "a narrow peak may be chance. The dashed line is the choice.",
         alt=f"mAP against the confidence threshold: {score:.4f} at the chosen {chosen:.4f}; within 5 % "
@@ -109,11 +127,20 @@ def threshold(data: ReportData) -> Plot:
 def surface(data: ReportData) -> Plot:
     """mAP over threshold and box scale, on the images that the operating point was chosen on."""
     point, best = data.run.scores["operating_point"], data.surface.nlargest(1, "score").iloc[0]
+    figure, (axis,) = svg.new_axes()
+    cells = data.surface.pivot(index="box_scale", columns="threshold", values="score")
+    look: Any = {"cmap": "cividis", "shading": "nearest", "rasterized": True}
+    image = axis.pcolormesh(log_odds(cells.columns), cells.index, cells, **look)
+    x, y = log_odds(point["threshold"]), point["box_scale"]
+    axis.plot(x, y, "o", color=svg.RED, markersize=7, markeredgecolor=svg.PAPER)
+    axis.set(xlabel="log-odds of the confidence threshold", ylabel="factor on the boxes' sides")
+    axis.grid(visible=False)
+    figure.colorbar(image, ax=axis, label="mAP")
     words = f"{best['score']:.4f} at threshold {best['threshold']:.4f} and scale {best['box_scale']:g}"
     return Plot(
         "surface",
         "mAP against threshold and box scale",
-        figures.draw_surface("surface", data.surface, (point["threshold"], point["box_scale"])),
+        svg.to_svg(figure, "surface"),
         how=f"Smoothed, on {point['chosen_on']}. The dot is the choice. box_scale=auto takes the brightest place.",
         alt=f"Map of mAP over threshold and box scale: highest, {words}; the choice is threshold "
         f"{point['threshold']:.4f} and scale {point['box_scale']:g}.",

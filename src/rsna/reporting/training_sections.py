@@ -1,12 +1,13 @@
 """The report's section on training: losses, their parts, and scores over the epochs."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
-from rsna.reporting import figures
-from rsna.reporting.sections import Plot, ReportData
+from rsna.reporting import svg
+from rsna.reporting.sections import Plot, ReportData, series_words
 
 
 class Curve(NamedTuple):
@@ -40,19 +41,14 @@ def training(data: ReportData) -> list[Plot]:
     """Losses, their parts, and scores over the epochs, a line for each fold."""
     if not data.histories:
         return []
-    losses = [LOSS, *part_curves(data.histories)]
-    plots = [training_plot(data, curve, {"train_": "training", "valid_": "validation"}) for curve in losses]
-    return plots + [training_plot(data, curve, {"": ""}) for curve in SCORES]
-
-
-def part_curves(histories: Mapping[int, pd.DataFrame]) -> list[Curve]:
-    """A curve for each named part of the loss that all folds recorded; which there are depends on the model."""
-    first, *others = map(loss_parts, histories.values())
+    # which named parts a loss has depends on the model; shown are those that all folds recorded
+    first, *others = map(loss_parts, data.histories.values())
     shared = [part for part in first if all(part in other for other in others)]
-    return [
-        Curve(f"part{number}", f"Loss: {part}", part, part, f"The part of the loss that the model calls {part}.")
-        for number, part in enumerate(shared, 1)
-    ]
+    how = "The part of the loss that the model calls {}."
+    parts = [Curve(f"part{k}", f"Loss: {part}", part, part, how.format(part)) for k, part in enumerate(shared, 1)]
+    sides = {"train_": "training", "valid_": "validation"}
+    losses = [training_plot(data, curve, sides) for curve in (LOSS, *parts)]
+    return losses + [training_plot(data, curve, {"": ""}) for curve in SCORES]
 
 
 def loss_parts(history: pd.DataFrame) -> list[str]:
@@ -64,16 +60,32 @@ def loss_parts(history: pd.DataFrame) -> list[str]:
 def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot:
     """sides: prefix of the curve's column -> its name in the legend."""
     columns = {prefix + curve.column: legend for prefix, legend in sides.items()}
+    n_lines = len(data.histories) * len(columns)
+    # a few lines have room for their names inside, more of them below
+    below = math.ceil(n_lines / 2) if n_lines > 2 else 0
+    figure, (axis,) = svg.new_axes(3.0 + 0.19 * below)
+    for k, (fold, history) in enumerate(data.histories.items()):
+        marker = "osD^v"[k % 5] if len(history) <= 40 else None
+        look: Any = {"color": svg.SERIES[k % 6], "marker": marker, "markersize": 3, "linewidth": 1.4}
+        for dash, (column, legend) in zip(svg.DASHES, columns.items(), strict=False):
+            words = f"fold {fold}" + (f", {legend}" if legend else "")
+            axis.plot(history["epoch"], history[column], dash, label=words, **look)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="epoch", ylabel=curve.label)
+    if below:
+        figure.legend(loc="outside lower center", ncols=2)
+    else:
+        axis.legend()
     last = list(columns)[-1]
     ends = [float(history[last].iloc[-1]) for history in data.histories.values()]
     n_epochs = max(map(len, data.histories.values()))
     return Plot(
         curve.name,
         curve.title,
-        figures.draw_history(curve.name, data.histories, columns, curve.label),
+        svg.to_svg(figure, curve.name),
         curve.how,
         alt=f"{curve.title} over {n_epochs} epochs, for each of {len(ends)} folds. {last} after the last epoch: "
-        f"{figures.series_words(ends)}.",
+        f"{series_words(ends)}.",
         source="fold*/history.csv",
         writer="train",
     )
