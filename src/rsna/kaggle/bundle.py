@@ -41,20 +41,15 @@ PREFIX = "rsna-pneumonia"
 LONGEST_SUFFIX = "-inference"
 
 
-def slug_of(name: str, longest: int) -> str:
-    """A run's name as Kaggle writes it in addresses: lower case letters, digits, single hyphens.
+def address_of(run: str, suffix: str = "") -> str:
+    """The address of a run's dataset, or of a kernel with a suffix: 6 to 50 lower case letters, digits, single hyphens.
 
     A name that had to be changed gets four digits of its hash, so that `a.b` and `a_b` do not share an address.
     """
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if slug == name and len(slug) <= longest:
-        return slug
-    return f"{slug[: longest - 5].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
-
-
-def address_of(run: str, suffix: str = "") -> str:
-    """The address of a run's dataset, or of a kernel with a suffix: 6 to 50 characters."""
-    return f"{PREFIX}-{slug_of(run, MAX_SLUG - len(PREFIX) - 1 - len(LONGEST_SUFFIX))}{suffix}"
+    slug, longest = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-"), MAX_SLUG - len(f"{PREFIX}-{LONGEST_SUFFIX}")
+    if slug != run or len(slug) > longest:
+        slug = f"{slug[: longest - 5].rstrip('-')}-{hashlib.sha256(run.encode()).hexdigest()[:4]}"
+    return f"{PREFIX}-{slug}{suffix}"
 
 
 def title_of(address: str) -> str:
@@ -136,16 +131,3 @@ def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -
     }
     write_json(metadata, folder / "dataset-metadata.json")
     write_json(content, folder / BUNDLE_JSON)
-
-
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file and folder at the top level of a folder, largest first."""
-    found = {
-        entry.name: sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())
-        for entry in folder.iterdir()
-    }
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"

@@ -14,7 +14,7 @@ from rsna.core.errors import UserError
 from rsna.core.files import content_hash, file_lock, read_json
 from rsna.core.stages import FREE_TO_USERS, STAGES
 from rsna.evaluation.scores import read_scores
-from rsna.kaggle.bundle import BUNDLE_JSON, megabytes, sizes, user_slug, write_files, write_metadata
+from rsna.kaggle.bundle import BUNDLE_JSON, user_slug, write_files, write_metadata
 from rsna.kaggle.client import commands_for, instructions
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
@@ -146,9 +146,13 @@ def all_settings(cfg: Config) -> dict[str, Any]:
 def print_bundle(bundle: Bundle) -> None:
     """What was written, and its size."""
     dataset = bundle.folder / "dataset"
-    found = sizes(dataset)
-    parts = ", ".join(f"{name} {megabytes(count)}" for name, count in found.items() if count > 1e5)
-    print(f"dataset: {megabytes(sum(found.values()))} ({parts}) -> {dataset}")
+    found = {
+        entry.name: sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file()) / 1e6
+        for entry in dataset.iterdir()
+    }
+    largest = sorted(found, key=found.__getitem__, reverse=True)
+    parts = ", ".join(f"{name} {found[name]:,.1f} MB" for name in largest if found[name] > 0.1)
+    print(f"dataset: {sum(found.values()):,.1f} MB ({parts}) -> {dataset}")
     pythons = read_json(dataset / BUNDLE_JSON)["pythons"]
     wheels = sorted(path.name for path in (dataset / "wheels").glob("*.whl"))
     print(f"{len(wheels)} wheels for Python {', '.join(pythons)}: {', '.join(name.split('-')[0] for name in wheels)}")
