@@ -55,12 +55,6 @@ def lung_mask(body: Body, side: int, base: float) -> Map:
     return fill(smooth_outline(outline), 1.6)
 
 
-def lung_air(lung: Map) -> Map:
-    """Attenuation that a lung's air takes away: less towards the midline, where the lung is thin."""
-    x, _ = grid()
-    return AIR_IN_LUNG * lung * (0.45 + 0.55 * step(np.abs(x - MIDLINE) - 0.085, 0.014))
-
-
 def draw_trunk(body: Body, base: float) -> Map:
     """Soft tissue without lungs: thin at the skin, dense below the diaphragm."""
     right = np.array(BODY_OUTLINE) * (1 + body.fat, 1.0)

@@ -26,8 +26,7 @@ SAME_IN_ALL["PhotometricInterpretation"] = "MONOCHROME2"
 
 def write_dicom(path: Path, image: NDArray[np.uint8], patient_id: str, sex: str, age: int, view: str) -> None:
     """Write an image (rows, cols) with the tags of the challenge's files, JPEG Baseline."""
-    ok, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert ok
+    jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     patient = {"PatientName": patient_id, "PatientID": patient_id, "PatientSex": sex, "PatientAge": str(age)}
     uids = {f"{k}InstanceUID": generate_uid(entropy_srcs=[patient_id, k]) for k in ("SOP", "Study", "Series")}
     about = {"ViewPosition": view, "SeriesDescription": f"view: {view}", "PixelSpacing": [PIXEL_SPACING[view]] * 2}

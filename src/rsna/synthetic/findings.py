@@ -101,12 +101,6 @@ def opacity_shape(rng: Rng, blob: Blob, lung: Map) -> Map:
     return (np.clip((1.25 - ragged) / 0.5, 0, 1) * lung).astype(np.float32)
 
 
-def opacity_density(rng: Rng, shape: Map, contrast: float) -> Map:
-    """Attenuation that an opacity adds: patchy, with a few darker bronchi."""
-    texture = 1 + OPACITY_TEXTURE * (cloud(rng, 9) + 0.5 * cloud(rng, 28))
-    return (contrast * shape * np.clip(texture, 0.3, 1.7)).astype(np.float32)
-
-
 def draw_effusion(rng: Rng, body: Body, side: int, base: float) -> Map:
     """Fluid at the lung's base whose upper border climbs towards the chest wall."""
     x, y = grid()

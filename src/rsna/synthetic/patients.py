@@ -25,8 +25,10 @@ COUNTS = {
     (OPACITY, 4): (12, 1),
 }
 MIX = {(view, *cell): counts[k] for k, view in enumerate(("AP", "PA")) for cell, counts in COUNTS.items()}
+TOTALS = {kind: sum(n for cell, n in MIX.items() if cell[1] == kind) for kind in CLASSES}
 # of a hundred images, by class: as in the real test set
 SHIFTED_PERCENT = {NORMAL: 32, NOT_NORMAL: 32, OPACITY: 36}
+SHIFTED_MIX = {cell: n / TOTALS[cell[1]] * SHIFTED_PERCENT[cell[1]] for cell, n in MIX.items()}
 BOX_SHRINK = 0.78  # of the sides of its boxes
 # images of a patient -> percent of patients, mean 2.11; the real tail is longer (up to 65 images, mean 2.33)
 IMAGES_PER_PATIENT = {1: 62, 2: 16, 3: 8, 4: 4, 5: 3, 6: 2, 8: 2, 10: 2, 14: 1}
@@ -60,22 +62,12 @@ def apportion(weights: Mapping[Key, float], count: int) -> dict[Key, int]:
     return quota
 
 
-def shifted_mix() -> dict[Cell, float]:
-    """The mix of views, classes and numbers of boxes of the real test set, in percent."""
-    totals = {kind: sum(n for cell, n in MIX.items() if cell[1] == kind) for kind in CLASSES}
-    return {cell: n / totals[cell[1]] * SHIFTED_PERCENT[cell[1]] for cell, n in MIX.items()}
-
-
 def draw_split(count: int, split: int, seed: int, shift: bool) -> list[PatientImage]:
     """The images of a split (0: train, 1: test). shift: the test set, and the last fifth of the other, are shifted."""
-    if not shift:
-        return draw_patients(count, split, seed)
-    last = count if split else max(1, count // 5)
-    shifted = [
-        replace(image, case=replace(image.case, box_scale=BOX_SHRINK))
-        for image in draw_patients(last, split + 2, seed, shifted_mix())
-    ]
-    return draw_patients(count - last, split, seed) + shifted
+    last = shift * (count if split else max(1, count // 5))
+    shifted = draw_patients(last, split + 2, seed, SHIFTED_MIX)
+    small = [replace(image, case=replace(image.case, box_scale=BOX_SHRINK)) for image in shifted]
+    return draw_patients(count - last, split, seed) + small
 
 
 def draw_patients(count: int, split: int, seed: int, mix: Mapping[Cell, float] = MIX) -> list[PatientImage]:

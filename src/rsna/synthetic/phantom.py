@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rsna.synthetic import anatomy, findings
 from rsna.synthetic.anatomy import MIDLINE, SIDES, Body
-from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, ellipse, step
+from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, ellipse, grid, step
 
 SIDE = 1024  # pixels of the finished image, as Kaggle's are
 
@@ -70,7 +70,9 @@ def lay_out(case: Case, rng: Rng) -> Scene:
     for blob in findings.plan_blobs(rng, case.view, case.n_boxes, lungs, case.box_scale):
         shape = findings.opacity_shape(rng, blob, lungs[blob.side])
         boxes.append(visible_box(shape, pose, rng))
-        opacity = np.maximum(opacity, findings.opacity_density(rng, shape, contrast))
+        # patchy, with a few darker bronchi
+        texture = 1 + findings.OPACITY_TEXTURE * (cloud(rng, 9) + 0.5 * cloud(rng, 28))
+        opacity = np.maximum(opacity, (contrast * shape * np.clip(texture, 0.3, 1.7)).astype(np.float32))
     return Scene(case, body, base, lungs, opacity, np.array(boxes).reshape(-1, 4), pose, distractors)
 
 
@@ -128,7 +130,9 @@ def draw_density(scene: Scene, rng: Rng) -> Map:
     both = np.maximum(scene.lungs[-1], scene.lungs[1])
     enlarged = HEART_SIZE[scene.case.view] * (LARGE_HEART if "large heart" in scene.distractors else 1.0)
     trunk = anatomy.draw_trunk(body, base)
-    density: Map = trunk - anatomy.lung_air(both) * (1 + 0.06 * cloud(rng, 5))
+    # a lung's air takes away less towards the midline, where the lung is thin
+    thickness = 0.45 + 0.55 * step(np.abs(grid()[0] - MIDLINE) - 0.085, 0.014)
+    density: Map = trunk - anatomy.AIR_IN_LUNG * both * thickness * (1 + 0.06 * cloud(rng, 5))
     density += anatomy.draw_heart(body, base, enlarged)
     stomach_gas = anatomy.STOMACH_GAS * ellipse(MIDLINE + 0.6 * body.lung_width, base + 0.1, 0.055, 0.038, -15, 4)
     density += anatomy.draw_spine(body) + (1 - both) * stomach_gas
