@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rsna.data.boxes import xyxy_to_xywh
 from rsna.data.cache import read_png
 from rsna.evaluation.subgroups import UNKNOWN, to_relative
 from rsna.reporting.sections import ReportData
@@ -30,17 +31,17 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
     scores: image scores by patientId, of the images that count.
     """
     top = kept.groupby("patientId")["confidence"].max()
-    ranks = pd.DataFrame({"score": scores, "top": top.reindex(scores.index)}).rename_axis("id").reset_index()
-    positive = ranks["id"].isin(truth["patientId"])
-    boxed = ranks[positive & ranks["top"].notna()].sort_values(["score", "top", "id"], ascending=[False, False, True])
-    n_best = min(per_kind, int((boxed["score"] > 0).sum()), (len(boxed) + 1) // 2)
-    rest = boxed.iloc[n_best:].sort_values(["score", "top", "id"], ascending=[True, False, True])
-    alarms = ranks[~positive].sort_values(["top", "id"], ascending=[False, True])
     area = (truth["width"] * truth["height"]).groupby(truth["patientId"]).max()
-    missed = ranks[positive & ranks["top"].isna()].assign(area=lambda table: table["id"].map(area))
-    missed = missed.sort_values(["area", "id"], ascending=[False, True])
+    # the sorts below keep the order of the ids among equals
+    ranks = pd.DataFrame({"score": scores, "top": top, "area": area}).loc[sorted(scores.index)]
+    positive = ranks["area"].notna()
+    boxed = ranks[positive & ranks["top"].notna()].sort_values(["score", "top"], ascending=False)
+    n_best = min(per_kind, int((boxed["score"] > 0).sum()), (len(boxed) + 1) // 2)
+    rest = boxed.iloc[n_best:].sort_index().sort_values(["score", "top"], ascending=[True, False])
+    alarms = ranks[~positive].sort_values("top", ascending=False, kind="stable")
+    missed = ranks[positive & ranks["top"].isna()].sort_values("area", ascending=False, kind="stable")
     chosen = {"best": boxed.iloc[:n_best], "worst": rest, "false alarm": alarms, "miss": missed}
-    return {kind: table["id"].tolist()[:per_kind] for kind, table in chosen.items()}
+    return {kind: table.index.tolist()[:per_kind] for kind, table in chosen.items()}
 
 
 def make_tiles(data: ReportData, cache_dir: Path) -> list[dict[str, Any]]:
@@ -73,8 +74,7 @@ def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> dict[s
 
 def percent(boxes_xyxy: NDArray[np.float64]) -> list[list[float]]:
     """(n, 4) xyxy in [0, 1] -> left, top, width, height in percent, two digits."""
-    sides = np.hstack([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]])
-    return [[round(100 * value, 2) for value in row] for row in sides.tolist()]
+    return [[round(100 * value, 2) for value in row] for row in xyxy_to_xywh(boxes_xyxy).tolist()]
 
 
 def describe(score: float, label: str, view: str, own: dict[str, pd.DataFrame]) -> str:

@@ -1,6 +1,7 @@
 """Pictures of training: augmented images as the network sees them, curves over the epochs, and the range test."""
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,18 @@ CURVES = {
 
 
 def draw_batch_sheet(cfg: Config, fold: int) -> Picture:
-    """The same images of a fold in several epochs, one row each."""
+    """The same images of a fold as they are augmented in several epochs, one row each, with all their boxes."""
     dataset = make_train_set(cfg, fold, load_fold(cfg, fold).train)
     rows = choose_rows(dataset)
     names = CLASSES if cfg.num_classes == 3 else ["no opacity", "opacity"]
-    return stack_rows([draw_epoch(dataset, rows, epoch, names) for epoch in range(EPOCHS)])
+    sheet: list[list[Picture]] = [[] for _ in range(EPOCHS)]
+    for epoch, row in product(range(EPOCHS), rows):
+        sample = dataset[epoch, row]
+        image = sample["image"][0].numpy()
+        boxes_xyxy = cxcywh_to_xyxy(sample["boxes"].numpy().astype(float)) * len(image)
+        inside = boxes_xyxy[box_area(boxes_xyxy) > 0]
+        sheet[epoch].append(draw_tile(image, [(inside, GREEN)], f"epoch {epoch + 1}", names[sample["label"]]))
+    return stack_rows(sheet)
 
 
 def choose_rows(dataset: ImageDataset) -> list[int]:
@@ -49,17 +57,6 @@ def choose_rows(dataset: ImageDataset) -> list[int]:
     with_box, without = order[positive], order[~positive]
     n_with = max(PER_ROW * 2 // 3, PER_ROW - len(without))
     return [*with_box[:n_with].tolist(), *without[: PER_ROW - n_with].tolist()]
-
-
-def draw_epoch(dataset: ImageDataset, rows: list[int], epoch: int, names: list[str]) -> list[Picture]:
-    """One row of tiles: these images as they are augmented in an epoch, with all their boxes."""
-    tiles = []
-    for sample in (dataset[epoch, row] for row in rows):
-        image = sample["image"][0].numpy()
-        boxes_xyxy = cxcywh_to_xyxy(sample["boxes"].numpy().astype(float)) * len(image)
-        inside = boxes_xyxy[box_area(boxes_xyxy) > 0]
-        tiles.append(draw_tile(image, [(inside, GREEN)], f"epoch {epoch + 1}", names[sample["label"]]))
-    return tiles
 
 
 def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
