@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.evaluation.metric import Arranged, arrange, cut_points, take_best
+from rsna.evaluation.metric import arrange, cut_points, take_best
 
 AP_BOXES = 100  # per image, the most confident: COCO's maxDets
 RECALLS = np.linspace(0, 1, 101)
@@ -26,15 +26,11 @@ def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: i
     free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), 2, axis=1)
     may = np.ones((len(table.image), 2), dtype=bool)
     hits = take_best(table, free, may, np.array([COCO_IOU, FROC_IOU]))
-    order = by_falling_confidence(table)
+    # equal confidences by patientId and rank, as in COCO's own code
+    order = np.lexsort((table.rank, pd.Series(table.ids).rank().to_numpy()[table.image], -table.confidence))
     counted = order[table.rank[order] < AP_BOXES]
     froc = sensitivities(hits[order, 1], table.confidence[order], len(truth), n_images)
     return {"AP50": average_precision(hits[counted, 0], len(truth)), "FROC": froc}
-
-
-def by_falling_confidence(table: Arranged) -> NDArray[np.intp]:
-    """The order of the boxes of all images; equal confidences by patientId and rank, as in COCO's own code."""
-    return np.lexsort((table.rank, pd.Series(table.ids).rank().to_numpy()[table.image], -table.confidence))
 
 
 def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import brier_score_loss, roc_curve
+from sklearn.metrics import roc_curve
 
 from rsna.data.boxes import box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, CLASSES
@@ -88,11 +88,6 @@ def wilson_interval(share: Floats, n: Floats, z: float = 1.96) -> tuple[Floats, 
 def calibration_error(bins: pd.DataFrame) -> float:
     """Mean distance between confidence and share over the bins, weighted by their images."""
     return float(np.average((bins["confidence"] - bins["share"]).abs(), weights=bins["images"]))
-
-
-def brier(top: pd.Series, positive: NDArray[np.bool_]) -> float:
-    """Mean squared distance of the confidence from 1 (opacity) or 0."""
-    return float(brier_score_loss(positive, top))
 
 
 def roc(top: pd.Series, positive: NDArray[np.bool_], threshold: float) -> tuple[pd.DataFrame, tuple[float, float]]:

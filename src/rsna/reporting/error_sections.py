@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import brier_score_loss
 
 from rsna.data.boxes import Floats
 from rsna.data.competition import CLASSES
@@ -72,7 +73,7 @@ def calibration(data: ReportData) -> Plot:
     axis.errorbar(bins["confidence"], bins["share"], span, **look)
     axis.annotate("perfectly calibrated", (0.88, 0.97), ha="right", va="top", color=svg.INK, fontsize=9)
     axis.set(xlabel="mean confidence", ylabel="fraction with an opacity", xlim=(0, 1), ylim=(0, 1))
-    error, brier = analysis.calibration_error(bins), analysis.brier(data.top, positive)
+    error, brier = analysis.calibration_error(bins), brier_score_loss(positive, data.top)
     return Plot(
         "calibration",
         "Calibration",
