@@ -41,15 +41,6 @@ class Run:
         return self.predictions["patientId"].drop_duplicates().tolist()
 
 
-@dataclass(frozen=True)
-class Resampling:
-    """How 95 % intervals are computed. people: patientId -> person, the unit that is resampled."""
-
-    people: pd.Series
-    n_resamples: int
-    seed: int
-
-
 def read_run(cfg: Config) -> Run:
     """oof.csv and scores.json of a run. Raises UserError if they, or what they were made from, are not current."""
     require(cfg, "evaluate")
@@ -72,17 +63,18 @@ def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
     return sorted(runs, key=lambda run: (-len(run.ids), -run.scores["mAP"], run.name)), refused
 
 
-def compare_runs(runs: list[Run], reference: Run, truth: pd.DataFrame, resampling: Resampling) -> pd.DataFrame:
+def compare_runs(cfg: Config, runs: list[Run], reference: Run, truth: pd.DataFrame, people: pd.Series) -> pd.DataFrame:
     """One row per run: its score and spread, and the paired difference to the reference on the images of both.
 
-    Each run is taken at its own threshold. Images that `resampling.people` lacks are left out.
+    Each run is taken at its own threshold. people: patientId -> person, the unit that is resampled; images that it
+    lacks are left out.
     """
     scores = {run.folder: image_scores(of_images(truth, run.ids), run.kept).mean(axis=1) for run in [*runs, reference]}
     rows = []
     for run in runs:
-        shared = resampling.people.index.intersection(run.ids).intersection(reference.ids)
+        shared = people.index.intersection(run.ids).intersection(reference.ids)
         own, other = (table[table.index.isin(shared)] for table in (scores[run.folder], scores[reference.folder]))
-        draws = resampling.people[shared], resampling.n_resamples, resampling.seed
+        draws = people[shared], cfg.bootstrap, cfg.seed
         difference, low, high = [np.nan] * 3 if run is reference else paired_interval(own, other, *draws)
         paired = {"difference": difference, "low": low, "high": high, "shared images": len(shared)}
         rows.append({"run": run.name, **describe(run), **paired})

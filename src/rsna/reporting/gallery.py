@@ -1,7 +1,6 @@
 """The report's gallery: which images are shown, and what a page needs to draw their boxes."""
 
 import base64
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -44,14 +43,14 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
     return {kind: table.index.tolist()[:per_kind] for kind, table in chosen.items()}
 
 
-def make_tiles(data: ReportData, cache_dir: Path) -> list[dict[str, Any]]:
+def make_tiles(data: ReportData) -> list[dict[str, Any]]:
     """The chosen images as tiles; one that the cache refused is left out."""
     chosen = choose(data.scores, data.truth, data.run.kept, PER_KIND)
     known = ((kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index)
-    return [make_tile(data, cache_dir, kind, name) for kind, name in known]
+    return [make_tile(data, kind, name) for kind, name in known]
 
 
-def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> dict[str, Any]:
+def make_tile(data: ReportData, kind: str, name: str) -> dict[str, Any]:
     """What the page shows of an image: patient_id, kind, view, words, image (a data URI), and its boxes.
 
     Boxes are (n, 4) lists of left, top, width, height in percent of the square: true, predicted, and below (the most
@@ -67,8 +66,8 @@ def make_tile(data: ReportData, cache_dir: Path, kind: str, name: str) -> dict[s
         "kind": kind,
         "view": view,
         "words": describe(float(data.scores[name]), str(data.classes[name]), view, own),
-        "image": data_uri(read_png(cache_dir / "train" / f"{name}.png", data.size)),
-        **{key: percent(to_relative(table, data.geometry, data.size)) for key, table in own.items()},
+        "image": data_uri(read_png(data.cfg.cache_dir / "train" / f"{name}.png", data.cfg.size)),
+        **{key: percent(to_relative(table, data.geometry, data.cfg.size)) for key, table in own.items()},
     }
 
 

@@ -16,11 +16,10 @@ GROUP_TITLES |= {"box size": "Largest true box", "side": "Side of true boxes"}
 
 def groups(data: ReportData) -> tuple[Plot, Table]:
     """Scores by view position, sex, age, box size and side."""
-    resampling, ids = data.resampling, data.folds.index
-    columns = {"score": data.scores, "top": data.top, "positive": data.positive, "person": resampling.people}
+    ids = data.folds.index
+    columns = {"score": data.scores, "top": data.top, "positive": data.positive, "person": data.people}
     images = pd.DataFrame(columns, index=ids).assign(with_box=ids.isin(data.run.kept["patientId"]))
-    named = data.groups.rename(columns=GROUP_TITLES)
-    table = scores_by_group(named, images, resampling.n_resamples, resampling.seed)
+    table = scores_by_group(data.groups.rename(columns=GROUP_TITLES), images, data.cfg.bootstrap, data.cfg.seed)
     rows = []
     for row in table.to_dict("records"):
         counts = [str(row["images"]), str(row["positives"]), digits(row["with_box"], ".1%")]
@@ -65,7 +64,7 @@ def draw_groups(table: pd.DataFrame, overall: float) -> str:
 
 def coverage(data: ReportData) -> Plot:
     """Where true and predicted boxes lie."""
-    true, predicted = (to_relative(table, data.geometry, data.size) for table in (data.truth, data.run.kept))
+    true, predicted = (to_relative(table, data.geometry, data.cfg.size) for table in (data.truth, data.run.kept))
     maps = analysis.coverage(true), analysis.coverage(predicted)
     figure, axes = svg.new_axes(2.6, 2)
     highest = max(*(float(cells.max(initial=0)) for cells in maps), 1e-9)

@@ -20,7 +20,7 @@ from rsna.data.cache import read_index, read_png
 from rsna.data.competition import BOX_COLUMNS, read_truth
 from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.data.submission_format import parse_submission
-from rsna.evaluation.metric import image_scores
+from rsna.evaluation.metric import image_scores, of_images
 from rsna.evaluation.runs import read_run
 
 Picture = NDArray[np.uint8]
@@ -71,8 +71,7 @@ def write_montage(picture: Picture, path: Path) -> None:
 def results_montage(cfg: Config) -> Picture:
     """Out-of-fold images with true (green) and predicted (yellow) boxes. Raises UserError if scores are not current."""
     run = read_run(cfg)
-    truth = read_truth(Path(cfg.input))
-    truth = truth[truth["patientId"].isin(run.ids)]
+    truth = of_images(read_truth(Path(cfg.input)), run.ids)
     rows = choose_results(truth, run.kept, run.ids, cfg.seed)
     return draw_rows(cfg, "train", rows, [(truth, GREEN), (run.kept, YELLOW)])
 
@@ -97,8 +96,7 @@ def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed
 def submission_montage(cfg: Config) -> Picture:
     """Test images with the boxes of the submission. Raises UserError if it is not current, or no image is cached."""
     require(cfg, "make_submission")
-    table = parse_submission(cfg.submission_csv)
-    table = table[table["patientId"].isin(cached_images(cfg, "test").index)]
+    table = of_images(parse_submission(cfg.submission_csv), cached_images(cfg, "test").index)
     return draw_rows(cfg, "test", choose_submitted(table, cfg.seed), [(table.dropna(subset=["confidence"]), YELLOW)])
 
 

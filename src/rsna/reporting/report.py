@@ -16,9 +16,9 @@ from rsna.core.config import Config
 from rsna.core.files import content_hash, read_json, write_text
 from rsna.core.tables import read_numbers, read_table
 from rsna.data.competition import largest_box, read_folds, read_truth
-from rsna.evaluation.metric import mean_average_precision
+from rsna.evaluation.metric import mean_average_precision, of_images
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
-from rsna.evaluation.runs import Resampling, Run, compare_runs, find_runs, people_of, read_run, read_settings
+from rsna.evaluation.runs import Run, compare_runs, find_runs, people_of, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
 from rsna.reporting import error_sections, group_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
@@ -33,7 +33,7 @@ MANIFEST_JSON = {"settings": dict, "outputs": dict, **SUBMISSION_JSON}
 def write_report(cfg: Config) -> Path:
     """Write report.html of a run; cfg holds the settings it was made with. Raises UserError if it is not current."""
     data = read_data(cfg)
-    page = render("report.html.j2", **headline(cfg, data), **comparison_section(cfg, data), **all_sections(cfg, data))
+    page = render("report.html.j2", **headline(data), **comparison_section(data), **all_sections(data))
     path = cfg.run_dir / "report.html"
     write_text(page, path)
     return path
@@ -43,18 +43,16 @@ def read_data(cfg: Config) -> ReportData:
     """All that the report is made from. Raises UserError for what is missing or not current."""
     run = read_run(cfg)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId").loc[run.ids]
-    truth = read_truth(Path(cfg.input))
     return ReportData(
+        cfg=cfg,
         run=run,
-        truth=truth[truth["patientId"].isin(run.ids)],
+        truth=of_images(read_truth(Path(cfg.input)), run.ids),
         folds=folds,
         geometry=cached_images(cfg, "train"),
-        size=cfg.size,
         sweep=read_numbers(run.folder / "threshold.csv", ["threshold", "score"], command(cfg, "evaluate")),
         surface=read_numbers(run.folder / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate")),
         histories=read_histories(run),
-        resampling=Resampling(people_of(folds.reset_index()), cfg.bootstrap, cfg.seed),
-        command=partial(command, cfg),
+        people=people_of(folds.reset_index()),
     )
 
 
@@ -66,16 +64,16 @@ def read_histories(run: Run) -> dict[int, pd.DataFrame]:
     return {k: read_numbers(path, columns) for k, path in begun.items()}
 
 
-def headline(cfg: Config, data: ReportData) -> dict[str, Any]:
+def headline(data: ReportData) -> dict[str, Any]:
     """The numbers at the top."""
     by_fold = pd.Series([fold["mAP"] for fold in data.run.scores["per_fold"]], dtype=float)
     return {
-        "name": cfg.name,
+        "name": data.run.name,
         "scores": data.run.scores,
         "spread": f"± {by_fold.std():.4f} over {len(by_fold)} folds" if len(by_fold) > 1 else "one fold",
         "patients": data.folds["group"].nunique(),
-        "submission": submission_sentence(cfg),
-        "synthetic": cfg.is_demo,
+        "submission": submission_sentence(data.cfg),
+        "synthetic": data.cfg.is_demo,
     }
 
 
@@ -96,15 +94,15 @@ def submission_sentence(cfg: Config) -> str:
     )
 
 
-def comparison_section(cfg: Config, data: ReportData) -> dict[str, Any]:
+def comparison_section(data: ReportData) -> dict[str, Any]:
     """The report's table of baselines and of the other runs in working/."""
     scores, perfect = data.run.scores, largest_box(data.truth).assign(confidence=1.0)
     own = {"this run": scores["mAP"], **scores["baselines"]}
     own["a perfect largest box on each opacity"] = mean_average_precision(data.truth, perfect)
     rows = [[name, str(len(data.run.ids)), digits(value), "-"] for name, value in own.items()]
-    runs, refused = find_runs(cfg)
+    runs, refused = find_runs(data.cfg)
     others = [run for run in runs if run.folder != data.run.folder]
-    for row in compare_runs(others, data.run, data.truth, data.resampling).to_dict("records"):
+    for row in compare_runs(data.cfg, others, data.run, data.truth, data.people).to_dict("records"):
         paired = difference(row) or "no common image"
         rows.append([f"run {row['run']}", str(row["shared images"]), digits(row["mAP"]), paired])
     caption = (
@@ -118,13 +116,13 @@ def comparison_section(cfg: Config, data: ReportData) -> dict[str, Any]:
 
 
 @svg.styled
-def all_sections(cfg: Config, data: ReportData) -> dict[str, Any]:
+def all_sections(data: ReportData) -> dict[str, Any]:
     """The plots, tables and images below the headline."""
     confidence = (error_sections.calibration(data), error_sections.roc(data), error_sections.overlaps(data))
     settings = [[key, str(value) or "''"] for key, value in read_settings(data.run.folder).items()]
-    caption = f"Settings of run {cfg.name}, of training, prediction and fusion"
+    caption = f"Settings of run {data.run.name}, of training, prediction and fusion"
     return {
-        "command": data.command,
+        "command": partial(command, data.cfg),
         "losses": error_sections.losses(data),
         "threshold_plots": [sections.threshold(data), sections.surface(data)],
         "threshold_table": sections.threshold_table(data),
@@ -134,7 +132,7 @@ def all_sections(cfg: Config, data: ReportData) -> dict[str, Any]:
         "groups": group_sections.groups(data),
         "coverage": group_sections.coverage(data),
         "kinds": KINDS,
-        "tiles": make_tiles(data, cfg.cache_dir),
+        "tiles": make_tiles(data),
         "settings": Table(caption, ["setting", "value"], settings),
     }
 

@@ -1,17 +1,18 @@
 """What the report's sections are made from and into; those on threshold and folds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
+from rsna.core.config import Config
 from rsna.data.competition import CLASSES
 from rsna.evaluation.error_analysis import thin
 from rsna.evaluation.metric import image_scores, top_confidences
 from rsna.evaluation.operating_point import log_odds
-from rsna.evaluation.runs import Resampling, Run
+from rsna.evaluation.runs import Run
 from rsna.evaluation.subgroups import groups_of_images, one_of
 from rsna.evaluation.threshold import plateau
 from rsna.reporting import svg
@@ -44,16 +45,15 @@ class Table:
 class ReportData:
     """All that the sections are made from. Boxes in original pixels."""
 
+    cfg: Config  # the settings that the run was made with
     run: Run
     truth: pd.DataFrame  # true boxes of the run's images
     folds: pd.DataFrame  # rows of folds.csv of the run's images, index patientId
     geometry: pd.DataFrame  # index patientId: where each image lies in its cached square
-    size: int  # px, side of the cached images
     sweep: pd.DataFrame  # threshold.csv
     surface: pd.DataFrame  # surface.csv
     histories: dict[int, pd.DataFrame]  # fold -> history.csv
-    resampling: Resampling
-    command: Callable[[str], str]  # name of a command -> what to type
+    people: pd.Series  # patientId -> person
 
     @cached_property
     def by_iou(self) -> pd.DataFrame:
@@ -79,7 +79,7 @@ class ReportData:
 
     @cached_property
     def groups(self) -> pd.DataFrame:
-        return groups_of_images(self.folds, self.truth, self.geometry, self.size)
+        return groups_of_images(self.folds, self.truth, self.geometry, self.cfg.size)
 
 
 def series_words(values: Sequence[float], digits: int = 3) -> str:

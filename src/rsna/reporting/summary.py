@@ -14,7 +14,7 @@ from rsna.data.competition import read_folds, read_labels, read_truth, truth_box
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.baselines import baselines
 from rsna.evaluation.metric import of_images
-from rsna.evaluation.runs import Resampling, compare_runs, differing_settings, find_runs, people_of, read_settings
+from rsna.evaluation.runs import compare_runs, differing_settings, find_runs, people_of, read_settings
 from rsna.evaluation.scores import describe, read_scores
 from rsna.inference.submission import read_submission
 
@@ -101,7 +101,7 @@ def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
         refused |= dict.fromkeys(fused & set(refused), f"it is fused in {run.name} and was not scored alone")
     truth = read_truth(Path(cfg.input))
     people = people_of(read_folds(cfg.folds_csv, command(cfg, "make_folds")))
-    table = compare_runs(runs, runs[0], truth, Resampling(people, cfg.bootstrap, cfg.seed))
+    table = compare_runs(cfg, runs, runs[0], truth, people)
     settings = differing_settings({run.name: read_settings(run.folder) for run in runs})
     table["settings"] = [" ".join(f"{key}={value}" for key, value in settings[name].items()) for name in table["run"]]
     return table, refused
