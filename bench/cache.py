@@ -30,9 +30,9 @@ from pydicom.pixels import pixel_array
 
 from rsna.core.command_line import parse
 from rsna.core.config import Config
-from rsna.core.executor import map_files
 from rsna.data.cache import cache_image
 from rsna.data.competition import list_sources
+from rsna.execution.processes import map_files
 
 Seconds = float
 COMPETITION = 26_684 + 3_000
@@ -90,7 +90,7 @@ def per_file(paths: list[Path], work: Callable[[Path], object]) -> Seconds:
 
 def per_pool(paths: list[Path], work: Callable[[Path], object], workers: int) -> Seconds:
     start = time.perf_counter()
-    rows = list(map_files(work, paths, workers, f"{workers} process(es)"))
+    rows = list(map_files(work, paths, parse([f"workers={workers}"]), f"{workers} process(es)"))
     return (time.perf_counter() - start) / len(rows)
 
 

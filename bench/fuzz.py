@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from helpers.dicom_files import GDCM_SYNTAXES, radiograph, write_dicom
 from pydicom import uid
 
-from rsna.core.executor import map_files
+from rsna.core.command_line import parse
 from rsna.data.cache import cache_image
+from rsna.execution.processes import map_files
 
 SIZE = 64
 TIME_LIMIT = 5.0  # seconds for a file of a few kilobytes; whole ones take milliseconds
@@ -116,7 +117,7 @@ def run(files: int, seed: int, given: str) -> list[Outcome]:
             stem, content = rng.choice(seeds)
             paths.append(source / f"{number:06}-{stem}.dcm")
             paths[-1].write_bytes(mutate(content, rng))
-        return list(map_files(partial(decode, cache=cache), paths, -1, "damaged files", died))
+        return list(map_files(partial(decode, cache=cache), paths, parse([]), "damaged files", died))
 
 
 def main(words: dict[str, str]) -> None:

@@ -23,9 +23,9 @@ from images import make_images
 from torch.utils.data import DataLoader, Sampler
 
 from rsna.core.command_line import parse
-from rsna.core.executor import count_workers
 from rsna.data.dataset import ImageDataset
 from rsna.data.loader import EpochBatches, ImageMemory, collate, make_loader, one_thread
+from rsna.execution.processes import count_workers
 from rsna.training.fold import make_train_set
 
 CPU = torch.device("cpu")

@@ -29,8 +29,8 @@ from our_training import Ours, highest_memory, wait_for
 
 from rsna.core.command_line import parse
 from rsna.core.config import Config
-from rsna.core.executor import count_workers
 from rsna.data.dataset import FoldData, Samples
+from rsna.execution.processes import count_workers
 from rsna.models.device import pick_device, pick_precision
 from rsna.training.fold import start_model
 

@@ -5,7 +5,7 @@
 
 from rsna.startup import run
 from rsna.core.config import Config
-from rsna.reporting.montage import optional
+from rsna.core.errors import optional
 from rsna.training.optim import describe_model
 
 

@@ -11,7 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SRC = ROOT / "src"
 # the order of imports: a concern imports from itself and from those before it
-CONCERNS = ["core", "data", "evaluation", "models", "inference", "training", "reporting", "kaggle", "synthetic"]
+CONCERNS = [
+    "core",
+    "execution",
+    "data",
+    "evaluation",
+    "models",
+    "inference",
+    "training",
+    "reporting",
+    "kaggle",
+    "synthetic",
+]
 COMMANDS = {path.stem: ast.parse(path.read_text()) for path in sorted(SRC.glob("*.py")) if path.stem != "__init__"}
 MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts): ast.parse(path.read_text())

@@ -136,7 +136,7 @@ SLOW_IMPORT = """
 import signal, time
 from rsna.core.command_line import parse
 from rsna.core.errors import end_with_one_line
-from rsna.core.executor import run_folds
+from rsna.execution.folds import run_folds
 
 def work(cfg, fold):
     time.sleep(60)
@@ -144,7 +144,7 @@ def work(cfg, fold):
 if __name__ == "__main__":
     end_with_one_line()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as commands do: started in the background it is ignored
-    run_folds(work, parse([]), [0])
+    run_folds(work, [(parse([]), 0)])
 else:
     print("importing", flush=True)
     time.sleep(0.5)

@@ -19,12 +19,12 @@ from pydicom import uid
 
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.core.executor import map_files
 from rsna.core.files import content_hash, hash_of
 from rsna.data import cache
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows, report, update_cache
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 from rsna.data.dicom import parse_dicom, read_headers, time_limit
+from rsna.execution.processes import map_files
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 SCRIPT = SRC / "cache_images.py"
@@ -446,29 +446,30 @@ def died(path):
 def test_a_file_that_kills_its_process_costs_only_itself():
     """GDCM does that on some damaged streams."""
     names = [f"deadly{k}" if k in (3, 50, 51, 199) else f"n{k}" for k in range(200)]
-    results = list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], 2, "test", died))
+    results = list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], parse(["workers=2"]), "test", died))
     assert sorted(results) == sorted(f"{name} died" if name.startswith("deadly") else name for name in names)
     with pytest.raises(BrokenProcessPool, match=r"worked on deadly3\.dcm died"):
-        list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], 2, "test"))
+        list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], parse(["workers=2"]), "test"))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, -1])
 def test_results_come_in_the_order_of_the_files(workers):
-    names = [f"n{k}" for k in range(100)]
-    assert list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], workers, "test")) == names
-    assert list(map_files(name_or_die, [], workers, "test")) == []
+    names, cfg = [f"n{k}" for k in range(100)], parse([f"workers={workers}"])
+    assert list(map_files(name_or_die, [Path(f"{name}.dcm") for name in names], cfg, "test")) == names
+    assert list(map_files(name_or_die, [], cfg, "test")) == []
 
 
 def test_opencv_threads_of_the_parent_do_not_block_the_workers():
     """In a process of its own, since it would hang for ever, after this prelude about every second time."""
     code = (
         "import cv2, numpy, os, pathlib\n"
-        "from rsna.core.executor import map_files\n"
+        "from rsna.core.command_line import parse\n"
+        "from rsna.execution.processes import map_files\n"
         "for threads in (2, 1, 2):\n"
         "    cv2.setNumThreads(threads)\n"
         "    cv2.GaussianBlur(numpy.zeros((4000, 4000), numpy.uint8), (0, 0), 5)\n"
         "for _ in range(5):\n"
-        "    print(len(list(map_files(os.fspath, [pathlib.Path('a')] * 50, 2, 'test'))))"
+        "    print(len(list(map_files(os.fspath, [pathlib.Path('a')] * 50, parse(['workers=2']), 'test'))))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, capture_output=True, text=True, timeout=30)
     assert result.stdout == "50\n" * 5, result.stderr

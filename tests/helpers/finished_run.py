@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from helpers.run_files import SIDE, make_competition, make_fold, make_predictions, words
 
-from rsna.core import executor
 from rsna.core.artifacts import current_manifest, record
 from rsna.core.command_line import parse
 from rsna.core.files import content_hash
 from rsna.data.competition import HEADERS_CSV, MAPPING_JSON, SAMPLE_CSV
+from rsna.execution import folds
 from rsna.inference import predictor
 from rsna.models.checkpoint import save_checkpoint
 
@@ -101,11 +101,11 @@ def without_networks(monkeypatch):
         def load_state_dict(self, state):
             pass
 
-    def run_folds(function, cfg, folds):
-        for fold in folds:
+    def run_folds(function, todo):
+        for cfg, fold in todo:
             function(cfg, fold)
         return {}
 
-    monkeypatch.setattr(executor, "run_folds", run_folds)
+    monkeypatch.setattr(folds, "run_folds", run_folds)
     monkeypatch.setattr(predictor, "build_model", lambda cfg, weights: Network())
     monkeypatch.setattr(predictor, "predict_images", repeat)

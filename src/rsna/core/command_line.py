@@ -46,7 +46,7 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
             if not Path(given[key]).is_file():
                 usual = " or ".join(f"{key}={word}" for word in choices)
                 raise UserError(f"{key}={given[key]}: no such file; or use {usual}")
-    words_of = {**preset, **given}
+    words_of = {**usual_words(preset, given.get("engine")), **given}
     config = fill(Config, {key: value for key, value in words_of.items() if key in NAMES})
     if others := {key: value for key, value in words_of.items() if key not in NAMES}:
         config = replace(config, model_settings=parse_model_settings(config.model, others, settings_of))
@@ -67,6 +67,11 @@ def parse_members(cfg: Config, given: dict[str, str], settings_of: SettingsOf | 
         own = {"preset": ",".join([*presets, member]), "name": f"{cfg.name}_{member}", "members": ""}
         found.append(parse([f"{key}={value}" for key, value in (given | own).items()], settings_of))
     return found
+
+
+def usual_words(preset: dict[str, str], engine: str | None) -> dict[str, str]:
+    """A preset's words, and those that follow from the engine: a cluster takes as many folds as it has room for."""
+    return {"jobs": "-1", **preset} if engine == "ray" else preset
 
 
 def absolute(path: str) -> str:
@@ -142,7 +147,8 @@ def command(cfg: Config, name: str, /, **changes: str) -> str:
 def differing_settings(cfg: Config) -> dict[str, Any]:
     """The settings that are not as the presets and the defaults have them."""
     preset = preset_words(cfg.preset)
-    usual = fill(Config, {key: value for key, value in {**preset, "root": cfg.root}.items() if key in NAMES})
+    words = {**usual_words(preset, cfg.engine), "root": cfg.root}
+    usual = fill(Config, {key: value for key, value in words.items() if key in NAMES})
     differing = {key: getattr(cfg, key) for key in NAMES if getattr(cfg, key) != getattr(usual, key)}
     own = {key: value for key, value in cfg.model_settings.items() if str(value).lower() != preset.get(key)}
     return differing | own

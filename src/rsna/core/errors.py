@@ -1,9 +1,11 @@
 """Errors that a person can fix, and how a command ends with one line instead of a traceback."""
 
 import errno
+import importlib
 import os
 import sys
 from types import TracebackType
+from typing import Any
 
 
 class UserError(Exception):
@@ -37,3 +39,11 @@ def explanation(error: BaseException) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return line + ("; make room and run the same command: what was finished is kept" if full else "")
     return ""
+
+
+def optional(module: str, requirements: str = "requirements-show.txt") -> Any:
+    """Import a module that few commands need. Raises UserError that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise UserError(f"this needs {module.split('.')[0]}; run: pip install -r {requirements}") from None

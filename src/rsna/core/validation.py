@@ -14,11 +14,14 @@ RANGES = {
     "lr": (1e-8, 10.0), "encoder_lr": (1e-8, 1.0), "weight_decay": (0.0, 10.0), "grad_clip": (0.0, 1e6),
     "flip": (0.0, 1.0), "rotate": (0.0, 90.0), "translate": (0.0, 0.5), "scale": (0.0, 0.5),
     "brightness_contrast": (0.0, 0.9), "memory": (0.0, 1.0),
-    "wbf_iou": (0.01, 0.99), "missing_weight": (0.0, 1.0),
+    "wbf_iou": (0.01, 0.99), "missing_weight": (0.0, 1.0), "gpus": (0.05, 1.0),
+}
+CHOICES = {
+    "engine": ("local", "ray"), "num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"),
+    "checkpoint": ("best", "last"),
 }
 # fmt: on
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
-CHOICES = {"num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"), "checkpoint": ("best", "last")}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
 NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run: a folder beside those of the cache
 GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")

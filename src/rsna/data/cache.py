@@ -20,13 +20,13 @@ from pydicom.dataset import FileDataset
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.executor import map_files
 from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, naming, write_then_rename
 from rsna.core.tables import as_numbers, read_table, write_table
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
 from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit
 from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
 from rsna.data.windowing import GreyImage
+from rsna.execution.processes import map_files
 
 Row = dict[str, Any]
 Key = tuple[str, str]  # split, patientId
@@ -91,7 +91,7 @@ def keep_current(known: dict[Key, Row], sources: Sequence[Path], cfg: Config) ->
     """The rows of the sources whose DICOM and PNG have the hashes that the row says."""
     usable = {key for key, row in known.items() if row["status"] == "ok" and row["version"] == str(VERSION)}
     paths = {key_of(path): path for path in sources if key_of(path) in usable}
-    found = map_files(partial(hash_pair, cache_dir=cfg.cache_dir), [*paths.values()], cfg.workers, "cached images")
+    found = map_files(partial(hash_pair, cache_dir=cfg.cache_dir), [*paths.values()], cfg, "cached images")
     rows = [(key, known[key], hashes) for key, hashes in zip(paths, found, strict=True)]
     return {key: row for key, row, hashes in rows if hashes == (row["source_hash"], row["png_hash"])}
 
@@ -110,7 +110,7 @@ def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> d
     journal, made = cfg.cache_dir / JOURNAL_CSV, {}
     work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
     crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
-    rows = map_files(work, todo, cfg.workers, "images", crashed)
+    rows = map_files(work, todo, cfg, "images", crashed)
     refused = {
         (row["split"], row["patientId"]) for row in read_rows(cfg.cache_dir / INDEX_CSV) if row["status"] != "ok"
     }

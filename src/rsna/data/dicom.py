@@ -19,12 +19,12 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import get_expected_length
 
 from rsna.core.config import Config
-from rsna.core.executor import map_files
 from rsna.core.tables import read_table
 from rsna.data import decoders
 from rsna.data.competition import HEADER_COLUMNS, HEADERS_CSV, TRAIN_IMAGES, list_images
 from rsna.data.decoders import MAX_BYTES, MAX_PIXELS, BoundedReader, UnreadableDicom
 from rsna.data.windowing import PHOTOMETRIC, GreyImage, shows_stored_values, to_8_bit
+from rsna.execution.processes import map_files
 
 # The fields that are read, and what they may contain: people type names into any field, and those must not get out.
 # Ages also without their unit, as the challenge's files have them; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.
@@ -146,7 +146,7 @@ def read_headers(cfg: Config) -> pd.DataFrame:
     paths = list_images(folder)
     if not paths:
         print(f"no DICOMs in {folder}: folds are not stratified by view, sex and age")
-    rows = map_files(read_header, paths, cfg.workers, "headers")
+    rows = map_files(read_header, paths, cfg, "headers")
     return pd.DataFrame(rows, columns=HEADER_COLUMNS)
 
 

@@ -17,7 +17,6 @@ from rsna.core import artifacts
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.executor import count_workers
 from rsna.core.files import ABSENT, file_lock, hash_of
 from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
 from rsna.core.tables import write_table
@@ -27,6 +26,7 @@ from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_folds, r
 from rsna.data.dataset import ImageDataset, Samples, make_samples
 from rsna.data.letterbox import cached_to_original
 from rsna.data.loader import make_loader
+from rsna.execution.processes import count_workers
 from rsna.inference.tta import Floats, TtaTransform, parse_transforms
 from rsna.models.checkpoint import load_checkpoint
 from rsna.models.device import explain_failures, mixed_precision, pick_device, pick_precision
@@ -43,7 +43,7 @@ def predict_fold(cfg: Config, fold: int) -> bool:
     With only_test=true the tables of the test images alone. Raises UserError for what is missing, unfinished or of
     other settings, before anything is replaced.
     """
-    with file_lock(cfg.fold_dir(fold)):
+    with file_lock(cfg.fold_dir(fold), wait=cfg.engine == "ray"):
         parts = images_to_predict(cfg, fold)
         if artifacts.is_current(cfg, "predict", fold):
             return False

@@ -6,10 +6,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from rsna.core.errors import optional
 from rsna.core.files import write_json, write_text
 from rsna.kaggle import notebook_cells as code
 from rsna.kaggle.bundle import COMPETITION, PACKAGES, address_of, title_of
-from rsna.reporting.montage import optional
 from rsna.reporting.summary import digits
 
 
@@ -42,8 +42,8 @@ def inference_notebook(kernel: Kernel) -> Any:
         code.LAY_OUT,
         "## From DICOM to pixels, test images only",
         'run("cache_images", "only_test=true")',
-        "## Prediction\n\nEach fold predicts each test image in all views.",
-        'run("predict", "only_test=true")',
+        "## Prediction\n\nEach fold predicts each test image in all views; two GPUs work on two folds at a time.",
+        'run("predict", "only_test=true", "jobs=-1")',
         "## Ensemble, threshold, submission\n\nBoxes of the folds are fused. The threshold is chosen on the "
         "out-of-fold predictions in the dataset, which are scored again here.",
         'run("ensemble")\nrun("evaluate")\nrun("make_submission")',
@@ -76,7 +76,7 @@ def training_notebook(kernel: Kernel) -> Any:
         "train two folds at a time.",
         'run("train", "jobs=-1")',
         "## Prediction, ensemble, scores, submission",
-        'for name in ("predict", "ensemble", "evaluate", "make_submission", "summary"):\n    run(name)',
+        'run("predict", "jobs=-1")\nfor name in ("ensemble", "evaluate", "make_submission", "summary"):\n    run(name)',
         "## The file to submit",
         code.FINISH,
         "## What to keep\n\nDownload `run/` from the output into your workspace; the commands there continue from it.",

@@ -1,9 +1,7 @@
 """Montages: rows of small images with boxes and captions."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -135,12 +133,3 @@ def cached_images(cfg: Config, split: str) -> pd.DataFrame:
     """The geometry of the cached images of a split that could be decoded; index patientId."""
     index = read_index(cfg.cache_dir, cfg.size)
     return index[(index["split"] == split) & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]
-
-
-def optional(module: str) -> Any:
-    """Import a module that only one of the show commands needs. Raises UserError that says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        package = module.split(".")[0]
-        raise UserError(f"this needs {package}; run: pip install -r requirements-show.txt") from None

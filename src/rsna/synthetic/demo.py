@@ -14,10 +14,10 @@ from rsna.core import artifacts
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.executor import map_files
 from rsna.core.files import bytes_hash, content_hash, file_lock, write_text
 from rsna.core.stages import STAGES
 from rsna.data import competition
+from rsna.execution.processes import map_files
 from rsna.synthetic.dicom_writer import write_dicom
 from rsna.synthetic.patients import PatientImage, draw_split
 from rsna.synthetic.phantom import lay_out, render
@@ -74,7 +74,7 @@ def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
 def make_images(images: Split, split: int, cfg: Config) -> Truth:
     """Write the images of a split that are missing; returns the boxes of all."""
     work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed, shift=cfg.shift)
-    return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg.workers, FOLDERS[split]))
+    return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg, FOLDERS[split]))
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.executor import count_workers
 from rsna.core.files import content_hash, file_lock, write_text
 from rsna.core.phases import phase_at
 from rsna.core.tables import read_table, write_table
@@ -26,6 +25,7 @@ from rsna.data.augment import Augmentation
 from rsna.data.boxes import xyxy_to_cxcywh
 from rsna.data.dataset import FoldData, ImageDataset, Samples, load_fold
 from rsna.data.loader import EpochBatches, ImageMemory, make_loader, memory_for
+from rsna.execution.processes import count_workers
 from rsna.models.checkpoint import load_checkpoint, people_of_checkpoint, save_checkpoint
 from rsna.models.device import explain_failures, pick_device
 from rsna.models.protocol import DetectionModel
@@ -35,7 +35,7 @@ from rsna.training.loop import Training, start_phase, train_epoch, validate
 
 def train_fold(cfg: Config, fold: int) -> None:
     """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others."""
-    with file_lock(cfg.fold_dir(fold)), explain_failures(cfg):
+    with file_lock(cfg.fold_dir(fold), wait=cfg.engine == "ray"), explain_failures(cfg):
         if is_current(cfg, "train", fold):
             print(f"fold {fold}: current, {cfg.total_epochs} epochs -> {cfg.fold_dir(fold) / 'best.pt'}")
             return

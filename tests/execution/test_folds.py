@@ -10,7 +10,8 @@ import pytest
 
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.core.executor import count_workers, run_folds
+from rsna.execution.folds import run_folds
+from rsna.execution.processes import count_workers
 
 WHAT = ["first", "mistake", "bug", "killed", "last"]
 
@@ -32,11 +33,12 @@ def work(cfg, fold):
 def test_a_fold_that_fails_leaves_the_others_alone(tmp_path, monkeypatch, capfd, jobs):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    failed = run_folds(work, parse([f"root={tmp_path}", f"jobs={jobs}"]), range(5))
+    cfg = parse([f"root={tmp_path}", f"jobs={jobs}"])
+    failed = run_folds(work, [(cfg, fold) for fold in range(5)])
     assert failed == {
-        1: "stopped with an error, see above",
-        2: "stopped with an error, see above",
-        3: "was killed by SIGKILL, perhaps for lack of memory",
+        ("resnet34", 1): "stopped with an error, see above",
+        ("resnet34", 2): "stopped with an error, see above",
+        ("resnet34", 3): "was killed by SIGKILL, perhaps for lack of memory",
     }
     said = capfd.readouterr().err
     assert "error: this is wrong; do that\n" in said
@@ -66,7 +68,8 @@ def note_device(cfg, fold):
 )
 def test_folds_are_spread_over_the_gpus(tmp_path, monkeypatch, words, gpus, devices, at_once):
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    assert run_folds(note_device, parse([f"root={tmp_path}", *words]), range(4), lambda: gpus) == {}
+    cfg = parse([f"root={tmp_path}", *words])
+    assert run_folds(note_device, [(cfg, fold) for fold in range(4)], lambda: gpus) == {}
     rows = [(tmp_path / str(fold)).read_text().split() for fold in range(4)]
     assert {device for device, *_ in rows} == devices
     assert {jobs for _, jobs, *_ in rows} == {str(at_once)}
@@ -79,7 +82,7 @@ def test_folds_are_spread_over_the_gpus(tmp_path, monkeypatch, words, gpus, devi
 
 def test_one_job_leaves_the_gpus_uncounted(tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    assert run_folds(note_device, parse([f"root={tmp_path}"]), [0], lambda: pytest.fail("counted")) == {}
+    assert run_folds(note_device, [(parse([f"root={tmp_path}"]), 0)], lambda: pytest.fail("counted")) == {}
 
 
 def test_processes_are_shared_by_jobs():

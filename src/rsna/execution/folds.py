@@ -1,0 +1,139 @@
+"""A function of every fold: each in a process of its own here, or a task of its own on a cluster."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from multiprocessing import connection, resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from rsna.core.artifacts import is_current
+from rsna.core.command_line import command
+from rsna.core.config import Config
+from rsna.core.errors import UserError, explanation
+from rsna.execution import cluster
+from rsna.execution.processes import count_workers, die_with_parent
+
+Work = Callable[[Config, int], object]
+Key = tuple[str, int]  # name of the run, fold
+
+
+def run_each_fold(cfg: Config, stage: str, function: Work) -> None:
+    """Call function(run, fold) for each fold of each trained run for which the stage is not current.
+
+    Runs follow each other; on a cluster they work side by side. Raises UserError with the folds that failed and the
+    command that continues them; the others are kept.
+    """
+    waiting: list[list[tuple[Config, int]]] = []
+    for run in cfg.trained_runs:
+        current = [fold for fold in run.fold_list if is_current(run, stage, fold)]
+        if current:
+            print(f"{stage}: fold {', '.join(map(str, current))} current -> {run.run_dir}")
+        waiting.append([(run, fold) for fold in run.fold_list if fold not in current])
+    for todo in [[*chain(*waiting)]] if cfg.engine == "ray" else waiting:
+        if cfg.members and todo and cfg.engine == "local":
+            print(f"{stage}: run {todo[0][0].name}", flush=True)
+        if failed := run_folds(function, todo):
+            raise UserError(explain_failures(cfg, stage, failed))
+
+
+def explain_failures(cfg: Config, stage: str, failed: dict[Key, str]) -> str:
+    """Which folds failed and why, and the command that works on them again."""
+    runs = {run.name: run for run in cfg.trained_runs if any(run.name == name for name, _ in failed)}
+    named = [f"{f'{name} ' if len(runs) > 1 else ''}fold {fold} {why}" for (name, fold), why in sorted(failed.items())]
+    folds = ",".join(map(str, sorted({fold for _, fold in failed})))
+    again = command(cfg if len(runs) > 1 else next(iter(runs.values())), stage, fold=folds)
+    return f"{'; '.join(named)}. The other folds are kept. Once that is fixed, run: {again}"
+
+
+def run_folds(
+    function: Work, todo: Sequence[tuple[Config, int]], gpus: Callable[[], int] | None = None
+) -> dict[Key, str]:
+    """Call function(cfg, fold) for each of `todo`, each in a process of its own; returns why some (name, fold) failed.
+
+    A fold that fails, even one that the kernel kills, leaves the others alone. `jobs` of them run at the same time
+    and share the cores (unless OMP_NUM_THREADS is set). Where several GPUs are visible and device=auto, the folds are
+    spread over them, and jobs=-1 runs one on each. gpus: counts the visible GPUs. The text of a UserError is printed
+    when it happens. On Ctrl-C the running folds are stopped. With engine=ray all of this happens on the cluster.
+    """
+    if not todo:
+        return {}
+    cfg = todo[0][0]
+    if cfg.engine == "ray":
+        return cluster.run_folds(function, todo)
+    n_gpus = (gpus or count_gpus)() if cfg.device == "auto" and cfg.jobs != 1 else 0
+    at_once = cfg.jobs if cfg.jobs > 0 else max(1, n_gpus)
+    os.environ.setdefault("OMP_NUM_THREADS", str(count_workers(-1, at_once)))
+    devices = [f"cuda:{place % n_gpus}" if n_gpus > 1 else cfg.device for place in range(at_once)]
+    waiting, running, failed = list(todo), dict[Key, tuple[int, BaseProcess]](), dict[Key, str]()
+    try:
+        while waiting or running:
+            for place in sorted(set(range(at_once)) - {place for place, _ in running.values()})[: len(waiting)]:
+                run, fold = waiting.pop(0)
+                work = (function, replace(run, device=devices[place], jobs=at_once), fold)
+                running[run.name, fold] = (
+                    place,
+                    multiprocessing.get_context("spawn").Process(target=run_fold, args=work),
+                )
+                start_undisturbed(running[run.name, fold][1])
+            connection.wait([process.sentinel for _, process in running.values()])
+            for key in [key for key, (_, process) in running.items() if not process.is_alive()]:
+                status = running.pop(key)[1].exitcode
+                if status:
+                    failed[key] = explain_exit(status)
+    finally:
+        # Ctrl-C reached them too: let them end by themselves, so that they leave nothing behind
+        for _, process in running.values():
+            process.join(timeout=2)
+            process.terminate()
+            process.join()
+    return failed
+
+
+def start_undisturbed(process: BaseProcess) -> None:
+    """Start a process that does not see a Ctrl-C until run_fold: one in the midst of an import would be a traceback."""
+    resource_tracker.ensure_running()  # which would unblock the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def count_gpus() -> int:
+    """The GPUs that PyTorch can use; without a driver PyTorch is not imported to find that there are none."""
+    if not Path("/dev/nvidiactl").exists() and shutil.which("rocm-smi") is None:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def run_fold(function: Work, cfg: Config, fold: int) -> None:
+    """What the process of a fold does: the work, with errors that a person can fix printed in one line."""
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        function(cfg, fold)
+    except KeyboardInterrupt:
+        sys.exit(1)  # the parent got it too, and prints the line
+    except Exception as error:
+        line = explanation(error)
+        if not line:
+            raise
+        print(line, file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def explain_exit(status: int) -> str:
+    """`1` -> stopped with an error; `-9` -> killed, and by what."""
+    if status > 0:
+        return "stopped with an error, see above"
+    name = signal.Signals(-status).name
+    return f"was killed by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")

@@ -1,0 +1,123 @@
+"""A function of every file: in this process, in a pool of processes, or on a cluster."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+from rsna.core.config import Config
+from rsna.execution import cluster
+
+Result = TypeVar("Result")
+Batches = Iterator[tuple[Sequence[Path], list[Result] | None]]  # files and what a function makes of each
+# files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed
+BATCH = 8
+
+
+def count_workers(workers: int, jobs: int = 1) -> int:
+    """The config's `workers` as a number of processes: -1 is one per core that this process may use.
+
+    Of that each of several `jobs` at the same time gets its part, one at least.
+    """
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+def map_files(
+    function: Callable[[Path], Result],
+    paths: Sequence[Path],
+    cfg: Config,
+    description: str,
+    crashed: Callable[[Path], Result] | None = None,
+) -> Iterator[Result]:
+    """Yield function(path) of every path, in their order, with a progress bar on a terminal, gone at the end.
+
+    In cfg.workers processes: -1 one per core, 0 none beside this one. `function` must be picklable
+    (a function of a module, or functools.partial of one) and is expected not to raise. A file at which the
+    worker process itself dies yields crashed(path), out of order; without `crashed` it raises BrokenProcessPool.
+    (Causes are the kernel when memory ends, and GDCM 3.2.6, which crashes on about 1 % of damaged JPEG-LS files.)
+    """
+    on_cluster = cfg.engine == "ray" and cfg.workers != 0
+    processes = min(cluster.count_cores(cfg) if on_cluster else count_workers(cfg.workers), len(paths))
+    pool = partial(cluster.run_batches, cfg) if on_cluster else run_pool
+    results = run_isolated(function, paths, processes, pool, crashed) if processes else map(function, paths)
+    hidden = None if paths else True  # None: where there is no terminal
+    yield from tqdm(results, total=len(paths), desc=description, unit="file", leave=False, disable=hidden)
+
+
+def run_isolated(
+    function: Callable[[Path], Result],
+    paths: Sequence[Path],
+    processes: int,
+    pool: Callable[..., Batches[Result]],
+    crashed: Callable[[Path], Result] | None,
+) -> Iterator[Result]:
+    """As map_files. When a worker dies, the batches that may have killed it go on one file and process at a time."""
+    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+    while batches:
+        lost = []
+        for batch, results in pool(function, batches, processes):
+            if results is None:
+                lost.append(batch)
+            else:
+                yield from results
+        # the pool hands out batches in order and one more than it has workers in advance
+        suspects, batches = lost[: 2 * processes + 1], lost[2 * processes + 1 :]
+        for path in [path for batch in suspects for path in batch]:
+            ((_, results),) = pool(function, [[path]], 1)
+            if results is None and crashed is None:
+                raise BrokenProcessPool(f"the process that worked on {path} died")
+            yield results[0] if results is not None else crashed(path)  # type: ignore[misc]
+
+
+def run_pool(function: Callable[[Path], Result], batches: Sequence[Sequence[Path]], processes: int) -> Batches[Result]:
+    """Yield (batch, its results) as they are finished; None for the batches that a died worker left undone."""
+    # OpenCV's threads do not survive a fork: a worker that inherits them hangs as soon as it sets their number
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    pool = ProcessPoolExecutor(processes, initializer=prepare_worker)
+    try:
+        futures = deque(pool.submit(run_batch, function, batch) for batch in batches)
+        cv2.setNumThreads(threads)
+        for batch in batches:
+            # taken off the queue, so that results are not held until the last batch is done
+            future = futures.popleft()
+            try:
+                yield batch, future.result()
+            except BrokenProcessPool:
+                yield batch, None
+    finally:
+        # on Ctrl-C or an error: do not first work through all that is queued
+        pool.shutdown(cancel_futures=True)
+
+
+def run_batch(function: Callable[[Path], Result], batch: Sequence[Path]) -> list[Result]:
+    return [function(path) for path in batch]
+
+
+def prepare_worker() -> None:
+    """One thread per process, since there is a process per core; and the parent alone decides when to stop."""
+    cv2.setNumThreads(1)
+    # Ctrl-C reaches every process of the terminal; workers finish their batch instead of printing tracebacks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def die_with_parent() -> None:
+    """Without this, workers of a parent killed by SIGKILL would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
