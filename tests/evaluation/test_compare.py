@@ -1,11 +1,14 @@
 """Runs side by side: the paired difference, what differs in settings, and what is left out with a reason."""
 
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.commands import run_command
+from helpers.finished_run import copy_workspace
+from helpers.finished_run import settings as settings_of
 from helpers.run_files import make_competition, make_predictions, make_run, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +162,23 @@ def test_a_run_is_compared_with_its_own_settings_and_folder(tmp_path):
     runs, refused = find_runs(now)
     assert [run.name for run in runs] == ["first"]
     assert not refused
+
+
+def test_a_run_with_members_needs_no_word_about_them(finished, tmp_path):
+    """Its manifest names them, theirs hold their settings; what they took is part of what it took."""
+    root = copy_workspace(finished, tmp_path / "workspace") or tmp_path / "workspace"
+    for member in ("detector", "single_box"):
+        shutil.copytree(root / "working" / "first", root / "working" / f"both_{member}")
+        for name in ("ensemble", "evaluate"):
+            (root / "working" / f"both_{member}" / f"{name}.json").unlink()
+    for name in ("ensemble", "evaluate", "make_submission"):
+        result = run_command(name, *settings_of(root, "name=both", "members=detector,single_box:0.25"))
+        assert result.returncode == 0, result.stderr
+    for name in ("report", "summary", "compare"):
+        result = run_command(name, f"root={root}", "size=64", "name=both")
+        assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    table = pd.read_csv(root / "working" / "compare.csv").set_index("run")
+    assert table["megabytes"]["both"] == pytest.approx(2 * table["megabytes"]["first"])
 
 
 def test_settings_of_the_model_are_settings_of_the_run(tmp_path):

@@ -17,6 +17,7 @@ from rsna.core.config import FILE_OR_WORD, Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, hash_of, read_json, write_json
 from rsna.core.stages import STAGES
+from rsna.core.validation import parse_weights
 
 # types in a manifest that stand for those of the settings; box_scale was a number in earlier versions
 NUMBERS = ((int, float), (float, str))
@@ -144,7 +145,12 @@ def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
         said["model_settings"] = {key: value for key, value in settings.items() if key not in known}
     if folds:
         said |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(k + 1 for k in folds))}
-    return replace(cfg, **said)
+    made = replace(cfg, **said)
+    if made.members and (made.members != cfg.members or not cfg.member_configs):
+        # their own settings stand in their own manifests
+        members = [made.of_run(f"{made.name}_{member}") for member in parse_weights(made.members)]
+        made = replace(made, member_configs=members)
+    return made
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any], ignore: Iterable[str] = ()) -> str:

@@ -12,6 +12,7 @@ from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.tables import read_numbers
+from rsna.core.validation import parse_weights
 from rsna.data.competition import read_predictions
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, of_images
@@ -95,14 +96,21 @@ def describe(run: Run) -> dict[str, Any]:
         "AUC": scores["AUC"],
         "threshold": scores["threshold"],
         "seconds": training_seconds(run.folder),
-        "megabytes": sum(path.stat().st_size for path in run.folder.glob("fold*/*.pt")) / 2**20,
+        "megabytes": sum(path.stat().st_size for path in files_of_folds(run.folder, "*.pt")) / 2**20,
     }
 
 
 def training_seconds(folder: Path) -> float:
-    """Seconds that all recorded epochs of all folds took together; NaN if nothing was recorded."""
-    tables = [read_numbers(path, ["epoch", "seconds"]) for path in sorted(folder.glob("fold*/seconds.csv"))]
+    """Seconds that all recorded epochs of all folds, and of all members, took; NaN if nothing was recorded."""
+    tables = [read_numbers(path, ["epoch", "seconds"]) for path in files_of_folds(folder, "seconds.csv")]
     return float(sum(table["seconds"].sum() for table in tables)) if tables else np.nan
+
+
+def files_of_folds(folder: Path, pattern: str) -> list[Path]:
+    """Files in the folders of a run's folds, and in those of its members."""
+    members = parse_weights(str(read_settings(folder).get("members", "")))
+    runs = [folder, *(folder.with_name(f"{folder.name}_{member}") for member in members)]
+    return sorted(path for run in runs for path in run.glob(f"fold*/{pattern}"))
 
 
 def manifests(folder: Path) -> list[dict[str, Any]]:
