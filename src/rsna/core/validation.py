@@ -19,6 +19,7 @@ RANGES = {
 # fmt: on
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
 CHOICES = {"num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"), "checkpoint": ("best", "last")}
+CHOICES |= {"overlays": ("boxes", "all", "none"), "format": ("table", "dicom-sr")}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
 NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run: a folder beside those of the cache
 GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")
