@@ -26,7 +26,7 @@ from rsna.inference.outliers import Reference, distances, embed, load_reference
 from rsna.inference.predictor import load_model, predict_dataset
 from rsna.inference.submission import choose_point
 
-AT_ONCE = 500  # images that are held in memory
+AT_ONCE = 512  # images in memory; a multiple of the batch, so that batches are those of predict
 DECIMALS = {"confidence": 4, "x": 1, "y": 1, "width": 1, "height": 1, "p_opacity": 4}  # as in a submission
 
 
