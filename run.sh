@@ -18,7 +18,8 @@ usage() {
 ./run.sh help                            this, and the settings that most people change
 ./run.sh help all                        this, and every setting
 
-other commands: compare (all runs side by side), make_kernel (dataset and notebooks for Kaggle),
+other commands: infer images=<file, folder or pattern> (any DICOM, PNG or JPEG by a finished run; research only),
+compare (all runs side by side), make_kernel (dataset and notebooks for Kaggle),
 make_demo (the synthetic competition), find_lr (learning-rate range test),
 show_model, show_batch, show_history, show_results, show_submission (images and tables)
 EOF
@@ -140,7 +141,10 @@ case "$command" in
             exit 2
         fi
         needs=requirements.txt
-        case "$command" in show_model | make_kernel) needs=requirements-show.txt ;; esac
+        case "$command $*" in
+            show_model* | make_kernel*) needs=requirements-show.txt ;;
+            infer*format=dicom-sr*) needs=requirements-infer.txt ;;
+        esac
         python=$(find_python "$here/$needs")
         run_commands "$command"
         ;;

@@ -25,7 +25,7 @@ from rsna.core.command_line import parse
 from rsna.core.config import Config
 from rsna.core.presets import PRESETS
 from rsna.core.validation import parse_weights
-from rsna.data.dataset import FoldData, Samples
+from rsna.data.dataset import FoldData, ImageDataset, Samples
 from rsna.inference.predictor import run_model
 from rsna.inference.tta import parse_transforms
 from rsna.models.device import pick_device
@@ -50,9 +50,9 @@ def measure(cfg: Config, samples: Samples) -> dict[str, float]:
     rates = {"train": trained / ours.epoch(), "network": trained / max(ours.steps(), 1e-9)}
     memory = highest_memory(device)
     model, views = ours.run.model, parse_transforms("plain,hflip", "1.0")
-    run_model(cfg, model, few, views, "")
+    run_model(cfg, model, ImageDataset(few), views, "")
     start = time.perf_counter()
-    run_model(cfg, model, samples, views, "")
+    run_model(cfg, model, ImageDataset(samples), views, "")
     return {**rates, "predict": len(samples.ids) / (time.perf_counter() - start), "memory": memory}
 
 

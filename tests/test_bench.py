@@ -24,6 +24,7 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
             ["start_up_to_bare_imports", "cost_per_image_of_40_to_10"],
             marks=pytest.mark.slow,
         ),
+        pytest.param(*("outliers", "quick=true"), ["flagged_of_inverted", "flagged_of_noise"], marks=pytest.mark.slow),
     ],
 )
 def test_it_runs_and_prints_its_ratios(script, words, ratios):

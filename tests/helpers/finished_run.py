@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from helpers.run_files import SIDE, make_competition, make_fold, make_predictions, words
+from PIL import Image
 
 from rsna.core.artifacts import current_manifest, record
 from rsna.core.command_line import parse
 from rsna.core.files import content_hash
 from rsna.data.competition import HEADERS_CSV, MAPPING_JSON, SAMPLE_CSV
 from rsna.execution import folds
-from rsna.inference import predictor
+from rsna.inference import new_images, outliers, predictor
 from rsna.models.checkpoint import save_checkpoint
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -24,7 +25,7 @@ FILES = {"weights": "weights.pth", "calibrate": "calibrate.txt"}
 
 def settings(root, *more):
     files = [f"{key}={Path(root) / name}" for key, name in FILES.items()]
-    return words(root, "first", "epochs=3", "workers=0", "members=", *files, *more)
+    return words(root, "first", "epochs=3", "workers=0", "members=", f"images={root}/new", *files, *more)
 
 
 def make_workspace(root):
@@ -44,6 +45,8 @@ def make_workspace(root):
     others = rows.iloc[: len(test)].assign(patientId=test, split="test")
     rows = pd.concat([rows.assign(source_hash=hashes), others.assign(source_hash=hashes[: len(test)])])
     rows.to_csv(index, index=False)
+    (root / "new").mkdir()
+    Image.fromarray(np.arange(64 * 48).reshape(64, 48).astype(np.uint8)).save(root / "new/image.png")
     cfg = parse(settings(root))
     record(cfg, "make_folds")
     for fold in cfg.fold_list:
@@ -106,6 +109,17 @@ def without_networks(monkeypatch):
             function(cfg, fold)
         return {}
 
+    def predict_dataset(cfg, model, dataset, ids, title):
+        box = {"confidence": 0.5, "x": 1, "y": 1, "width": 9, "height": 9}
+        return (pd.DataFrame({"patientId": ids, "view": "plain", **more}) for more in (box, {"p_opacity": 0.5}))
+
+    def embed(cfg, dataset):
+        predictor.load_model(cfg, cfg.fold_list[0])
+        return np.random.default_rng(0).normal(size=(len(dataset), 3))
+
     monkeypatch.setattr(folds, "run_folds", run_folds)
+    monkeypatch.setattr(new_images, "predict_dataset", predict_dataset)
+    for module in (new_images, outliers):
+        monkeypatch.setattr(module, "embed", embed)
     monkeypatch.setattr(predictor, "build_model", lambda cfg, weights: Network())
     monkeypatch.setattr(predictor, "predict_images", repeat)

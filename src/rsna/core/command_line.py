@@ -17,7 +17,7 @@ from rsna.core.errors import UserError
 from rsna.core.presets import preset_words
 from rsna.core.validation import check, parse_weights
 
-PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels", "wheels")
+PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels", "output", "wheels")
 # fmt: off
 # names that settings had in earlier versions
 RENAMED = {

@@ -150,6 +150,14 @@ class ScoringSettings:  # what to score, and against what, beside a run's own ou
 
 
 @dataclass(frozen=True)
+class InferSettings:  # what infer predicts, and what it writes
+    images: str = setting("", "infer: a DICOM, PNG or JPEG file, a folder, or a pattern such as 'scans/**/*.dcm'")
+    output: str = setting("", "infer: folder of the results; default: a folder in working/<name>/infer/")
+    overlays: str = setting("boxes", "infer: images that are drawn: boxes (those with a box), all, none")
+    format: str = setting("table", "infer: table, or dicom-sr: also a DICOM Structured Report per DICOM with a box")
+
+
+@dataclass(frozen=True)
 class KaggleSettings:  # what make_kernel needs
     user: str = setting("", "make_kernel: your Kaggle user name, as in kaggle.com/<user>")
     wheels: str = setting("", "make_kernel: folder of wheels; default: pip downloads them")
@@ -168,7 +176,7 @@ class DemoSettings:  # the synthetic competition
 class Config(
     RunSettings, PathSettings, FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings,
     TrainSettings, AugmentSettings, PredictSettings, FusionSettings, EvaluationSettings, OperatingPointSettings,
-    SubmissionSettings, ScoringSettings, KaggleSettings, DemoSettings,
+    SubmissionSettings, ScoringSettings, InferSettings, KaggleSettings, DemoSettings,
 ):
     # fmt: on
     """Every setting of every command, and the paths that follow from them.

@@ -76,6 +76,10 @@ STAGES = {
         outputs=("{submissions}/{name}.csv",),
         manifest="{submissions}/{name}.json", after=("evaluate",), version=3,
     ),
+    "infer": Stage(  # what is kept of it: the training images as its check for unusual images needs them
+        settings=(), inputs=("{source}/fold{fold}/{checkpoint}.pt",), outputs=("{run}/outliers.npz",),
+        manifest="{run}/outliers.json", after=("evaluate",),
+    ),
     "report": Stage(
         settings=(),
         inputs=(

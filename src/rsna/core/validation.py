@@ -18,7 +18,7 @@ RANGES = {
 }
 CHOICES = {
     "engine": ("local", "ray"), "num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"),
-    "checkpoint": ("best", "last"),
+    "checkpoint": ("best", "last"), "overlays": ("boxes", "all", "none"), "format": ("table", "dicom-sr"),
 }
 # fmt: on
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}

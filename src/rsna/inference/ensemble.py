@@ -95,10 +95,15 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
 def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, tta: bool = True) -> Fused:
     """One fold's predictions of `valid` or `test`: the views of each run fused, then the runs; without TTA one view."""
     views = slice(None) if tta else slice(1)
-    boxes = [fuse_tables(boxes_of_views(run, fold, part)[views], cfg) for run in runs]
+    boxes = [boxes_of_views(run, fold, part)[views] for run in runs]
     images = [mean_of_views(run.fold_dir(fold) / f"{part}_images.csv", views) for run in cfg.fused_runs]
+    return fuse_views(cfg, runs, boxes, images)
+
+
+def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]], images: list[pd.DataFrame]) -> Fused:
+    """One fold's predictions: the views of each of `runs`, those with boxes, fused, then the runs; images: of all."""
     weights = [weight for run, weight in zip(cfg.fused_runs, cfg.fusion_weights, strict=True) if run in runs]
-    return Fused(fuse_models(boxes, cfg, weights), mean_images(images))
+    return Fused(fuse_models([fuse_tables(views, cfg) for views in boxes], cfg, weights), mean_images(images))
 
 
 def joined(parts: list[Fused]) -> Fused:

@@ -104,7 +104,7 @@ def load_model(cfg: Config, fold: int) -> Any:
 def predict_images(
     cfg: Config, model: Any, ids: list[str], split: str, title: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """VIEW_COLUMNS and class probabilities of every view; undecoded images are reported and keep empty rows."""
+    """As predict_dataset, of cached images; undecoded ones are reported and keep empty rows."""
     index = read_index(cfg.cache_dir, cfg.size)
     index = index[index["split"] == split]
     all_ids, undecoded = pd.Series(ids, dtype=str), index.loc[index["status"] != "ok", "patientId"]
@@ -113,9 +113,17 @@ def predict_images(
         print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {refused.iloc[0]}")
     no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
     samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
+    return predict_dataset(cfg, model, ImageDataset(samples), ids, title)
+
+
+def predict_dataset(
+    cfg: Config, model: Any, dataset: ImageDataset, ids: list[str], title: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """VIEW_COLUMNS and class probabilities of every view, for all `ids`; empty for those not in the dataset."""
+    samples = dataset.samples
     transforms, columns = parse_transforms(cfg.tta, cfg.tta_scales), PROBABILITY_COLUMNS[cfg.num_classes]
     nothing = np.empty((0, 1, 4)), np.empty((0, 1)), np.empty((0, len(columns)))
-    views = run_model(cfg, model, samples, transforms, title) if len(usable) else [nothing] * len(transforms)
+    views = run_model(cfg, model, dataset, transforms, title) if len(dataset) else [nothing] * len(transforms)
     boxes, images = [], []
     for transform, (boxes_xyxy, scores, probabilities) in zip(transforms, views, strict=True):
         own = with_empty_rows(prediction_table(samples, boxes_xyxy, scores, cfg.size), ids)
@@ -126,12 +134,12 @@ def predict_images(
 
 
 def run_model(
-    cfg: Config, model: Any, samples: Samples, transforms: Sequence[TtaTransform], title: str
+    cfg: Config, model: Any, dataset: ImageDataset, transforms: Sequence[TtaTransform], title: str
 ) -> list[tuple[Floats, Floats, Floats]]:
     """What predict_views returns, on the device and in the precision that the config asks for."""
     device = pick_device(cfg.device)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
-    loader = make_loader(ImageDataset(samples), 2 * cfg.batch_size, workers, device)
+    loader = make_loader(dataset, 2 * cfg.batch_size, workers, device)
     with explain_failures(cfg):
         batches = tqdm(loader, desc=title, unit="batch", leave=False, disable=None)  # None: on a terminal only
         return predict_views(model.to(device), batches, transforms, device, pick_precision(cfg.precision, device))

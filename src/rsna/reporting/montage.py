@@ -32,21 +32,21 @@ COLOURS = 64  # mostly greys
 GREEN, YELLOW, WHITE = (80, 220, 80), (0, 220, 255), (255, 255, 255)  # blue, green, red
 
 
-def draw_tile(image: Picture, boxes: Sequence[Boxes], value: str = "", title: str = "") -> Picture:
+def draw_tile(image: Picture, boxes: Sequence[Boxes], value: str = "", title: str = "", side: int = TILE) -> Picture:
     """An (S, S) uint8 image with boxes (n, 4) xyxy in pixels of the image; below it the title and a value.
 
-    Returns (TILE + CAPTION, TILE, 3), blue, green, red.
+    Returns (side + CAPTION, side, 3), blue, green, red.
     """
-    smaller = len(image) > TILE
-    grey = cv2.resize(image, (TILE, TILE), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
-    tile = np.zeros((TILE + CAPTION, TILE, 3), np.uint8)
-    tile[:TILE] = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+    smaller = len(image) > side
+    grey = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+    tile = np.zeros((side + CAPTION, side, 3), np.uint8)
+    tile[:side] = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
     for boxes_xyxy, colour in boxes:
-        for left, top, right, bottom in np.rint(boxes_xyxy * TILE / len(image)).astype(int).tolist():
-            cv2.rectangle(tile[:TILE], (left, top), (min(right, TILE - 1), min(bottom, TILE - 1)), colour, 2)
+        for left, top, right, bottom in np.rint(boxes_xyxy * side / len(image)).astype(int).tolist():
+            cv2.rectangle(tile[:side], (left, top), (min(right, side - 1), min(bottom, side - 1)), colour, 2)
     (width, _), _ = cv2.getTextSize(value, FONT, FONT_SCALE, 1)
-    for text, x, colour in ((title, 4, WHITE), (value, TILE - width - 4, YELLOW)):
-        cv2.putText(tile, text, (x, TILE + CAPTION - 9), FONT, FONT_SCALE, colour, 1, cv2.LINE_AA)
+    for text, x, colour in ((title, 4, WHITE), (value, side - width - 4, YELLOW)):
+        cv2.putText(tile, text, (x, side + CAPTION - 9), FONT, FONT_SCALE, colour, 1, cv2.LINE_AA)
     return tile
 
 

@@ -1,0 +1,112 @@
+"""Images from anywhere: which files, their pixels as the networks take them, and what their headers say of the view."""
+
+import glob
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydicom.dataset import Dataset
+
+from rsna.core.config import Config
+from rsna.core.errors import UserError
+from rsna.core.files import bytes_hash
+from rsna.data.cache import SECONDS_PER_FILE, decode_square
+from rsna.data.decoders import MAX_PIXELS
+from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, time_limit
+from rsna.data.letterbox import fit_letterbox, letterbox
+from rsna.data.windowing import GreyImage, rescale
+
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff")  # how PNG and JPEG files begin
+RADIOGRAPHY = ("", "CR", "DX", "RG", "SC", "OT")  # SC, OT: scanned films, and those that do not say
+
+
+class NewImage(NamedTuple):
+    """A file and its pixels; of one that cannot be used only the reason."""
+
+    path: Path
+    shape: tuple[int, int] = (0, 0)  # rows, cols of the original
+    squares: Sequence[GreyImage] = ()  # letterboxed, one for each size that was asked for
+    flag: str = ""  # what the header says against a frontal chest radiograph
+    refused: str = ""
+
+
+def find_images(text: str, output: Path) -> list[Path]:
+    """The files that images= names: a file, all in a folder but hidden ones, or those of a pattern; none in `output`.
+
+    Raises UserError if there is none.
+    """
+    named, files = os.path.expanduser(text), list[Path]()
+    for path in [named] if os.path.lexists(named) else sorted(glob.glob(named, recursive=True)):
+        below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names if name[0] != ".")
+        files += sorted(below) if os.path.isdir(path) else [Path(path)]
+    files = [path for path in dict.fromkeys(files) if not path.absolute().is_relative_to(output.absolute())]
+    if not files:
+        raise UserError(f"images={text}: no such file, or no file in it; name a file, a folder or a pattern")
+    return files
+
+
+def safe_name(file: str) -> str:
+    """A name for what is made of a file: its own and, as others may have it too, a hash of its path."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", Path(file).stem)[:80] + "_" + bytes_hash(os.fsencode(file))[:8]
+
+
+def output_folder(cfg: Config) -> Path:
+    """output=, or a folder of the run that is always the same for the same images=."""
+    return Path(cfg.output or cfg.run_dir / "infer" / safe_name(os.path.abspath(cfg.images)))
+
+
+def read_image(path: Path, sizes: Sequence[int]) -> NewImage:
+    """Decode a file into squares of these sizes; never raises for a bad one."""
+    try:
+        with as_unreadable(), time_limit(SECONDS_PER_FILE):
+            content = read_file(path)
+            if content.startswith(PICTURES):
+                grey = decode_picture(content)
+                rows, cols = grey.shape
+                squares = [letterbox(grey, *fit_letterbox(rows, cols, size)[:2], size) for size in sizes]
+                return NewImage(path, (rows, cols), squares)
+            if content[128:132] != b"DICM":
+                raise UnreadableDicom("it is no DICOM, PNG or JPEG file")
+            dataset = parse_dicom(content)
+            known = describe(dataset)
+            squares = [decode_square(dataset, size)[0] for size in sizes]
+            return NewImage(path, (known["rows"], known["cols"]), squares, header_flag(dataset))
+    except UnreadableDicom as error:
+        return NewImage(path, refused=str(error))
+
+
+def decode_picture(content: bytes) -> GreyImage:
+    """A PNG or JPEG as uint8 (rows, cols), turned as its EXIF says; colours as luma, transparent is black.
+
+    16 bits from the minimum to the maximum, as DICOMs without a window. Raises UnreadableDicom, and what Pillow raises.
+    """
+    image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableDicom(f"size {image.width} x {image.height}: more than {MAX_PIXELS:,} pixels")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    if values.min() == values.max():
+        raise UnreadableDicom(f"every pixel is the same grey ({values.min()})")
+    return values if values.dtype == np.uint8 else rescale(values, values.min(), values.max())
+
+
+def header_flag(dataset: Dataset) -> str:
+    """What the header says against a frontal chest radiograph, in our own words: a header can hold any text."""
+    names = ("ViewPosition", "BodyPartExamined", "Modality")
+    view, part, modality = (str(dataset.get(name) or "").strip().upper() for name in names)
+    views = " ".join(str(item.get("CodeMeaning")) for item in dataset.get("ViewCodeSequence") or []).upper()
+    rows = str(next(iter(dataset.get("PatientOrientation") or []), ""))  # lead to the front or back in a lateral
+    lateral = re.search(r"\bLATERAL\b", views) or rows.startswith(("A", "P")) or view not in ("", "AP", "PA")
+    flags = {
+        "lateral, or another view than AP and PA": lateral,
+        "another part of the body than the chest": part and not re.search("CHEST|THORA|LUNG", part),
+        "another modality than radiography": modality not in RADIOGRAPHY,
+    }
+    return "; ".join(flag for flag, applies in flags.items() if applies)

@@ -1,0 +1,107 @@
+"""Predict images from anywhere with a finished run: its networks, views, fusion, gate and operating point."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rsna.core.artifacts import manifest_path, read_manifest, require, with_settings
+from rsna.core.command_line import command
+from rsna.core.config import Config
+from rsna.core.validation import parse_weights
+from rsna.data.competition import PREDICTION_COLUMNS, read_predictions, with_empty_rows
+from rsna.data.dataset import ImageDataset, Samples
+from rsna.data.letterbox import fit_letterbox
+from rsna.data.submission_format import SMALLEST_CONFIDENCE, keep_inside
+from rsna.evaluation.runs import as_made
+from rsna.evaluation.threshold import OperatingPoint
+from rsna.execution.processes import map_files
+from rsna.inference.ensemble import fuse_models, fuse_views, mean_images, runs_with_boxes
+from rsna.inference.gate import Fused, Gate
+from rsna.inference.image_files import NewImage, read_image
+from rsna.inference.outliers import Reference, distances, embed, load_reference
+from rsna.inference.predictor import load_model, predict_dataset
+from rsna.inference.submission import choose_point
+
+AT_ONCE = 512  # images in memory; a multiple of the batch, so that batches are those of predict
+DECIMALS = {"confidence": 4, "x": 1, "y": 1, "width": 1, "height": 1, "p_opacity": 4}  # as in a submission
+
+
+def predict_files(cfg: Config, paths: Sequence[Path]) -> pd.DataFrame:
+    """A row per box, and one per image without a box or file that was refused, in the order of the files.
+
+    file, confidence, x, y, width, height in pixels of the image itself, p_opacity, flag and refused (why). Raises
+    UserError unless the run that cfg names is finished and current.
+    """
+    cfg = as_predicted(cfg)
+    require(cfg, "evaluate")
+    point = choose_point(cfg, read_predictions(cfg.run_dir / "test.csv", command(cfg, "ensemble")))
+    reference = load_reference(cfg)
+    print(f"threshold {point.threshold:.4f} ({point.how_chosen}); sides of the boxes times {point.box_scale:g}")
+    usual = f"{1 - reference['false_alarms']:.1%} of {reference['held_out']:.0f} held-out images"
+    print(f"flagged as unlike the training images: what is farther from them than {usual}")
+    read = partial(read_image, sizes=[member.size for member in cfg.fused_runs])
+    crashed, parts = partial(NewImage, refused="the process that decoded it died"), []
+    for start in range(0, len(paths), AT_ONCE):
+        images = list(map_files(read, paths[start : start + AT_ONCE], cfg, "images", crashed))
+        parts.append(predict_images(cfg, images, point, reference))
+    # images of a process that died come late
+    return pd.concat(parts).set_index("file").loc[[str(path) for path in paths]].reset_index()
+
+
+def predict_images(cfg: Config, images: list[NewImage], point: OperatingPoint, reference: Reference) -> pd.DataFrame:
+    """The table of predict_files for these images."""
+    files, usable = [str(image.path) for image in images], [image for image in images if not image.refused]
+    table = pd.DataFrame({name: [getattr(image, name) for image in images] for name in ("flag", "refused")}, files)
+    boxes, p_opacity = pd.DataFrame(columns=PREDICTION_COLUMNS), pd.Series(dtype=float)
+    if usable:
+        fused = fuse_images(cfg, usable)
+        shapes = pd.DataFrame([image.shape for image in images], files, ["rows", "cols"])
+        boxes, p_opacity = keep_inside(point.apply(fused.boxes), shapes), fused.images["p_opacity"]
+        boxes["confidence"] = boxes["confidence"].clip(SMALLEST_CONFIDENCE, 1)
+        far = distances(reference, embed(cfg.fused_runs[0], dataset_of(usable, 0))) > reference["threshold"]
+        unlike = table.index.isin([str(image.path) for image, is_far in zip(usable, far, strict=True) if is_far])
+        table.loc[unlike, "flag"] = (table["flag"] + "; unlike the training images").str.removeprefix("; ")
+    boxes = with_empty_rows(boxes, files).set_index("patientId").rename_axis("file")
+    return boxes.assign(p_opacity=p_opacity.reindex(boxes.index)).round(DECIMALS).join(table).reset_index()
+
+
+def as_predicted(cfg: Config) -> Config:
+    """The same with the settings that the run was scored, fused and predicted with, and those of the runs it fuses."""
+    scored = with_settings(as_made(cfg), read_manifest(manifest_path(cfg, "evaluate"), command(cfg, "evaluate")))
+    cfg = replace(scored, box_scale=scored.box_scale if cfg.box_scale == "auto" else cfg.box_scale)
+    names = [f"{cfg.name}_{preset}" for preset in parse_weights(cfg.members)] or [run.name for run in cfg.fused_runs]
+    runs = [as_made(cfg.of_run(name)) for name in names]
+    # as_made gives the precision of training
+    made = [read_manifest(manifest_path(run, "predict", cfg.fold_list[0]), command(run, "predict")) for run in runs]
+    return replace(cfg, member_configs=[with_settings(*pair) for pair in zip(runs, made, strict=True)])
+
+
+def fuse_images(cfg: Config, images: list[NewImage]) -> Fused:
+    """What all folds and views of a run predict for images, fused and gated, before the operating point."""
+    files, folds, with_boxes = [str(image.path) for image in images], [], runs_with_boxes(cfg)
+    for fold in cfg.fold_list:
+        boxes, classes = [], []
+        for k, member in enumerate(cfg.fused_runs):
+            model, title = load_model(member, fold), f"{member.name} fold {fold}"
+            own, probabilities = predict_dataset(member, model, dataset_of(images, k), files, title)
+            classes.append(probabilities.drop(columns="view").groupby("patientId", sort=False).mean())
+            if member in with_boxes:
+                boxes.append([rows for _, rows in own.groupby("view", sort=False)])
+        folds.append(fuse_views(cfg, with_boxes, boxes, classes))
+    boxes_of_all = fuse_models([fold.boxes for fold in folds], cfg)
+    images_of_all = mean_images([fold.images for fold in folds])
+    gate = require(cfg, "ensemble")["gate"]
+    return Fused(Gate(gate["alpha"], gate["beta"]).apply(boxes_of_all, images_of_all), images_of_all)
+
+
+def dataset_of(images: list[NewImage], k: int) -> ImageDataset:
+    """The images' k-th squares."""
+    pixels, none = [image.squares[k] for image in images], np.zeros(len(images), np.int64)
+    geometry = np.array([fit_letterbox(*image.shape, len(image.squares[k]))[2] for image in images])
+    boxes, shapes = [np.empty((0, 4))] * len(images), np.array([image.shape for image in images])
+    samples = Samples([str(image.path) for image in images], [], boxes, none, geometry, shapes)
+    return ImageDataset(samples, read=pixels.__getitem__)

@@ -1,0 +1,86 @@
+"""Images unlike those that a run was trained on: the Mahalanobis distance of their embedding to the training images'.
+
+The embedding is the mean of each feature map of the encoder, of all levels, as in Lee et al. 2018 (arXiv:1807.03888);
+the covariance is that of Ledoit and Wolf (2004), which holds for fewer images than features.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.covariance import LedoitWolf
+
+from rsna.core.artifacts import current_manifest, is_current, record, withdraw
+from rsna.core.command_line import command
+from rsna.core.config import Config
+from rsna.core.files import file_lock, write_then_rename
+from rsna.data.cache import read_index
+from rsna.data.competition import BOX_COLUMNS, read_folds
+from rsna.data.dataset import ImageDataset, make_samples
+from rsna.data.loader import make_loader
+from rsna.inference.predictor import load_model, to_numpy
+from rsna.inference.tta import Floats
+from rsna.models.backbone import normalise
+from rsna.models.device import explain_failures, pick_device
+
+Reference = dict[str, Floats]  # what fit returns
+FALSE_ALARMS = 0.01  # fraction of images like the training images that may be flagged
+MOST_IMAGES = 4000  # training images that are read, and held-out ones; more would change little
+
+
+@torch.inference_mode()
+def embed(cfg: Config, dataset: ImageDataset) -> Floats:
+    """(n, d) embeddings of images by the network of the first fold of a run."""
+    device = pick_device(cfg.device)
+    encoder = load_model(cfg, cfg.fold_list[0]).encoder.to(device).eval()
+    with explain_failures(cfg):
+        batches = (batch["image"].to(device) for batch in make_loader(dataset, 2 * cfg.batch_size, 0, device))
+        levels = ([level.mean((2, 3)) for level in encoder(normalise(images))[1:]] for images in batches)
+        return np.concatenate([to_numpy(torch.cat(means, dim=1)) for means in levels])
+
+
+def fit(train: Floats, held_out: Floats) -> Reference:
+    """The mean (d,) of training embeddings (n, d), what whitens others (d, d), the threshold, and its false alarms.
+
+    The threshold is the k-th smallest distance of m held-out images: of others like them 1 - k / (m + 1) are beyond it.
+    """
+    mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
+    covariance = LedoitWolf(assume_centered=True).fit((train - mean) / scale)
+    found = {"mean": mean, "whitening": np.linalg.cholesky(covariance.precision_) / scale[:, None]}
+    far = np.sort(distances(found, held_out))
+    k = min(len(far), int(np.ceil((1 - FALSE_ALARMS) * (len(far) + 1))))
+    numbers = {"threshold": far[k - 1], "false_alarms": 1 - k / (len(far) + 1), "held_out": len(far)}
+    return found | {name: np.asarray(value, dtype=float) for name, value in numbers.items()}
+
+
+def distances(reference: Reference, embeddings: Floats) -> Floats:
+    """(n, d) -> (n,) Mahalanobis distances."""
+    return np.asarray(np.linalg.norm((embeddings - reference["mean"]) @ reference["whitening"], axis=1))
+
+
+def load_reference(cfg: Config) -> Reference:
+    """That of the first run that cfg fuses, from outliers.npz, which is made from the cache unless it is current."""
+    path, first = cfg.run_dir / "outliers.npz", cfg.fused_runs[0]
+    with file_lock(cfg.run_dir, wait=True):
+        if not is_current(cfg, "infer"):
+            made, buffer = current_manifest(cfg, "infer"), io.BytesIO()
+            np.savez(buffer, **fit(*(embed(first, images) for images in both_sides(first))))  # type: ignore[arg-type]
+            withdraw(cfg, "infer")
+            with write_then_rename(path) as temporary:
+                temporary.write_bytes(buffer.getvalue())
+            record(cfg, "infer", made=made)
+        with np.load(path, allow_pickle=False) as content:
+            return dict(content)
+
+
+def both_sides(cfg: Config) -> list[ImageDataset]:
+    """Training images of the first fold, and images that it holds out. Raises UserError if they are not cached."""
+    folds, index = read_folds(cfg.folds_csv, command(cfg, "make_folds")), read_index(cfg.cache_dir, cfg.size)
+    index = index[(index["split"] == "train") & (index["status"] == "ok")]
+    folds = folds[folds["patientId"].isin(index["patientId"])].sample(frac=1, random_state=cfg.seed)
+    no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
+    held_out = folds["fold"] == cfg.fold_list[0]
+    sides = [folds.loc[side, "patientId"].iloc[:MOST_IMAGES].reset_index(drop=True) for side in (~held_out, held_out)]
+    return [ImageDataset(make_samples(ids, index, Path(cfg.cache_dir, "train"), no_truth)) for ids in sides]
