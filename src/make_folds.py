@@ -10,7 +10,7 @@ from rsna.data.folds import report, update_folds
 
 def main(cfg: Config) -> None:
     folds, state = update_folds(cfg)
-    report(folds, state, cfg.folds_csv)
+    report(cfg, folds, state)
 
 
 if __name__ == "__main__":

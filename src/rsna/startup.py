@@ -68,11 +68,10 @@ def run(main: Callable[[Any], None]) -> None:
     `help` and `help all` print the settings and end with status 0; a wrong setting ends in one line and status 2.
     """
     from rsna.core.command_line import parse
-    from rsna.core.errors import UserError, end_with_one_line
+    from rsna.core.errors import UserError
     from rsna.core.help import help_text
     from rsna.models.registry import check_name, names, settings_of
 
-    end_with_one_line()
     words = sys.argv[1:]
     if {word.lstrip("-") for word in words} & {"help", "h"}:
         print(help_text({name: settings_of(name) for name in names()} if "all" in words else None))
@@ -89,5 +88,8 @@ def run(main: Callable[[Any], None]) -> None:
 
 make_printable()
 if "--multiprocessing-fork" not in sys.orig_argv:  # processes that a command starts import this as well
+    from rsna.core.errors import end_with_one_line
+
+    end_with_one_line()
     signal.signal(signal.SIGINT, stop_in_one_line)
     check_packages()

@@ -17,7 +17,7 @@ from rsna.core.config import FILE_OR_WORD, Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, hash_of, read_json, write_json
 from rsna.core.stages import STAGES
-from rsna.core.validation import parse_weights
+from rsna.core.validation import check, parse_weights
 
 # types in a manifest that stand for those of the settings; box_scale was a number in earlier versions
 NUMBERS = ((int, float), (float, str))
@@ -174,6 +174,12 @@ def read_manifest(path: Path, rebuild: str = "") -> dict[str, Any]:
     folds = settings.get("fold_list", [])
     if wrong or not (isinstance(folds, list) and all(type(fold) is int for fold in folds)):
         raise UserError(f"{path}: '{(wrong or ['fold_list'])[0]}' makes no sense; delete it and run: {rebuild}")
+    try:
+        check(
+            vars(replace(Config(), **{key: settings[key] for key, (kind, wanted) in pairs.items() if kind == wanted}))
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}; delete it and run: {rebuild}") from None
     return found
 
 

@@ -33,12 +33,22 @@ def explanation(error: BaseException) -> str:
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what was finished is kept, and the same command resumes from there"
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and lacks_memory(error)):
+        return "error: not enough memory; close other programs, or raise the limit (ulimit -v, the container's)"
     if isinstance(error, OSError) and error.errno is not None:
         # of the two names of a copy it is the second that is written
         line = f"error: {error.strerror}: {error.filename2 or error.filename or 'the output, or a file without a name'}"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return line + ("; make room and run the same command: what was finished is kept" if full else "")
     return ""
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an import failed since a library found no room; NumPy says so in the cause of its error only."""
+    if error is None or getattr(error, "errno", None) == errno.ENOMEM:
+        return error is not None
+    words = ("map segment", "allocate memory", "static TLS block")
+    return any(word in str(error) for word in words) or lacks_memory(error.__cause__)
 
 
 def optional(module: str, requirements: str = "requirements-show.txt") -> Any:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from rsna.core.errors import UserError
 
 ABSENT = "absent"  # the hash of a file that is not there
+MAX_JSON_BYTES = 2**28  # far more than any manifest; a sparse file of terabytes would take all memory
 
 
 @contextlib.contextmanager
@@ -99,9 +100,11 @@ def read_json(path: Path, rebuild: str = "", expected: Mapping[str, Any] | None 
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; run: {rebuild}" if rebuild else ""))
     remedy = f"delete it and run: {rebuild}" if rebuild else "delete it and run its command again"
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise UserError(f"{path}: larger than {MAX_JSON_BYTES:,} bytes; {remedy}")
     try:
         content = json.loads(path.read_text(), parse_constant=float)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number with thousands of digits
         raise UserError(f"{path}: not JSON ({error}); {remedy}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; {remedy}")
@@ -121,8 +124,11 @@ def fits(value: Any, form: Any) -> bool:
     if isinstance(form, list):
         forms = form * len(value) if isinstance(value, list) and len(form) == 1 else form
         return isinstance(value, list) and len(value) == len(forms) and all(map(fits, value, forms))
-    finite = not isinstance(value, float) or math.isfinite(value) or (math.isnan(value) and isinstance(None, form))
-    return isinstance(value, form) and finite and not isinstance(value, bool)
+    if isinstance(value, float) and not math.isfinite(value):
+        return isinstance(value, form) and math.isnan(value) and isinstance(None, form)
+    return (
+        isinstance(value, form) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) > 2**53)
+    )
 
 
 def bytes_hash(content: bytes) -> str:

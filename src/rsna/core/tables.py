@@ -13,6 +13,7 @@ from rsna.core.files import write_then_rename
 
 # a table is what its bytes are, not what the name of the file says; an id may be NA
 PLAIN_CSV: dict[str, Any] = {"encoding": "utf-8-sig", "compression": None, "keep_default_na": False, "na_values": [""]}
+MAX_BYTES = 2**31  # a million images take a tenth of it
 LARGEST = 2.0**53  # beyond it not every whole number has a float
 
 
@@ -35,6 +36,10 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
     if not path.is_file():
         remedy = f"; run: {rebuild}" if rebuild else f"; {source}" if source else ""
         raise UserError(f"{path}: no such file{remedy}")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(
+            f"{path}: larger than {MAX_BYTES:,} bytes, which no table of this competition is; fetch it again"
+        )
     try:
         head: pd.DataFrame = pd.read_csv(path, header=None, nrows=1, dtype=str, **PLAIN_CSV)
         names = head.loc[0].fillna("").str.strip()
@@ -46,6 +51,8 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
     except pd.errors.ParserWarning:
         raise UserError(f"{path}: rows have more fields than the header; fix or fetch the file again") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, csv.Error) as error:
+        if "out of memory" in str(error):
+            raise MemoryError from None
         problem = f"not a CSV table with a header ({str(error).strip()})"
         raise UserError(f"{path}: {problem}; unpack it if it is compressed, else fetch it again") from None
     doubled = names[names.duplicated() & (names != "")]
@@ -63,6 +70,7 @@ def read_numbers(path: Path, columns: Sequence[str], rebuild: str = "") -> pd.Da
     """As read_table, and these columns hold numbers or are empty, in one row at least. Raises UserError."""
     table = read_table(path, columns, rebuild)
     numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce")
+    numbers = numbers.where(numbers.abs() <= LARGEST)
     wrong = [name for name in columns if (numbers[name].isna() & table[name].notna()).any()]
     if wrong or table.empty:
         problem = f"{wrong[0]} is not a number in each row" if wrong else "no rows"

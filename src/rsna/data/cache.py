@@ -23,7 +23,16 @@ from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, naming, write_then_rename
 from rsna.core.tables import as_numbers, read_table, write_table
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
-from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, read_pixels, time_limit
+from rsna.data.dicom import (
+    SECONDS_PER_FILE,
+    UnreadableDicom,
+    as_unreadable,
+    describe,
+    parse_dicom,
+    read_file,
+    read_pixels,
+    time_limit,
+)
 from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
 from rsna.data.windowing import GreyImage
 from rsna.execution.processes import map_files
@@ -43,7 +52,6 @@ INDEX_COLUMNS += [*GEOMETRY_COLUMNS, "source_hash", "png_hash", "version"]  # th
 # a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
 MAX_REFUSED = 0.05
 NAMED_REFUSALS = 5
-SECONDS_PER_FILE = 60.0  # the largest image that is accepted takes a tenth of this
 
 
 def update_cache(cfg: Config) -> tuple[list[Row], int]:

@@ -95,10 +95,17 @@ def read_people(folder: Path) -> pd.Series | None:
         return None
     try:
         rows = json.loads(path.read_text())
-        return pd.Series({row["subset_img_id"]: row["img_id"][:8] for row in rows}, dtype=str, name="patient")
+        pairs = pd.DataFrame(
+            [(row["subset_img_id"], row["img_id"][:8]) for row in rows], columns=["id", "patient"], dtype=str
+        )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"expected a list of objects with subset_img_id and img_id ({error!r})"
         raise UserError(f"{path}: {problem}; fetch it again or remove it") from None
+    people = pairs.drop_duplicates().set_index("id")["patient"]
+    if people.index.has_duplicates:
+        name = people.index[people.index.duplicated()][0]
+        raise UserError(f"{path}: image {name} has two patients; fetch it again or remove it")
+    return people
 
 
 def read_folds(path: Path, rebuild: str) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from rsna.data.decoders import MAX_BYTES, MAX_PIXELS, BoundedReader, UnreadableD
 from rsna.data.windowing import PHOTOMETRIC, GreyImage, shows_stored_values, to_8_bit
 from rsna.execution.processes import map_files
 
+SECONDS_PER_FILE = 60.0  # of processor time; the largest image that is accepted takes a tenth of this
 # The fields that are read, and what they may contain: people type names into any field, and those must not get out.
 # Ages also without their unit, as the challenge's files have them; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.
 HEADER_FIELDS = {
@@ -123,8 +124,8 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, str]:
     """patientId (the file's name) and HEADER_FIELDS; empty where the file cannot be read."""
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
-    with suppress(UnreadableDicom), as_unreadable():
-        if path.is_file():
+    with suppress(UnreadableDicom), as_unreadable(), time_limit(SECONDS_PER_FILE):
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:
             with BoundedReader(io.FileIO(path)) as file:
                 dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))
             header |= {name: known_value(name, dataset.get(name) or "") for name in HEADER_FIELDS}

@@ -83,18 +83,22 @@ def check_folds(cfg: Config, images: pd.DataFrame) -> None:
         raise UserError(f"{path}: has folds beyond n_folds={cfg.n_folds}; {REMEDY}")
 
 
-def report(folds: pd.DataFrame, state: str, path: Path) -> None:
+def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
     """One line on what was done; of folds that are not current also one per fold: sizes and rates."""
-    shared = folds.groupby("group")["fold"].nunique().gt(1).sum()
+    people = competition.read_people(Path(cfg.input))  # the groups of a table that the user brought may be others
+    patients = (
+        folds["group"] if people is None else folds["patientId"].map(people).astype(object).fillna(folds["group"])
+    )
+    shared = max(
+        folds.groupby(column.to_numpy())["fold"].nunique().gt(1).sum() for column in (folds["group"], patients)
+    )
     done = {"edited": "edited by hand, kept", "brought": "not made by make_folds, kept"}.get(state, state)
-    print(f"make_folds: {done} -> {path}")
+    print(f"make_folds: {done} -> {cfg.folds_csv}")
     if shared:
         print(f"WARNING: patients with images in more than one fold: {shared}; out-of-fold scores will be too high")
     if state == "current":
         return
-    print(
-        f"{len(folds)} images of {folds['group'].nunique()} patients, {shared or 'none'} of them in more than one fold"
-    )
+    print(f"{len(folds)} images of {patients.nunique()} patients, {shared or 'none'} of them in more than one fold")
     by_fold = folds.assign(AP=folds["view"].eq("AP"), male=folds["sex"].eq("M")).groupby("fold")
     table = by_fold.agg(images=("patientId", "size"), patients=("group", "nunique"), opacity=("target", "mean"))
     table[["boxes", "AP", "male"]] = by_fold.agg({"n_boxes": "sum", "AP": "mean", "male": "mean"})

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import current_manifest, is_current, manifest_path, record, require, withdraw
+from rsna.core.artifacts import current_manifest, is_current, manifest_path, read_manifest, record, require, withdraw
 from rsna.core.command_line import command
 from rsna.core.config import Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock
+from rsna.core.stages import FREE_TO_USERS
 from rsna.core.tables import read_numbers, read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions, read_truth
 from rsna.evaluation.metric import of_images
@@ -48,13 +49,34 @@ def check_predictions(cfg: Config) -> None:
         raise UserError(f"name={cfg.name} is one of runs={cfg.runs}: give the ensemble a name of its own")
     read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     for run in runs:
+        settings: dict[int, dict[str, Any]] = {}
         for fold in cfg.fold_list:
             if not manifest_path(run, "predict", fold).is_file():
                 other = f"./run.sh name={run.name} fold={fold} ..."  # its settings are not known here
                 rebuild = other if cfg.runs else command(run, "train", fold=str(fold)) + " and predict"
                 missing = f"{run.fold_dir(fold)}: no finished predictions of fold {fold}"
                 raise UserError(f"{missing}; run: {rebuild}, or choose the folds to fuse: fold=...")
-            require(run, "predict", fold)
+            settings[fold] = require(run, "predict", fold)["settings"] | training_settings(run, fold)
+        check_alike(run, settings)
+
+
+def training_settings(run: Config, fold: int) -> dict[str, Any]:
+    """Those that a fold was trained with, but for those that may differ between folds."""
+    path = manifest_path(run, "train", fold)
+    settings = read_manifest(path, command(run, "train", fold=str(fold)))["settings"] if path.is_file() else {}
+    return {key: value for key, value in settings.items() if key not in FREE_TO_USERS}
+
+
+def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
+    """Raise UserError unless the folds of a run were trained and predicted with the same settings, given by fold."""
+    first, usual = next(iter(settings.items()))
+    for fold, own in settings.items():
+        for key in sorted(usual.keys() | own.keys()):
+            if key not in FREE_TO_USERS and own.get(key) != usual.get(key):
+                raise UserError(
+                    f"{run.run_dir}: fold {fold} was made with {key}={own.get(key)}, fold {first} with "
+                    f"{key}={usual.get(key)}; train and predict all folds with the same settings, or set another name="
+                )
 
 
 def write_tables(cfg: Config) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import current_manifest, is_current, names_file, record, require, withdraw
+from rsna.core.artifacts import current_manifest, is_current, manifest_path, names_file, read_manifest, record, require
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import file_lock, read_json, write_then_rename
+from rsna.core.files import ABSENT, content_hash, file_lock, read_json, write_then_rename
 from rsna.core.tables import read_numbers
 from rsna.data.cache import read_index
 from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample
@@ -51,13 +51,13 @@ def write_submission(cfg: Config) -> Submission | None:
         point = choose_point(cfg, predictions)
         if is_current(cfg, "make_submission"):
             return None
-        withdraw(cfg, "make_submission")
         if len(extra := shapes.index.difference(ids)):
             names = f"{len(extra)} test images, first {extra[0]}, are not in {SAMPLE_CSV}"
             print(f"WARNING: {names} and get no row; is it whole?")
         table = format_submission(point.apply(predictions), ids, shapes)
         with write_then_rename(cfg.submission_csv) as temporary:
             table.to_csv(temporary, index=False)
+            claim(cfg, temporary)
             boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
         counts: dict[str, Any] = {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
         chosen: dict[str, Any] = {
@@ -67,6 +67,17 @@ def write_submission(cfg: Config) -> Submission | None:
         }
         record(cfg, "make_submission", made=made, **chosen, **counts)
     return Submission(boxes, point, **counts)
+
+
+def claim(cfg: Config, new: Path) -> None:
+    """Raise UserError if the submission that `new` is to replace is a file that this program did not write."""
+    path, manifest = cfg.submission_csv, manifest_path(cfg, "make_submission")
+    # a killed command may have left the same file without its manifest
+    known = {ABSENT, content_hash(new)}
+    if manifest.is_file():
+        known |= set(read_manifest(manifest, command(cfg, "make_submission"))["outputs"].values())
+    if content_hash(path) not in known:
+        raise UserError(f"{path}: not as make_submission wrote it, and not overwritten; move it, or set another name=")
 
 
 def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
@@ -127,7 +138,11 @@ def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFra
 def read_submission(cfg: Config) -> dict[str, Any]:
     """The manifest of a run's submission. Raises UserError if it is missing, broken, or of another file or scores."""
     require(cfg, "make_submission")
-    return read_json(cfg.submission_csv.with_suffix(".json"), command(cfg, "make_submission"), SUBMISSION_JSON)
+    path, rebuild = cfg.submission_csv.with_suffix(".json"), command(cfg, "make_submission")
+    found = read_json(path, rebuild, SUBMISSION_JSON)
+    if not 0 <= found["images_with_box"] <= found["images"] or not found["images"]:
+        raise UserError(f"{path}: 'images' makes no sense; delete it and run: {rebuild}")
+    return found
 
 
 def upload_command(cfg: Config) -> str:

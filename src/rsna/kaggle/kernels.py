@@ -92,6 +92,9 @@ def weights_name(cfg: Config) -> str:
 def write_bundle(bundle: Bundle) -> None:
     """Write dataset and kernels, in place of earlier ones."""
     cfg, new = bundle.cfg, bundle.folder.with_name(f".{bundle.folder.name}.tmp")
+    for path in (bundle.folder, new):
+        if path.is_symlink() or path.is_file():
+            raise UserError(f"{path}: a link or file that make_kernel did not make is in the way; move it elsewhere")
     with file_lock(cfg.run_dir):
         shutil.rmtree(new, ignore_errors=True)  # of a killed command
         new.mkdir(parents=True)
@@ -101,8 +104,12 @@ def write_bundle(bundle: Bundle) -> None:
             content = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
             write_metadata(new / "dataset", bundle.user, cfg.name, content)
             write_kernels(bundle, new)
-            shutil.rmtree(bundle.folder, ignore_errors=True)
-            new.rename(bundle.folder)
+            # what else is there, such as a submission that was downloaded, stays
+            bundle.folder.mkdir(exist_ok=True)
+            for part in ("dataset", "inference", "training"):
+                shutil.rmtree(bundle.folder / part, ignore_errors=True)
+                if (new / part).is_dir():
+                    (new / part).rename(bundle.folder / part)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 

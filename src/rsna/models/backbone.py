@@ -1,5 +1,6 @@
 """The encoder for images of one channel, and its initial weights."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights={path}: no such file; {REMEDIES}")
     try:
         tensors = path.suffix == ".safetensors"
+        if zipfile.is_zipfile(path):  # as torch writes them, uncompressed
+            with zipfile.ZipFile(path) as archive:
+                if sum(member.file_size for member in archive.infolist()) > 2 * path.stat().st_size:
+                    raise ValueError("compressed")
         # weights_only: torch refuses a pickle that would run code
         content: Any = load_file(path) if tensors else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file fails in as many ways as there are bytes

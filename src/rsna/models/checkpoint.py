@@ -68,4 +68,5 @@ def people_of_checkpoint(path: Path) -> set[str]:
     if path.suffix == ".safetensors":
         return set()
     content = torch.load(path, map_location="cpu", weights_only=True)
-    return set(content.get("people", [])) if isinstance(content, dict) else set()
+    people = content.get("people") if isinstance(content, dict) else None
+    return set(map(str, people)) if isinstance(people, list) else set()

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
+from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, file_lock, write_text
+from rsna.core.files import content_hash, file_lock, fits, write_text
 from rsna.core.phases import phase_at
 from rsna.core.tables import read_table, write_table
 from rsna.data.augment import Augmentation
@@ -31,6 +32,8 @@ from rsna.models.device import explain_failures, pick_device
 from rsna.models.protocol import DetectionModel
 from rsna.models.registry import build_model
 from rsna.training.loop import Training, start_phase, train_epoch, validate
+
+LAST_PT = {"best": str, "dtype": str, "history": [{"mAP": float, "valid_loss": float}]}  # beside the states
 
 
 def train_fold(cfg: Config, fold: int) -> None:
@@ -58,7 +61,11 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     run = start_phase(cfg, start_model(cfg, fold, data), len(data.train.ids), phase)
     people = seen_people(cfg, data)  # the weights have been read, so they are what they should be
     if saved:
-        run.load(saved)
+        try:
+            run.load(saved)
+        except Exception as error:  # tensors of a damaged checkpoint can be wrong in any way
+            reason = f"{folder / 'last.pt'}: cannot be resumed from ({type(error).__name__})"
+            raise UserError(f"{reason}; delete it and run: {command(cfg, 'train', fold=str(fold))}") from None
         print(f"fold {fold}: resumes after epoch {done} of {cfg.total_epochs}, so far in {saved['dtype']}")
     if run.device.type == "cpu":
         keep_freed_memory()
@@ -92,6 +99,10 @@ def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
     """What last.pt holds, if the best.pt that it knows is there. Raises as load_checkpoint does."""
     last, best = (cfg.fold_dir(fold) / f"{name}.pt" for name in ("last", "best"))
     saved = load_checkpoint(last, cfg, fold) if last.is_file() else None
+    if (saved and not fits(saved, LAST_PT)) or (saved and not 0 < len(saved["history"]) <= cfg.total_epochs):
+        raise UserError(
+            f"{last}: lacks what training goes on from; delete it and run: {command(cfg, 'train', fold=str(fold))}"
+        )
     # before the last epoch best.pt may be newer than last.pt: killed between the two, the epoch is trained once more
     changed = saved and len(saved["history"]) == cfg.total_epochs and saved["best"] != content_hash(best)
     if saved and (changed or not best.is_file()):

@@ -1,0 +1,143 @@
+"""What must not pass in silence: folds that do not fit each other, files of others, memory that runs out."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from helpers.commands import SRC, run_command
+from helpers.finished_run import copy_workspace, settings
+
+from rsna.core.errors import UserError
+from rsna.core.files import read_json
+from rsna.core.tables import read_table
+from rsna.data.competition import MAPPING_JSON, read_people
+from rsna.models.backbone import read_weights
+from rsna.models.checkpoint import people_of_checkpoint
+
+
+@pytest.fixture
+def root(finished, tmp_path):
+    copy_workspace(finished, tmp_path / "workspace")
+    return tmp_path / "workspace"
+
+
+def change(path, **values):
+    content = read_json(path)
+    path.unlink()  # a link to the shared file
+    path.write_text(json.dumps({**content, **values}))
+
+
+def refused(name, root, *words):
+    result = run_command(name, *settings(root, *words))
+    assert result.returncode == 1, result.stdout
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize(("command", "key", "other"), [("predict", "tta", "plain"), ("train", "epochs", 9)])
+def test_folds_of_different_settings_are_not_fused(root, command, key, other):
+    path = root / "working/first/fold1" / f"{command}.json"
+    change(path, settings={**read_json(path)["settings"], key: other})
+    (root / "working/first/ensemble.json").unlink()
+    assert f"fold 1 was made with {key}={other}, fold 0 with {key}=" in refused("ensemble", root)
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_folds_of_the_user_are_compared_with_the_mapping(root, manifest):
+    path = root / "folds/folds.csv"
+    folds = pd.read_csv(path, dtype=str)
+    path.unlink()
+    folds.assign(group=folds["patientId"], fold=[str(k % 2) for k in range(len(folds))]).to_csv(path, index=False)
+    if not manifest:
+        (root / "folds/folds.json").unlink()
+    said = run_command("make_folds", *settings(root)).stdout
+    assert "WARNING: patients with images in more than one fold" in said
+    assert "none of them in more than one fold" not in said
+
+
+def test_a_mapping_that_contradicts_itself_is_refused(tmp_path):
+    rows = [{"subset_img_id": "a", "img_id": f"0000000{k}_000.png"} for k in (1, 2)]
+    (tmp_path / MAPPING_JSON).write_text(json.dumps(rows + rows))
+    with pytest.raises(UserError, match="image a has two patients"):
+        read_people(tmp_path)
+
+
+def test_a_submission_of_others_is_not_overwritten(root):
+    path = root / "submissions/first.csv"
+    path.unlink()
+    path.write_text("mine")
+    assert f"{path}: not as make_submission wrote it, and not overwritten" in refused("make_submission", root)
+    assert path.read_text() == "mine"
+    path.unlink()
+    assert run_command("make_submission", *settings(root)).returncode == 0
+    path.with_suffix(".json").unlink()  # as a command leaves it that is killed between the two
+    assert run_command("make_submission", *settings(root)).returncode == 0
+
+
+def test_a_checkpoint_that_lacks_fields_is_not_resumed(root):
+    (root / "working/first/fold0/train.json").unlink()
+    result = run_command("train", *settings(root, "fold=0"))  # its history has no scores
+    assert result.returncode == 1
+    assert "last.pt: lacks what training goes on from; delete it and run: ./run.sh train" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("9" * 5000, "not JSON"), ("-1", r"seed=-1: must be from 0"), ("1e999", "makes no sense")]
+)
+def test_numbers_in_manifests_are_in_range(root, content, words):
+    path = root / "working/first/fold0/train.json"
+    text = path.read_text().replace('"seed": 42', f'"seed": {content}')
+    path.unlink()
+    path.write_text(text)
+    assert f'"seed": {content}' in text
+    assert re.search(words, refused("report", root))
+
+
+@pytest.mark.parametrize(("images", "threshold"), [(0, 0.5), (-3, 0.5), (20, 10**400)])
+def test_a_submission_manifest_without_sense_is_named(root, images, threshold):
+    change(root / "submissions/first.json", images=images, threshold=threshold)
+    assert "makes no sense" in refused("summary", root)
+
+
+def test_files_without_end_are_refused_before_they_are_read(tmp_path):
+    for name, reader in (("table.csv", lambda path: read_table(path, ["patientId"])), ("manifest.json", read_json)):
+        with (tmp_path / name).open("w") as file:
+            file.truncate(2**33)  # sparse
+        with pytest.raises(UserError, match="larger than"):
+            reader(tmp_path / name)
+
+
+def test_compressed_weights_are_refused_before_they_are_read(tmp_path):
+    torch.save({"x": torch.zeros(2**20)}, tmp_path / "plain.pt")
+    subprocess.run([sys.executable, "-c", REPACK, tmp_path / "plain.pt", tmp_path / "bomb.pt"], check=True)
+    with pytest.raises(UserError, match="compressed"):
+        read_weights(tmp_path / "bomb.pt")
+    assert list(read_weights(tmp_path / "plain.pt")) == ["x"]
+
+
+REPACK = """
+import sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as source, zipfile.ZipFile(sys.argv[2], "w", zipfile.ZIP_DEFLATED) as target:
+    for name in source.namelist():
+        target.writestr(name, source.read(name))
+"""
+
+
+def test_people_of_a_checkpoint_that_are_none(tmp_path):
+    torch.save({"model": {}, "people": 5}, tmp_path / "other.pt")
+    assert people_of_checkpoint(tmp_path / "other.pt") == set()
+
+
+@pytest.mark.parametrize("megabytes", [300, 900])
+def test_too_little_memory_is_one_line(root, megabytes):
+    words = [sys.executable, str(SRC / "report.py"), *settings(root)]
+    limited = f"ulimit -v {megabytes * 1024}; exec " + '"$@"'
+    done = subprocess.run(["sh", "-c", limited, "sh", *words], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or done.stderr.startswith(("error: ", "OpenBLAS")), done.stderr
