@@ -184,7 +184,7 @@ def test_age_as_it_is_written(written, age):
 @pytest.mark.skipif(not REAL.is_dir(), reason="the challenge's tables are not there")
 def test_all_of_the_challenge(tmp_path, capsys):
     cfg = parse([f"input={REAL}", f"root={tmp_path}", f"working={tmp_path}"])
-    report(*update_folds(cfg), cfg.folds_csv)
+    report(cfg, *update_folds(cfg))
     folds = pd.read_csv(cfg.folds_csv)
     assert list(folds.columns) == FOLD_COLUMNS
     assert len(folds) == 26684
@@ -210,7 +210,7 @@ def cfg(tmp_path):
 def make(cfg, capsys):
     """Run the command in this process; returns its first line and the bytes of the folds and their manifest."""
     capsys.readouterr()
-    report(*update_folds(cfg), cfg.folds_csv)
+    report(cfg, *update_folds(cfg))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("make_folds:")]
     return said[0], [path.read_bytes() for path in sorted(cfg.folds_csv.parent.glob("folds.*"))]
 

@@ -8,18 +8,12 @@ from helpers.run_files import make_competition, make_predictions, make_run, word
 
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
+from rsna.inference.tiles import CAPTION, GAP, GREEN, TILE, YELLOW, draw_tile, stack_rows
 from rsna.reporting.montage import (
-    CAPTION,
-    GAP,
-    GREEN,
     PER_ROW,
-    TILE,
-    YELLOW,
     choose_results,
     choose_submitted,
-    draw_tile,
     results_montage,
-    stack_rows,
     submission_montage,
     write_montage,
 )

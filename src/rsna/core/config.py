@@ -33,6 +33,7 @@ class RunSettings:  # which run, and on which machine; they change no result
     memory: float = setting(0.5, "keep decoded images in memory if they take at most this fraction of it")
     strict: bool = setting(False, "stop if a single image cannot be decoded; false: if more than 5 % cannot")
     only_test: bool = setting(False, "cache and predict the test images only; validation tables stay as they are")
+    tracker: str = setting("none", "show training in tensorboard, wandb or mlflow; see docs/tuning.md")
     compile: bool = setting(False, "compile the network for training (torch.compile; needs a C++ compiler)")
 
 
@@ -165,6 +166,12 @@ class KaggleSettings:  # what make_kernel needs
 
 
 @dataclass(frozen=True)
+class TuneSettings:  # the search for better settings
+    space: str = setting("", 'tune: settings to vary, "lr=1e-4..3e-3:log fpn_channels=64|128"')
+    trials: int = setting(30, "tune: trials, with those that were pruned")
+
+
+@dataclass(frozen=True)
 class DemoSettings:  # the synthetic competition
     demo_train: int = setting(300, "training images of the synthetic competition")
     demo_test: int = setting(80, "test images of the synthetic competition")
@@ -176,7 +183,8 @@ class DemoSettings:  # the synthetic competition
 class Config(
     RunSettings, PathSettings, FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings,
     TrainSettings, AugmentSettings, PredictSettings, FusionSettings, EvaluationSettings, OperatingPointSettings,
-    SubmissionSettings, ScoringSettings, InferSettings, KaggleSettings, DemoSettings,
+    SubmissionSettings, ScoringSettings, InferSettings, TuneSettings, KaggleSettings,
+    DemoSettings,
 ):
     # fmt: on
     """Every setting of every command, and the paths that follow from them.

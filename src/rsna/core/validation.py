@@ -18,10 +18,11 @@ RANGES = {
 }
 CHOICES = {
     "engine": ("local", "ray"), "num_classes": (2, 3), "precision": ("auto", "float32", "bfloat16"),
-    "checkpoint": ("best", "last"), "overlays": ("boxes", "all", "none"), "format": ("table", "dicom-sr"),
+    "tracker": ("none", "tensorboard", "wandb", "mlflow"), "checkpoint": ("best", "last"),
+    "overlays": ("boxes", "all", "none"), "format": ("table", "dicom-sr"),
 }
 # fmt: on
-LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10}
+LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10, "trials": 1}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
 NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run: a folder beside those of the cache
 GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")

@@ -1,12 +1,9 @@
 """Montages: rows of small images with boxes and captions."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from PIL import Image
 
 from rsna.core.artifacts import require
@@ -20,42 +17,11 @@ from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import image_scores, of_images
 from rsna.evaluation.runs import read_run
+from rsna.inference.tiles import GREEN, YELLOW, Colour, Picture, draw_tile, stack_rows
 
-Picture = NDArray[np.uint8]
-Colour = tuple[int, int, int]
-Boxes = tuple[NDArray[np.float64], Colour]
 Rows = dict[str, list[str]]  # title -> patientIds
-TILE, CAPTION, GAP = 256, 28, 4  # px: side of an image, height of the strip below it, space between tiles
-FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.55
 PER_ROW = 4  # at the width of a README the captions stay readable
 COLOURS = 64  # mostly greys
-GREEN, YELLOW, WHITE = (80, 220, 80), (0, 220, 255), (255, 255, 255)  # blue, green, red
-
-
-def draw_tile(image: Picture, boxes: Sequence[Boxes], value: str = "", title: str = "", side: int = TILE) -> Picture:
-    """An (S, S) uint8 image with boxes (n, 4) xyxy in pixels of the image; below it the title and a value.
-
-    Returns (side + CAPTION, side, 3), blue, green, red.
-    """
-    smaller = len(image) > side
-    grey = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
-    tile = np.zeros((side + CAPTION, side, 3), np.uint8)
-    tile[:side] = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    for boxes_xyxy, colour in boxes:
-        for left, top, right, bottom in np.rint(boxes_xyxy * side / len(image)).astype(int).tolist():
-            cv2.rectangle(tile[:side], (left, top), (min(right, side - 1), min(bottom, side - 1)), colour, 2)
-    (width, _), _ = cv2.getTextSize(value, FONT, FONT_SCALE, 1)
-    for text, x, colour in ((title, 4, WHITE), (value, side - width - 4, YELLOW)):
-        cv2.putText(tile, text, (x, side + CAPTION - 9), FONT, FONT_SCALE, colour, 1, cv2.LINE_AA)
-    return tile
-
-
-def stack_rows(rows: Sequence[Sequence[Picture]]) -> Picture:
-    """Rows of tiles as one picture, black where a row is shorter than the longest."""
-    longest = max(map(len, rows))
-    black, gap = (np.zeros((TILE + CAPTION, width, 3), np.uint8) for width in (TILE, GAP))
-    padded = [[*row, *[black] * (longest - len(row))] for row in rows]
-    return np.vstack([np.hstack([part for tile in row for part in (tile, gap)][:-1]) for row in padded])
 
 
 def write_montage(picture: Picture, path: Path) -> None:

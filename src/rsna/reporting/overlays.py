@@ -15,7 +15,8 @@ from rsna.data.competition import BOX_COLUMNS
 from rsna.data.letterbox import fit_letterbox, original_to_cached
 from rsna.execution.processes import map_files
 from rsna.inference.image_files import read_image, safe_name
-from rsna.reporting.montage import PER_ROW, YELLOW, Picture, draw_tile, stack_rows, write_montage
+from rsna.inference.tiles import YELLOW, Picture, draw_tile, stack_rows
+from rsna.reporting.montage import PER_ROW, write_montage
 from rsna.reporting.structured_report import write_reports
 
 PREDICTIONS, SHEET, MANIFEST = "predictions.csv", "contact_sheet.png", "infer.json"

@@ -18,7 +18,7 @@ from rsna.core.tables import read_table
 from rsna.data.boxes import box_area, cxcywh_to_xyxy
 from rsna.data.competition import CLASSES
 from rsna.data.dataset import ImageDataset, load_fold
-from rsna.reporting.montage import GREEN, Picture, draw_tile, stack_rows
+from rsna.inference.tiles import GREEN, Picture, draw_tile, stack_rows
 from rsna.reporting.summary import digits
 from rsna.reporting.training_sections import loss_parts
 from rsna.training.fold import make_train_set
@@ -135,3 +135,19 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG."""
     with write_then_rename(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+def draw_study(table: pd.DataFrame, importance: dict[str, float], path: Path) -> None:
+    """The trials of a search (number, state, value) with the best so far, and how much each setting matters."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    done = table[table["state"] == "COMPLETE"]
+    left.plot(done["number"], done["value"], "o", label="trial")
+    left.step(done["number"], done["value"].cummax(), where="post", label="best so far")
+    left.set(title=f"{len(done)} of {len(table)} trials were finished", xlabel="trial", ylabel="mAP")
+    left.legend()
+    right.barh(list(importance)[::-1], list(importance.values())[::-1])
+    right.set(title="importance of each setting", xlabel="fraction of the differences in mAP")
+    with write_then_rename(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+    print(f"trials and importance -> {path}")

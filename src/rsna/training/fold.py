@@ -4,6 +4,7 @@ import ctypes
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -32,23 +33,28 @@ from rsna.models.device import explain_failures, pick_device
 from rsna.models.protocol import DetectionModel
 from rsna.models.registry import build_model
 from rsna.training.loop import Training, start_phase, train_epoch, validate
+from rsna.training.tracker import track
 
+OnEpoch = Callable[[list[dict[str, Any]]], None]
 LAST_PT = {"best": str, "dtype": str, "history": [{"mAP": float, "valid_loss": float}]}  # beside the states
 
 
-def train_fold(cfg: Config, fold: int) -> None:
-    """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others."""
+def train_fold(cfg: Config, fold: int, on_epoch: OnEpoch | None = None) -> None:
+    """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others.
+
+    on_epoch: called with the history, a row for each epoch, once an epoch is saved; what it raises stops the training.
+    """
     with file_lock(cfg.fold_dir(fold), wait=cfg.engine == "ray"), explain_failures(cfg):
         if is_current(cfg, "train", fold):
             print(f"fold {fold}: current, {cfg.total_epochs} epochs -> {cfg.fold_dir(fold) / 'best.pt'}")
             return
         require_upstream(cfg, "train", fold)
         manifest = current_manifest(cfg, "train", fold)
-        train_remaining_epochs(cfg, fold, manifest)
+        train_remaining_epochs(cfg, fold, manifest, on_epoch)
         record(cfg, "train", fold, made=manifest)
 
 
-def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> None:
+def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_epoch: OnEpoch | None) -> None:
     """Train the epochs that the fold's last.pt lacks."""
     folder, saved = cfg.fold_dir(fold), load_saved(cfg, fold)
     done = len(saved["history"]) if saved else 0
@@ -75,7 +81,13 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any]) -> 
     # values of JSON are YAML, and can be paths with bytes that are not UTF-8
     text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in asdict(cfg).items())
     write_text(text, folder / "config.yaml")
-    run_epochs(cfg, fold, run, data, {"manifest": manifest, "fold": fold, "people": people})
+    about = {"manifest": manifest, "fold": fold, "people": people}
+    with track(cfg, fold) as tracker:
+        for history in run_epochs(cfg, fold, run, data, about):
+            tracker.log(history)
+            if on_epoch:
+                on_epoch(history)
+        tracker.show(run, data)
 
 
 def seen_people(cfg: Config, data: FoldData) -> list[str]:
@@ -152,8 +164,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]) -> None:
-    """Train, validate, save; epoch by epoch, phase by phase. about: what else the checkpoints hold."""
+def run_epochs(
+    cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]
+) -> Iterator[list[dict[str, Any]]]:
+    """Train, validate, save; epoch by epoch, phase by phase. about: what else the checkpoints hold.
+
+    Yields the history after each epoch that is saved.
+    """
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
     steps, stream = len(train_loader) // len(epochs), iter(train_loader)
@@ -176,6 +193,7 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dic
         run.history.append({"epoch": epoch + 1, "phase": phase.part, "lr": lr, **losses, **scores})
         save_epoch(cfg.fold_dir(fold), run, about)
         note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
+        yield run.history
     best, path = max(run.history, key=rank), cfg.fold_dir(fold) / "best.pt"
     print(f"fold {fold}: best epoch {best['epoch']} (mAP {best['mAP']:.4f}, loss {best['valid_loss']:.4f}) -> {path}")
 

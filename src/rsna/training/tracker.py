@@ -1,0 +1,185 @@
+"""tracker=tensorboard|wandb|mlflow: the history of a fold, and pictures of what it predicts, where people watch runs.
+
+A tracker changes no result. What fails in it is printed once, and training goes on.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rsna.core.config import WORKSPACE, Config
+from rsna.core.errors import UserError, optional
+from rsna.core.files import bytes_hash
+from rsna.data.dataset import FoldData, ImageDataset
+from rsna.inference.predictor import to_numpy
+from rsna.inference.tiles import GREEN, YELLOW, Picture, draw_tile, stack_rows
+from rsna.training.loop import Training
+
+REQUIREMENTS = "requirements-track.txt"
+PROJECT = "rsna-pneumonia"
+PER_ROW, BOXES = 4, 2  # of the sheet: images with an opacity, then as many without; predicted boxes on each
+
+
+class Sink(Protocol):
+    """What a tracking service takes."""
+
+    def log(self, values: dict[str, float], epoch: int) -> None: ...
+    def show(self, picture: Picture, epoch: int) -> None: ...  # (H, W, 3), red, green, blue
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the fold's folder: tensorboard --logdir working/<name>."""
+
+    def __init__(self, cfg: Config, fold: int, settings: dict[str, str]) -> None:
+        optional("tensorboard", REQUIREMENTS)
+        writer = optional("torch.utils.tensorboard", REQUIREMENTS).SummaryWriter
+        self.writer = writer(cfg.fold_dir(fold) / "tensorboard")
+        self.writer.add_text("settings", "\n\n".join(f"{key}={value}" for key, value in settings.items()))
+
+    def log(self, values: dict[str, float], epoch: int) -> None:
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, epoch)
+
+    def show(self, picture: Picture, epoch: int) -> None:
+        self.writer.add_image("validation", picture, epoch, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases; without a network by WANDB_MODE=offline, in the fold's folder."""
+
+    def __init__(self, cfg: Config, fold: int, settings: dict[str, str]) -> None:
+        self.wandb = optional("wandb", REQUIREMENTS)
+        where = {
+            "project": PROJECT,
+            "dir": str(cfg.fold_dir(fold)),
+            "group": cfg.name,
+            "name": f"{cfg.name}-fold{fold}",
+        }
+        own = bytes_hash(os.fsencode(cfg.fold_dir(fold).absolute()))  # the same after a stop
+        self.run = self.wandb.init(**where, id=own, resume="allow", config=settings)
+
+    def log(self, values: dict[str, float], epoch: int) -> None:
+        self.run.log(values, step=epoch)
+
+    def show(self, picture: Picture, epoch: int) -> None:
+        self.run.log({"validation": self.wandb.Image(picture)}, step=epoch)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MLflow:
+    """A run in MLFLOW_TRACKING_URI, by default the files in working/mlruns."""
+
+    def __init__(self, cfg: Config, fold: int, settings: dict[str, str]) -> None:
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow advises against files, which need no server
+        files, name = (Path(cfg.working) / "mlruns").absolute().as_uri(), f"{cfg.name}-fold{fold}"
+        mlflow = optional("mlflow", REQUIREMENTS)
+        self.client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", files))
+        found = self.client.get_experiment_by_name(PROJECT)
+        experiment = found.experiment_id if found else self.client.create_experiment(PROJECT)
+        earlier = self.client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)
+        self.id = (earlier[0] if earlier else self.client.create_run(experiment, run_name=name)).info.run_id
+        for key, value in settings.items():
+            self.client.set_tag(self.id, key, value)  # a parameter could not change in a second training
+
+    def log(self, values: dict[str, float], epoch: int) -> None:
+        for key, value in values.items():
+            self.client.log_metric(self.id, key, value, step=epoch)
+
+    def show(self, picture: Picture, epoch: int) -> None:
+        self.client.log_image(self.id, picture, f"validation-{epoch}.png")
+
+    def close(self) -> None:
+        self.client.set_terminated(self.id)
+
+
+SINKS: dict[str, Callable[..., Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+class Tracker:
+    """A sink that may be missing, or fail."""
+
+    def __init__(self, cfg: Config, fold: int) -> None:
+        self.kind = cfg.tracker
+        self.sink: Sink | None = None
+        if self.kind != "none":
+            settings = {key: str(value) for key, value in asdict(cfg).items() if value != ""} | {"revision": revision()}
+            self.sink = self.attempt(partial(SINKS[self.kind], cfg, fold, settings))
+
+    def attempt(self, action: Callable[[], Any]) -> Any:
+        """What the action returns; None, and no tracking from here on, if it fails. Raises UserError."""
+        try:
+            return action()
+        except UserError:
+            raise
+        except Exception as error:  # services fail in many ways, and none is worth a night's training
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"tracker={self.kind}: {reason}; training goes on without it", flush=True)
+            self.sink = None
+
+    def log(self, history: list[dict[str, Any]]) -> None:
+        """The numbers of the last epoch."""
+        if self.sink:
+            row = {key: float(value) for key, value in history[-1].items() if key not in ("epoch", "phase")}
+            values = {key: value for key, value in row.items() if np.isfinite(value)}
+            self.attempt(partial(self.sink.log, values, history[-1]["epoch"]))
+
+    def show(self, run: Training, data: FoldData) -> None:
+        """A sheet of validation images with what the network in `run` predicts."""
+        if sink := self.sink:
+            self.attempt(lambda: sink.show(draw_sheet(run, data)[..., ::-1].copy(), len(run.history)))
+
+    def close(self) -> None:
+        if self.sink:
+            self.attempt(self.sink.close)
+
+
+@contextmanager
+def track(cfg: Config, fold: int) -> Iterator[Tracker]:
+    """A Tracker that is closed at the end. Raises UserError where the package of tracker= is missing."""
+    tracker = Tracker(cfg, fold)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+def revision() -> str:
+    """The commit of the code; empty where it is not a git checkout."""
+    words = ["git", "-C", str(WORKSPACE), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        return ""
+
+
+@torch.inference_mode()
+def draw_sheet(run: Training, data: FoldData) -> Picture:
+    """Validation images, those with an opacity above: true boxes green, the most confident predicted ones yellow."""
+    run.model.eval()
+    dataset = ImageDataset(data.valid)
+    positive = np.array([len(boxes) > 0 for boxes in data.valid.boxes_xyxy])
+    sheet: list[list[Picture]] = []
+    for rows in (np.flatnonzero(positive)[:PER_ROW], np.flatnonzero(~positive)[:PER_ROW]):
+        sheet.append([])
+        for row in rows.tolist():
+            image = dataset[0, row]["image"]
+            boxes, scores, _ = map(to_numpy, run.model.decode(run.model(image[None].to(run.device))))
+            best = np.argsort(-scores[0], kind="stable")[:BOXES]
+            shown = [(data.valid.boxes_xyxy[row], GREEN), (boxes[0][best] * image.shape[-1], YELLOW)]
+            caption = " ".join(f"{score:.2f}" for score in scores[0][best])
+            sheet[-1].append(draw_tile(image[0].numpy(), shown, caption, data.valid.ids[row][:12]))
+    return stack_rows([row for row in sheet if row])

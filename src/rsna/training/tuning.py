@@ -1,0 +1,219 @@
+"""tune: Optuna's search for better settings. A trial is an ordinary run in working/<name>/trials/.
+
+The study is working/<name>/study.db, and several processes may work on it. A trial whose process was stopped goes on in
+the next one, from the last epoch that was saved.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from rsna.core.command_line import command, parse
+from rsna.core.config import AugmentSettings, Config, FusionSettings, PredictSettings, TrainSettings, TuneSettings
+from rsna.core.errors import UserError, optional
+from rsna.core.files import file_lock
+from rsna.core.tables import write_table
+from rsna.data.cache import read_index
+from rsna.data.competition import read_folds
+from rsna.evaluation.scores import evaluate_run, read_scores
+from rsna.inference.ensemble import fuse_run
+from rsna.inference.predictor import predict_fold
+from rsna.models.registry import settings_of
+from rsna.training.fold import train_fold
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
+TUNABLE = (TrainSettings, AugmentSettings, PredictSettings, FusionSettings)
+BEFORE_PRUNING = 5  # trials that run to the end first, so that there is a median to compare with
+Suggest = Callable[[Any], Any]  # an optuna.Trial -> the value of a setting
+
+
+def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
+    """Run trials until there are cfg.trials. Returns the study, trials.csv, and what importance_of returns.
+
+    Raises UserError for a space= that makes no sense, and where folds or cached images are missing.
+    """
+    optuna = optional("optuna", "requirements-tune.txt")
+    space = parse_space(cfg)
+    read_folds(cfg.folds_csv, command(cfg, "make_folds"))
+    read_index(cfg.cache_dir, cfg.size)
+    (trials := cfg.run_dir / "trials").mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (trials / cfg.cache_dir.name).symlink_to(Path("..", "..", cfg.cache_dir.name))
+    study = open_study(optuna, cfg)
+    for trial in open_trials(optuna, study, cfg):
+        values = {key: suggest(trial) for key, suggest in space.items()}
+        score, state = None, optuna.trial.TrialState.FAIL
+        print(f"trial {trial.number}: {' '.join(f'{key}={value}' for key, value in values.items())}", flush=True)
+        try:
+            run = trial_config(cfg, f"trial{trial.number:03}", values)
+            score, state = score_run(run, partial(report, optuna, trial)), optuna.trial.TrialState.COMPLETE
+        except optuna.TrialPruned:
+            state = optuna.trial.TrialState.PRUNED
+        except UserError as error:  # of these settings, such as a loss that is not finite
+            print(f"trial {trial.number}: {error}")
+        study.tell(trial, score, state)
+        said = state.name.lower() + ("" if score is None else f", mAP {score:.4f}")
+        print(f"trial {trial.number}: {said}; best so far {best_so_far(study)}", flush=True)
+    table = study.trials_dataframe(attrs=("number", "state", "value", "params", "duration"))
+    table["duration"] = table["duration"].dt.total_seconds().round(1)
+    write_table(table, cfg.run_dir / "trials.csv")
+    return study, table, importance_of(optuna, study)
+
+
+def parse_space(cfg: Config) -> dict[str, Suggest]:
+    """`lr=1e-4..3e-3:log epochs=4..8 tta=plain|plain,hflip` -> how a trial gets each. Raises UserError."""
+    if cfg.members or cfg.runs:
+        raise UserError(f"{cfg.name}: fuses other runs; tune each of them by its own, such as model=detector")
+    types: dict[str, Any] = {f.name: f.type for kind in (*TUNABLE, settings_of(cfg.model)) for f in fields(kind)}
+    space: dict[str, Suggest] = {}
+    for word in shlex.split(cfg.space):
+        key, _, text = word.partition("=")
+        found, choices = RANGE.fullmatch(text), text.split("|")
+        if key not in types:
+            known = f"not a setting of training or prediction with model={cfg.model}"
+            raise UserError(f"space: {word}: {known}; help all lists them")
+        if found and types[key] in (int, float) and float(found[1]) < float(found[2]):
+            low, high = (types[key](float(number)) for number in found.group(1, 2))
+            suggest = "suggest_int" if types[key] is int else "suggest_float"
+            space[key] = partial(call, suggest, key, low, high, log=bool(found[3]))
+            choices = [str(low), str(high)]
+        elif len(choices) > 1:
+            space[key] = partial(call, "suggest_categorical", key, choices)
+        else:
+            raise UserError(f"space: {word}: must be {key}=low..high, {key}=low..high:log or {key}=a|b|c")
+        for value in choices:
+            trial_config(cfg, "trial", {key: value})  # which refuses what is out of range
+    if not space:
+        raise UserError('space=: must not be empty, such as space="lr=1e-4..3e-3:log encoder_lr=.1..1"')
+    return space
+
+
+def call(method: str, *arguments: Any, log: bool | None = None) -> Any:
+    """A method of the trial that comes last, so that partial can hold the others."""
+    *others, trial = arguments
+    return getattr(trial, method)(*others, **({} if log is None else {"log": log}))
+
+
+def trial_config(cfg: Config, name: str, values: dict[str, Any], **more: str) -> Config:
+    """The settings of the search with those of a trial."""
+    changes = {"name": name, "working": str(cfg.run_dir / "trials"), **more, **values}
+    return parse(words_of(cfg, **{key: str(value) for key, value in changes.items()}), settings_of)
+
+
+def words_of(cfg: Config, **changes: str) -> list[str]:
+    """The words of a command with these settings, but for those of the search."""
+    usual = TuneSettings()
+    return shlex.split(command(replace(cfg, space=usual.space, trials=usual.trials), "train", **changes))[2:]
+
+
+def open_study(optuna: Any, cfg: Config) -> Any:
+    """The study of this run. Raises UserError if it was begun with another space= or other settings."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(cfg.run_dir / 'study.db').absolute()}")
+    pruner = optuna.pruners.MedianPruner(BEFORE_PRUNING, n_warmup_steps=cfg.total_epochs // 3)
+    study = optuna.create_study(
+        storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
+    )
+    # a process that comes later draws others
+    study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + len(study.trials))
+    begun_with = shlex.join([*words_of(cfg), f"space={cfg.space}"])
+    if study.user_attrs.setdefault("words", begun_with) != begun_with:
+        raise UserError(f"{cfg.run_dir}/study.db was begun with: {study.user_attrs['words']}; set another name=")
+    study.set_user_attr("words", begun_with)
+    return study
+
+
+def open_trials(optuna: Any, study: Any, cfg: Config) -> Iterator[Any]:
+    """Trials to work on, none of which another process works on: those that were stopped, then new ones."""
+    running = optuna.trial.TrialState.RUNNING
+    while True:
+        with file_lock(cfg.run_dir / "locks", wait=True):
+            stopped = [trial for trial in study.get_trials(states=[running]) if is_free(cfg, trial.number)]
+            if not stopped and len(study.trials) >= cfg.trials:
+                return
+            trial = optuna.trial.Trial(study, stopped[0]._trial_id) if stopped else study.ask()
+            holding = holding_trial(cfg, trial.number)
+            holding.__enter__()
+        try:
+            yield trial
+        finally:
+            holding.__exit__(None, None, None)
+
+
+@contextmanager
+def holding_trial(cfg: Config, number: int) -> Iterator[None]:
+    """Work on a trial alone."""
+    with file_lock(cfg.run_dir / "locks" / str(number)):
+        yield
+
+
+def is_free(cfg: Config, number: int) -> bool:
+    """Whether no process works on a trial."""
+    try:
+        with holding_trial(cfg, number):
+            return True
+    except UserError:
+        return False
+
+
+def score_run(cfg: Config, on_epoch: Callable[[int, list[dict[str, Any]]], None] | None = None) -> float:
+    """Train, predict, fuse and score; the cross-fitted mAP, of a single fold the mAP at its own best threshold.
+
+    on_epoch: called with the epochs of the folds before, and the history of this one.
+    """
+    for place, fold in enumerate(cfg.fold_list):
+        train_fold(cfg, fold, partial(on_epoch, place * cfg.total_epochs) if on_epoch else None)
+        predict_fold(cfg, fold)
+    fuse_run(cfg)
+    evaluate_run(cfg)
+    scores = read_scores(cfg.run_dir, command(cfg, "evaluate"))
+    return float(scores["mAP"] if scores["cross_fitted_mAP"] is None else scores["cross_fitted_mAP"])
+
+
+def report(optuna: Any, trial: Any, before: int, history: list[dict[str, Any]]) -> None:
+    """Tell Optuna the validation mAP of an epoch. Raises TrialPruned if the trial is not worth more epochs."""
+    trial.report(history[-1]["mAP"], before + len(history))
+    if trial.should_prune():
+        raise optuna.TrialPruned
+
+
+def best_so_far(study: Any) -> str:
+    values = {trial.value: trial.number for trial in study.trials if trial.value is not None}
+    return f"{max(values):.4f} (trial {values[max(values)]})" if values else "none"
+
+
+def importance_of(optuna: Any, study: Any) -> dict[str, float]:
+    """How much each setting matters, as a fraction of 1; empty where finished trials are too few, or all alike."""
+    finished = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    alike = len({trial.value for trial in finished}) < 2
+    return {} if alike else dict(optuna.importance.get_param_importances(study))
+
+
+def check_winner(cfg: Config, study: Any) -> None:
+    """Print the best trial's command, and what is left of its lead with another seed and on a fold it has not seen."""
+    done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    if not done:
+        raise UserError(f"no trial was finished; see {cfg.run_dir / 'trials.csv'}")
+    best, middle = max(done, key=lambda trial: trial.value), median(trial.value for trial in done)
+    print(f"best: trial {best.number}, mAP {best.value:.4f}; the median of {len(done)} trials is {middle:.4f}")
+    again = score_run(trial_config(cfg, "best_other_seed", best.params, seed=str(cfg.seed + 1)))
+    kept = f"{(again - middle) / (best.value - middle):.0%} of its lead" if best.value > middle else "no lead"
+    print(f"the same settings with seed={cfg.seed + 1}: mAP {again:.4f}, which keeps {kept} over the median")
+    if unseen := sorted(set(range(cfg.n_folds)) - set(cfg.fold_list)):
+        new = score_run(trial_config(cfg, "best_unseen_fold", best.params, fold=str(unseen[0])))
+        old = score_run(trial_config(cfg, "usual_unseen_fold", {}, fold=str(unseen[0])))
+        print(f"on fold {unseen[0]}, which the search has not seen: mAP {new:.4f}; with the usual settings {old:.4f}")
+    else:
+        print("no fold is left that the search has not seen; leave one out, such as fold=0..3")
+    changes = {key: str(value) for key, value in best.params.items()} | {"name": f"{cfg.name}_best", "fold": "all"}
+    print(f"to train it: {shlex.join(['./run.sh', *words_of(cfg, **changes)])}")
+    print(f"all trials: {shlex.join(['./run.sh', 'compare', f'root={cfg.root}', f'working={cfg.run_dir}/trials'])}")
