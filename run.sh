@@ -19,8 +19,8 @@ usage() {
 ./run.sh help all                        this, and every setting
 
 other commands: infer images=<file, folder or pattern> (any DICOM, PNG or JPEG by a finished run; research only),
-compare (all runs side by side), make_kernel (dataset and notebooks for Kaggle),
-make_demo (the synthetic competition), find_lr (learning-rate range test),
+compare (all runs side by side), tune (search for better settings),
+make_kernel (dataset and notebooks for Kaggle), make_demo (the synthetic competition), find_lr (learning-rate range test),
 show_model, show_batch, show_history, show_results, show_submission (images and tables)
 EOF
 }
@@ -144,6 +144,7 @@ case "$command" in
         case "$command $*" in
             show_model* | make_kernel*) needs=requirements-show.txt ;;
             infer*format=dicom-sr*) needs=requirements-infer.txt ;;
+            tune*) needs=requirements-tune.txt ;;
         esac
         python=$(find_python "$here/$needs")
         run_commands "$command"

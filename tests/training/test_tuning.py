@@ -1,0 +1,115 @@
+"""tune: what may vary, trials that were stopped, and the whole search on a tiny competition."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from helpers.commands import SRC, run_command
+
+from rsna.core.command_line import parse
+from rsna.core.errors import UserError
+from rsna.models.registry import settings_of
+from rsna.training.tuning import open_study, open_trials, parse_space, trial_config
+
+optuna = pytest.importorskip("optuna", reason="pip install -r requirements-tune.txt")
+
+
+def settings(root, space="lr=1e-4..1e-2:log", *words):
+    return parse([f"root={root}", "name=search", f"space={space}", *words], settings_of)
+
+
+def test_each_kind_of_setting_can_vary(tmp_path):
+    cfg = settings(tmp_path, "lr=1e-4..3e-3:log flip=.1..1 epochs=4..8 tta=plain|plain,hflip fpn_channels=64|128")
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(0)).ask()
+    values = {key: suggest(trial) for key, suggest in parse_space(cfg).items()}
+    assert 1e-4 <= values["lr"] <= 3e-3
+    assert 0.1 <= values["flip"] <= 1
+    assert values["epochs"] in range(4, 9)
+    made = trial_config(cfg, "trial007", values)
+    assert (made.lr, made.epochs, made.tta) == (values["lr"], values["epochs"], values["tta"])
+    assert str(made.run_dir) == f"{tmp_path}/working/search/trials/trial007"
+    assert made.space == ""
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ("", "must not be empty"),
+        ("speed=1..2", "space: speed=1..2: not a setting of training or prediction"),
+        ("seed=1..2", "not a setting of training"),
+        ("lr=1e-3", r"must be lr=low\.\.high"),
+        ("lr=2..1", r"must be lr=low\.\.high"),
+        ("lr=1e-3..50", "lr=50.0: must be from"),
+        ("tta=plain|sideways", "views are"),
+        ("flip=0|yes", "flip is a number"),
+    ],
+)
+def test_a_space_without_sense_is_one_line(tmp_path, space, message):
+    with pytest.raises(UserError, match=message):
+        parse_space(settings(tmp_path, space))
+
+
+def test_a_run_that_fuses_others_is_not_tuned(tmp_path):
+    with pytest.raises(UserError, match="tune each of them"):
+        parse_space(settings(tmp_path, "lr=1e-4..1e-2", "preset=best"))
+
+
+def test_a_study_goes_on_only_with_its_own_settings(tmp_path):
+    cfg = settings(tmp_path)
+    cfg.run_dir.mkdir(parents=True)
+    open_study(optuna, cfg)
+    open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "trials=50"))
+    with pytest.raises(UserError, match=r"was begun with: .*space=lr=1e-4\.\.1e-2:log"):
+        open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "epochs=3"))
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from rsna.core.files import file_lock
+with file_lock(Path(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_stopped_trial_goes_on_and_one_at_work_is_left_alone(tmp_path):
+    cfg = settings(tmp_path, "lr=1e-4..1e-2:log", "trials=3")
+    cfg.run_dir.mkdir(parents=True)
+    study = open_study(optuna, cfg)
+    stopped, working = study.ask(), study.ask()
+    rate = stopped.suggest_float("lr", 1e-4, 1e-2, log=True)
+    words = [sys.executable, "-c", HOLD, str(SRC), str(cfg.run_dir / "locks" / str(working.number))]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        found = []
+        for trial in open_trials(optuna, study, cfg):
+            found.append((trial.number, trial.suggest_float("lr", 1e-4, 1e-2, log=True)))
+            study.tell(trial, 0.1)
+        other.kill()
+    assert [number for number, _ in found] == [0, 2]
+    assert found[0][1] == rate, "with the values that it had"
+
+
+def test_the_whole_search(tmp_path):
+    words = [f"root={tmp_path}", "demo_train=24", "demo_test=4", "size=64", "n_folds=2", "epochs=1", "weights=none"]
+    words += ["workers=0", "bootstrap=10"]
+    for name in ("make_demo", "make_folds", "cache_images"):
+        assert run_command(name, *words).returncode == 0
+    own = [*words, "name=search", "fold=0", "trials=2", "space=lr=1e-4..1e-2:log flip=0|0.5"]
+    result = run_command("tune", *own)
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout
+    folder = tmp_path / "working/search"
+    assert pd.read_csv(folder / "trials.csv")["state"].tolist() == ["COMPLETE", "COMPLETE"]
+    assert (folder / "tune.png").read_bytes().startswith(b"\x89PNG")
+    assert "the same settings with seed=43: mAP" in result.stdout
+    assert "on fold 1, which the search has not seen: mAP" in result.stdout
+    (command,) = (line for line in result.stdout.splitlines() if line.startswith("to train it: ./run.sh "))
+    assert parse(command.split("./run.sh ")[1].split(), settings_of).name == "search_best"
+    compared = run_command("compare", *words, f"working={folder / 'trials'}")
+    assert compared.returncode == 0, compared.stderr
+    assert "trial001" in compared.stdout
+    again = run_command("tune", *own)
+    assert "epoch" not in again.stdout, "what is done is not done again"
