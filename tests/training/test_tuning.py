@@ -112,4 +112,4 @@ def test_the_whole_search(tmp_path):
     assert compared.returncode == 0, compared.stderr
     assert "trial001" in compared.stdout
     again = run_command("tune", *own)
-    assert "epoch" not in again.stdout, "what is done is not done again"
+    assert " epoch 1/1" not in again.stdout, "what is done is not done again"
