@@ -35,8 +35,8 @@ def run(stage, root, *words):
 
 
 def contents(root):
-    """Every file below `root` with the hash of its bytes; locks hold a process's number, seconds.csv times."""
-    skipped = (".lock", "seconds.csv")
+    """Every file below `root` with the hash of its bytes; locks hold a process's number, the others times."""
+    skipped = (".lock", "seconds.csv", ".seen.csv")
     paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name not in skipped]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
-from rsna.data.cache import INDEX_CSV, cache_image, read_index, read_png
+from rsna.data.cache import INDEX_CSV, SEEN_CSV, cache_image, read_index, read_png
 from rsna.data.competition import HEADERS_CSV, TEST_IMAGES, TRAIN_IMAGES
 from rsna.data.dicom import read_header
 
@@ -215,11 +215,12 @@ def test_bad_files_are_refused_with_their_reason(torture, done, name):
 
 def test_the_cache_holds_these_files_and_no_names_of_patients(torture, done):
     content = cached(torture, 0)
-    assert set(content) - {".lock"} == {INDEX_CSV, "test/test.png", *(f"train/{name}.png" for name in GOOD)}
+    assert set(content) - {".lock"} == {INDEX_CSV, SEEN_CSV, "test/test.png", *(f"train/{name}.png" for name in GOOD)}
     for bytes_ in content.values():
         assert SECRET.encode() not in bytes_
         assert b"19010203" not in bytes_
-    assert {**content, ".lock": b""} == {**cached(torture, 2), ".lock": b""}
+    differing = {".lock": b"", SEEN_CSV: b""}
+    assert content | differing == cached(torture, 2) | differing
     assert not list(torture.parent.rglob("*escaped*"))
 
 

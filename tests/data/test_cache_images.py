@@ -21,7 +21,18 @@ from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, hash_of
 from rsna.data import cache
-from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index, read_png, read_rows, report, update_cache
+from rsna.data.cache import (
+    INDEX_COLUMNS,
+    INDEX_CSV,
+    JOURNAL_CSV,
+    SEEN_CSV,
+    hash_pair,
+    read_index,
+    read_png,
+    read_rows,
+    report,
+    update_cache,
+)
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 from rsna.data.dicom import parse_dicom, read_headers, time_limit
 from rsna.execution.processes import map_files
@@ -73,8 +84,9 @@ def cache_of(root):
 
 
 def contents(folder):
-    """Bytes of every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Bytes of every file below a folder, but for what differs between copies."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEEN_CSV]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def source(root, patient="train0", split=TRAIN_IMAGES):
@@ -126,6 +138,40 @@ def test_a_second_run_does_nothing(root, capsys):
     assert run(root, capsys)[0] == (0, 9, 0)
     assert contents(cache_of(root)) == before
     assert {path: path.stat().st_mtime_ns for path in cache_of(root).rglob("*.png")} == times
+
+
+def test_only_files_that_were_written_since_are_read_again(root, capsys, monkeypatch):
+    monkeypatch.setattr(cache, "RECENT_NS", 0)
+    run(root, capsys)
+    read = []
+    monkeypatch.setattr(
+        cache, "hash_pair", lambda path, cache_dir: read.append(path.stem) or hash_pair(path, cache_dir)
+    )
+    assert run(root, capsys)[0] == (0, 9, 0)
+    assert read == []
+    (cache_of(root) / "train" / "train2.png").touch()
+    source(root, "train4").touch()
+    assert run(root, capsys)[0] == (0, 9, 0)
+    assert read == ["train2", "train4"]
+    assert run(root, capsys)[0] == (0, 9, 0)
+    assert len(read) == 2
+
+
+def test_files_of_the_last_seconds_are_read_again(root, capsys, monkeypatch):
+    """A change within one tick of the file system's clock leaves the times as they were."""
+    run(root, capsys)
+    monkeypatch.setattr(cache, "hash_pair", lambda path, cache_dir: ("", ""))
+    assert run(root, capsys)[0] == (9, 0, 0)
+
+
+def test_an_index_put_back_from_a_copy_is_compared_with_the_files(root, capsys, monkeypatch):
+    monkeypatch.setattr(cache, "RECENT_NS", 0)
+    run(root, capsys)
+    old = (cache_of(root) / INDEX_CSV).read_bytes()
+    write_dicom(source(root), radiograph(64, 40, 7))
+    assert run(root, capsys)[0] == (1, 8, 0)
+    (cache_of(root) / INDEX_CSV).write_bytes(old)
+    assert run(root, capsys)[0] == (1, 8, 0)
 
 
 def test_a_touched_cache_is_current(root, capsys):
@@ -482,8 +528,8 @@ def test_rows_of_a_journal_hold_what_was_written(tmp_path):
         writer.writeheader()
         writer.writerow(row)
         file.write("train7,train,64")
-    assert read_rows(tmp_path / JOURNAL_CSV) == [row]
-    assert read_rows(tmp_path / "absent.csv") == []
+    assert read_rows(tmp_path / JOURNAL_CSV).to_dict("records") == [row | {"seen": ""}]
+    assert read_rows(tmp_path / "absent.csv").empty
 
 
 def test_an_index_of_an_earlier_version_says_what_to_run(tmp_path):
@@ -495,7 +541,7 @@ def test_an_index_of_an_earlier_version_says_what_to_run(tmp_path):
 def test_the_index_and_journal_hold_no_path_and_no_time(root, capsys):
     run(root, capsys)
     assert str(root).encode() not in contents(cache_of(root))[INDEX_CSV]
-    row = read_rows(cache_of(root) / INDEX_CSV)[0]
+    row = read_rows(cache_of(root) / INDEX_CSV).iloc[0]
     assert row["source_hash"] == content_hash(source(root))
     assert row["png_hash"] == content_hash(cache_of(root) / "train" / "train0.png")
 

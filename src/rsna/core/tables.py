@@ -3,6 +3,7 @@
 import csv
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,12 @@ def line_number(path: Path, row: int) -> int:
     starts, end = [], 0
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.reader(file)
-        for fields in reader:
-            if any(map(str.strip, fields)) or len(fields) > 1:
-                starts.append(end + 1)
-            end = reader.line_num
-    return starts[min(row + 1, len(starts) - 1)]
+        with suppress(csv.Error):  # a field without end, as after a lost quote
+            for fields in reader:
+                if any(map(str.strip, fields)) or len(fields) > 1:
+                    starts.append(end + 1)
+                end = reader.line_num
+    return starts[min(row + 1, len(starts) - 1)] if starts else 1
 
 
 def strip_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:

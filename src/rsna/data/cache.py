@@ -1,13 +1,15 @@
 """The image cache: every DICOM decoded once into a PNG of size x size pixels, and the index that lists them all.
 
-An image is skipped while the content hashes of its DICOM and PNG, and the version, are as the index says. A stopped
-update goes on from its journal. A refused DICOM is tried again every time: a decoder may have been installed.
+An image is skipped while the content hashes of its DICOM and PNG, and the version, are as the index says; files that
+were not written since they were read are not read again. A stopped update goes on from its journal. A refused DICOM is
+tried again every time: a decoder may have been installed.
 """
 
 import csv
+import io
 import os
 import re
-from collections.abc import Sequence
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,6 @@ from rsna.data.windowing import GreyImage
 from rsna.execution.processes import map_files
 
 Row = dict[str, Any]
-Key = tuple[str, str]  # split, patientId
 
 SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
 ID = re.compile(r"\w[\w.-]*")  # what can become the name of a PNG and a field of CSVs as it is
@@ -49,33 +50,39 @@ INDEX_CSV = "index.csv"
 JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv takes their place when all is done
 INDEX_COLUMNS = ["patientId", "split", "rows", "cols", "transfer_syntax", "photometric", "status", "reason"]
 INDEX_COLUMNS += [*GEOMETRY_COLUMNS, "source_hash", "png_hash", "version"]  # the last three: is it still the right one
+HASHES = ["source_hash", "png_hash"]
+JOURNAL_COLUMNS = [*INDEX_COLUMNS, "seen"]  # what `see` said of both files when they were read
+SEEN_CSV = ".seen.csv"  # that column for the rows of the index, whose hash is its name; it differs between copies
+RECENT_NS = 2 * 10**9  # the coarsest clock of a file system, that of FAT, ticks every two seconds
 # a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
 MAX_REFUSED = 0.05
 NAMED_REFUSALS = 5
 
 
-def update_cache(cfg: Config) -> tuple[list[Row], int]:
+def update_cache(cfg: Config) -> tuple[pd.DataFrame, int]:
     """Bring a cache up to date: its rows, and how many were current. A second process waits. Raises UserError."""
     sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else [*SPLITS])
-    index, journal = cfg.cache_dir / INDEX_CSV, cfg.cache_dir / JOURNAL_CSV
+    paths = pd.Series(sources, [key_of(path) for path in sources], dtype=object)
     with file_lock(cfg.cache_dir, wait=True):
-        known = {(row["split"], row["patientId"]): row for row in read_rows(index) + read_rows(journal)}
-        current = keep_current(known, sources, cfg)
-        made = make_images([path for path in sources if key_of(path) not in current], current, cfg)
-        rows = [made.get(key_of(path)) or current[key_of(path)] for path in sources]
-        updated = {row["split"] for row in rows}
+        index, journal = read_known(cfg.cache_dir), read_rows(cfg.cache_dir / JOURNAL_CSV)
+        known = pd.concat([index, journal])
+        known = known[~known.index.duplicated(keep="last")]
+        current = keep_current(known, paths, cfg)
+        rows = make_images(paths[~paths.index.isin(current.index)], current, known, cfg).loc[paths.index]
         # the other split's rows stay; training images come first
-        others = [row for (split, _), row in known.items() if split not in updated]
-        write_table(pd.DataFrame(others + rows, columns=INDEX_COLUMNS), index)
-        journal.unlink(missing_ok=True)
+        table = pd.concat([known[~known["split"].isin(rows["split"].unique())], rows])
+        if not table.equals(index):
+            write_table(table[INDEX_COLUMNS], cfg.cache_dir / INDEX_CSV)
+            write_table(table["seen"].to_frame(content_hash(cfg.cache_dir / INDEX_CSV)), cfg.cache_dir / SEEN_CSV)
+        (cfg.cache_dir / JOURNAL_CSV).unlink(missing_ok=True)
     return rows, len(current)
 
 
-def report(cfg: Config, rows: Sequence[Row], current: int) -> None:
+def report(cfg: Config, rows: pd.DataFrame, current: int) -> None:
     """Print what was done. Raises UserError if too many images were refused; with cfg.strict, if any was."""
-    index, refused = cfg.cache_dir / INDEX_CSV, [row for row in rows if row["status"] != "ok"]
-    for row in refused[:NAMED_REFUSALS]:
-        print(f"refused {row['split']}/{row['patientId']}.dcm: {row['reason']}")
+    index, refused = cfg.cache_dir / INDEX_CSV, rows[rows["status"] != "ok"]
+    for row in refused[:NAMED_REFUSALS].itertuples():
+        print(f"refused {row.split}/{row.patientId}.dcm: {row.reason}")
     if len(refused) > NAMED_REFUSALS:
         print(f"refused ... and {len(refused) - NAMED_REFUSALS} more")
     done = f"{len(rows) - current - len(refused)} images written, {current} current, {len(refused)} refused"
@@ -85,23 +92,47 @@ def report(cfg: Config, rows: Sequence[Row], current: int) -> None:
         raise UserError(f"{share} were refused; {index} has the reasons; is the download complete?")
 
 
-def key_of(path: Path) -> Key:
-    """(split, patientId) by the file's name, not by what the header says; a bad name cannot pass for a good one."""
+def key_of(path: Path) -> str:
+    """split/patientId by the file's name, not by what the header says; a bad name cannot pass for a good one."""
     name = path.stem if ID.fullmatch(path.stem) else quote(os.fsencode(path.stem), safe="")
-    return SPLITS[path.parent.name], name
+    return f"{SPLITS[path.parent.name]}/{name}"
 
 
 def png_path(cache_dir: Path, source: Path) -> Path:
     return cache_dir / SPLITS[source.parent.name] / f"{source.stem}.png"
 
 
-def keep_current(known: dict[Key, Row], sources: Sequence[Path], cfg: Config) -> dict[Key, Row]:
-    """The rows of the sources whose DICOM and PNG have the hashes that the row says."""
-    usable = {key for key, row in known.items() if row["status"] == "ok" and row["version"] == str(VERSION)}
-    paths = {key_of(path): path for path in sources if key_of(path) in usable}
-    found = map_files(partial(hash_pair, cache_dir=cfg.cache_dir), [*paths.values()], cfg, "cached images")
-    rows = [(key, known[key], hashes) for key, hashes in zip(paths, found, strict=True)]
-    return {key: row for key, row, hashes in rows if hashes == (row["source_hash"], row["png_hash"])}
+def keep_current(known: pd.DataFrame, paths: pd.Series, cfg: Config) -> pd.DataFrame:
+    """The rows of the sources whose DICOM and PNG are as the row says: not written since they were read, or read now.
+
+    paths: of the sources, by key.
+    """
+    usable = known[(known["status"] == "ok") & (known["version"] == str(VERSION))]
+    paths = paths[paths.index.isin(usable.index)]
+    rows = usable.loc[paths.index]
+    seen = pd.Series([see(path) + see(png_path(cfg.cache_dir, path)) for path in paths], paths.index, dtype=str)
+    unknown = (seen != rows["seen"]) | (seen.str.count(";") < 2)
+    work = partial(hash_pair, cache_dir=cfg.cache_dir)
+    hashes, said = map_files(work, paths[unknown].tolist(), cfg, "cached images"), rows.loc[unknown, HASHES]
+    unlike = (pd.DataFrame([*hashes], said.index, HASHES, dtype=str) != said).any(axis=1)
+    return rows.assign(seen=seen).drop(index=unlike.index[unlike])
+
+
+def see(path: Path, recent: bool = False) -> str:
+    """What changes whenever a file is written or replaced, even by one of equal size and time.
+
+    Empty for a file that is not there, and for one written in the last seconds, unless `recent` is true: a further
+    change within the same tick of the clock would leave it the same.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
+    last = max(found.st_mtime_ns, found.st_ctime_ns)
+    if not recent and last > time.time_ns() - RECENT_NS:
+        return ""
+    # the time of the last change of the inode cannot be set
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns};"
 
 
 def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
@@ -111,29 +142,23 @@ def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
         return ABSENT, ABSENT
 
 
-def make_images(todo: Sequence[Path], current: dict[Key, Row], cfg: Config) -> dict[Key, Row]:
-    """Cache the images of `todo` and return their rows, each written to the journal as soon as it is known."""
-    if not todo:
-        return {}
-    journal, made = cfg.cache_dir / JOURNAL_CSV, {}
+def make_images(paths: pd.Series, current: pd.DataFrame, known: pd.DataFrame, cfg: Config) -> pd.DataFrame:
+    """The current rows and those of `paths`, which are cached, each in the journal as soon as it is known."""
+    if paths.empty:
+        return current
     work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
     crashed = partial(refuse, cache_dir=cfg.cache_dir, reason="the process that decoded it died")
-    rows = map_files(work, todo, cfg, "images", crashed)
-    refused = {
-        (row["split"], row["patientId"]) for row in read_rows(cfg.cache_dir / INDEX_CSV) if row["status"] != "ok"
-    }
-    if not journal.exists() and refused.issuperset(map(key_of, todo)):
+    rows = map_files(work, paths.tolist(), cfg, "images", crashed)
+    journal, refused = cfg.cache_dir / JOURNAL_CSV, known.index[known["status"] != "ok"]
+    if not journal.exists() and paths.index.isin(refused).all():
         # while these are tried once more the index stays true, and others may read it
-        return {(row["split"], row["patientId"]): row for row in rows}
+        return pd.concat([current, by_key(pd.DataFrame([*rows], columns=JOURNAL_COLUMNS).astype(str))])
     # with the current rows too: nobody reads the index, untrue since the input changed, while there is a journal
-    write_table(pd.DataFrame([*current.values()], columns=INDEX_COLUMNS), journal)
+    write_table(current, journal)
     # written line by line
     with naming(journal), journal.open("a", newline="", buffering=1, encoding="utf-8") as file:
-        writer = csv.DictWriter(file, INDEX_COLUMNS, lineterminator="\n")
-        for row in rows:
-            writer.writerow(row)
-            made[row["split"], row["patientId"]] = row
-    return made
+        csv.DictWriter(file, JOURNAL_COLUMNS, lineterminator="\n").writerows(rows)
+    return read_rows(journal)
 
 
 def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS_PER_FILE) -> Row:
@@ -143,6 +168,7 @@ def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS
         if not ID.fullmatch(path.stem):
             raise UnreadableDicom("the file's name has other characters than letters, digits, '_', '.' and '-'")
         with as_unreadable(), time_limit(seconds):
+            seen = see(path)
             # the bytes that are hashed are the ones that are decoded, even if the file is replaced meanwhile
             content = read_file(path)
             known |= {"source_hash": bytes_hash(content)}
@@ -151,8 +177,10 @@ def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS
             image, geometry = decode_square(dataset, size)
     except UnreadableDicom as error:
         return refuse(path, cache_dir, str(error), **known)
-    png_hash = write_png(image, png_path(cache_dir, path))
-    return new_row(path, status="ok", **known, **geometry._asdict(), png_hash=png_hash)
+    png = png_path(cache_dir, path)
+    png_hash = write_png(image, png)
+    seen += see(png, recent=True)
+    return new_row(path, status="ok", **known, **geometry._asdict(), png_hash=png_hash, seen=seen)
 
 
 def refuse(path: Path, cache_dir: Path, reason: str, **known: Any) -> Row:
@@ -162,8 +190,8 @@ def refuse(path: Path, cache_dir: Path, reason: str, **known: Any) -> Row:
 
 
 def new_row(path: Path, **known: Any) -> Row:
-    split, patient = key_of(path)
-    return dict.fromkeys(INDEX_COLUMNS, "") | {"patientId": patient, "split": split, "version": VERSION} | known
+    split, patient = key_of(path).split("/")
+    return dict.fromkeys(JOURNAL_COLUMNS, "") | {"patientId": patient, "split": split, "version": VERSION} | known
 
 
 def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
@@ -210,8 +238,9 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
         raise UserError(f"{path}: not of this version; run: {REBUILD}")
     numbers = as_numbers(table[["rows", "cols", *GEOMETRY_COLUMNS]])
     fits = (table["status"] == "ok") & (numbers[["rows", "cols"]] >= 1).all(axis=1)
-    shapes = numbers.loc[fits, ["rows", "cols"]].to_numpy(dtype=int).tolist()
-    expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in shapes]).reshape(-1, 4)
+    shapes = numbers.loc[fits, ["rows", "cols"]].astype(int)
+    codes, known = pd.factorize(pd.MultiIndex.from_frame(shapes))
+    expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in known]).reshape(-1, 4)[codes]
     same = np.isclose(numbers.loc[fits, GEOMETRY_COLUMNS].to_numpy(), expected, rtol=1e-6, atol=1e-9)
     fits[fits] = np.all(same, axis=1).tolist()
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
@@ -221,11 +250,32 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
     return table.assign(**numbers)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of an index or journal, all fields text; none if it is absent or of another version."""
+def read_known(cache_dir: Path) -> pd.DataFrame:
+    """The rows of the index, with `seen` if that was recorded for this very index."""
+    rows, seen = read_rows(cache_dir / INDEX_CSV), read_text_table(cache_dir / SEEN_CSV)
+    same = list(seen) == [content_hash(cache_dir / INDEX_CSV)] and len(seen) == len(rows)
+    return rows.assign(seen=seen.iloc[:, 0].to_numpy()) if same else rows
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """JOURNAL_COLUMNS of an index or journal by key, all text; no rows if it is absent or of another version."""
+    rows = read_text_table(path)
+    rows = rows if list(rows) in (INDEX_COLUMNS, JOURNAL_COLUMNS) else pd.DataFrame(columns=JOURNAL_COLUMNS, dtype=str)
+    return by_key(rows.reindex(columns=JOURNAL_COLUMNS, fill_value=""))
+
+
+def by_key(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.set_index(rows["split"] + "/" + rows["patientId"])
+
+
+def read_text_table(path: Path) -> pd.DataFrame:
+    """A CSV, all fields text, without what a killed process left; empty where that cannot be read."""
     if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+        return pd.DataFrame()
+    content = path.read_bytes()
     # a line that a killed process left unfinished has no line end
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    return [row for row in rows if list(row) == INDEX_COLUMNS and None not in row.values()]
+    whole = io.BytesIO(content[: content.rfind(b"\n") + 1])
+    try:
+        return pd.read_csv(whole, dtype=str, na_filter=False, on_bad_lines="skip", encoding_errors="replace")
+    except ValueError:  # what power cuts leave
+        return pd.DataFrame()

@@ -1,6 +1,7 @@
 """The competition's own files: their names and columns, read and checked."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,7 +153,8 @@ def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) ->
 
 def list_images(folder: Path) -> list[Path]:
     """The DICOM files of a folder, sorted; macOS leaves ._<name>.dcm beside those it copies to a foreign disk."""
-    return sorted(path for path in folder.glob("*.dcm") if not path.name.startswith("._"))
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in sorted(names) if name.endswith(".dcm") and not name.startswith("._")]
 
 
 def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:
