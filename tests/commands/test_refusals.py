@@ -141,3 +141,28 @@ def test_too_little_memory_is_one_line(root, megabytes):
     done = subprocess.run(["sh", "-c", limited, "sh", *words], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0 or done.stderr.startswith(("error: ", "OpenBLAS")), done.stderr
+
+
+def test_a_field_without_end_is_one_line(root):
+    """As after a lost quote: Python's reader of CSV has a limit, and raises an error of its own."""
+    path = root / "working/png_64/index.csv"
+    text = path.read_text().replace("ok", '"' + "x" * 200_000, 1)
+    path.unlink()
+    path.write_text(text)
+    for name in ("report", "ensemble", "make_submission"):
+        refused(name, root)
+
+
+def test_a_cached_image_in_place_of_another_is_named(tmp_path):
+    words = [f"root={tmp_path}", "demo_train=24", "demo_test=4", "size=64", "n_folds=2", "epochs=1", "weights=none"]
+    for name in ("make_demo", "make_folds", "cache_images"):
+        assert run_command(name, *words).returncode == 0
+    first, second = sorted((tmp_path / "working/png_64/train").glob("*.png"))[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    result = run_command("train", *words, "fold=0")
+    assert result.returncode == 1
+    assert f"{first}: not as cache_images wrote it; run: ./run.sh cache_images" in result.stderr
+    assert "1 images written" in run_command("cache_images", *words).stdout
+    assert first.read_bytes() == content
+    assert run_command("train", *words, "fold=0").returncode == 0

@@ -15,7 +15,16 @@ from rsna.data.dataset import ImageDataset, Samples, check_inside, make_samples
 
 def test_tables_of_samples_join_by_id():
     index = pd.DataFrame(
-        {"patientId": ["b", "a"], "rows": 10, "cols": 20, "scale_x": 2.0, "scale_y": 2.0, "pad_x": 0, "pad_y": 10}
+        {
+            "patientId": ["b", "a"],
+            "rows": 10,
+            "cols": 20,
+            "scale_x": 2.0,
+            "scale_y": 2.0,
+            "pad_x": 0,
+            "pad_y": 10,
+            "png_hash": "",
+        }
     )
     truth = pd.DataFrame([("b", 1, 1, 2, 2), ("b", 0, 0, 4, 4)], columns=["patientId", "x", "y", "width", "height"])
     samples = make_samples(pd.Series(["a", "b"]), index, Path("c"), truth, [0, 2])
@@ -37,7 +46,9 @@ def test_a_box_that_ends_beyond_its_image_is_named(right, bottom, leaves):
 
 
 def test_boxes_come_by_falling_area_and_of_equals_the_first_first():
-    index = pd.DataFrame({"patientId": list("abc"), "rows": 100, "cols": 100, "scale_x": 1.0, "scale_y": 1.0})
+    index = pd.DataFrame(
+        {"patientId": list("abc"), "rows": 100, "cols": 100, "scale_x": 1.0, "scale_y": 1.0, "png_hash": ""}
+    )
     rows = [("c", 0, 0, 10, 30), ("a", 5, 5, 10, 10), ("c", 50, 0, 20, 20), ("c", 9, 9, 30, 10), ("x", 0, 0, 50, 50)]
     truth = pd.DataFrame(rows, columns=["patientId", "x", "y", "width", "height"])
     samples = make_samples(pd.Series(list("abc")), index.assign(pad_x=0, pad_y=0), Path("c"), truth)

@@ -210,12 +210,17 @@ def write_png(image: GreyImage, path: Path) -> str:
     return bytes_hash(encoded)
 
 
-def read_png(path: Path, size: int) -> GreyImage:
-    """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size."""
+def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
+    """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size.
+
+    expected: the content hash that the index says, if it is to be compared.
+    """
     try:
         content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than an image of this size can take
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run: {REBUILD}") from None
+    if expected and bytes_hash(content.tobytes()) != expected:
+        raise UserError(f"{path}: not as cache_images wrote it; run: {REBUILD}")
     # OpenCV decodes a PNG that was cut off to an image with a black rest; the last chunk tells
     whole = content[12:16].tobytes() == b"IHDR" and content[-8:].tobytes() == PNG_END
     width, height = (int.from_bytes(content[at : at + 4].tobytes()) for at in (16, 20))

@@ -33,6 +33,7 @@ class Samples:
     labels: NDArray[np.int64]  # (n,) class index; opacity is the last class
     geometry: Floats  # (n, 4) scale_x, scale_y, pad_x, pad_y; see cache.original_to_cached
     shapes: NDArray[np.int64]  # (n, 2) rows, cols of the original image
+    hashes: Sequence[str] = ()  # of the files, as the index says; without it they are not compared
 
 
 def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame, labels: Any = 0) -> Samples:
@@ -55,6 +56,7 @@ def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.Dat
         labels=np.broadcast_to(np.asarray(labels, dtype=np.int64), len(table)),
         geometry=geometry,
         shapes=table[["rows", "cols"]].to_numpy(dtype=np.int64),
+        hashes=table["png_hash"].astype(object).fillna("").map(str).tolist(),
     )
 
 
@@ -137,7 +139,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def decode(self, k: int) -> NDArray[np.uint8]:
         # the longer side of the original fills the cached square
         side = round(max(self.samples.shapes[k][::-1] * self.samples.geometry[k][:2]))
-        return read_png(self.samples.paths[k], side)
+        return read_png(self.samples.paths[k], side, *self.samples.hashes[k : k + 1])
 
     def __len__(self) -> int:
         return len(self.samples.ids)

@@ -21,8 +21,8 @@ from rsna.data.dataset import FoldData, ImageDataset
 class ImageMemory:
     """Cached images, each decoded once and then kept, by whichever process needs it first."""
 
-    def __init__(self, paths: Sequence[Path], size: int) -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[Path], size: int, hashes: Sequence[str] = ()) -> None:
+        self.paths, self.hashes = paths, hashes
         # anonymous memory: forked processes share it, without /dev/shm's limit; a page counts once it is written
         self.images = np.frombuffer(mmap.mmap(-1, len(paths) * size * size), np.uint8).reshape(-1, size, size)
         self.decoded = np.frombuffer(mmap.mmap(-1, len(paths)), np.uint8)
@@ -30,7 +30,7 @@ class ImageMemory:
     def read(self, k: int) -> NDArray[np.uint8]:
         """Image k, (S, S) uint8. Raises UserError as cache.read_png does."""
         if not self.decoded[k]:
-            self.images[k] = read_png(self.paths[k], self.images.shape[1])
+            self.images[k] = read_png(self.paths[k], self.images.shape[1], *self.hashes[k : k + 1])
             # two processes may both decode an image; they write the same bytes, and the mark comes last
             self.decoded[k] = 1
         return self.images[k]
@@ -38,10 +38,10 @@ class ImageMemory:
 
 def memory_for(data: FoldData, size: int, fraction: float) -> list[ImageMemory | None]:
     """Memory for training and validation images, if both take at most this fraction of it and fork can share it."""
-    sides = (data.train.paths, data.valid.paths)
-    if sys.platform != "linux" or sum(map(len, sides)) * size * size > fraction * machine_memory():
+    sides = (data.train, data.valid)
+    if sys.platform != "linux" or sum(len(side.ids) for side in sides) * size * size > fraction * machine_memory():
         return [None, None]
-    return [ImageMemory(paths, size) for paths in sides]
+    return [ImageMemory(side.paths, size, side.hashes) for side in sides]
 
 
 def machine_memory() -> int:

@@ -53,7 +53,7 @@ def fuse_tables(
     model_weights, fused = np.asarray(weights or np.ones(len(tables)), dtype=float), []
     order = np.argsort(image, kind="stable")
     for rows in np.split(order, np.searchsorted(image[order], range(IMAGES_AT_ONCE, len(names), IMAGES_AT_ONCE))):
-        boxes, confidence, own = fuse_boxes(Votes(*(values[rows] for values in votes)), model_weights, settings)
+        boxes, confidence, own = fuse_boxes(take(votes, rows), model_weights, settings)
         best = np.lexsort([-confidence, own])
         best = best[rank_within(own[best]) < settings.max_boxes]
         table = pd.DataFrame(xyxy_to_xywh(boxes[best]), columns=BOX_COLUMNS)
@@ -85,6 +85,10 @@ def fuse_boxes(votes: Votes, weights: Floats, settings: FusionSettings) -> tuple
     of_cluster = np.nonzero(exists)[0]
     mixed = np.where(own > 0, own, elsewhere[of_cluster])
     return fused[exists], np.average(mixed, axis=1, weights=weights), ids[of_cluster]
+
+
+def take(votes: Votes, rows: Ints) -> Votes:
+    return Votes(votes.boxes_xyxy[rows], votes.confidence[rows], votes.model[rows], votes.image[rows])
 
 
 def cluster_boxes(boxes_xyxy: Floats, weight: Floats, image: Ints, wbf_iou: float) -> tuple[Ints, Floats]:
