@@ -49,7 +49,7 @@ def made(tmp_path_factory):
     _, labels = make_competition(root, 300, edit=taint)
     make_run(root, make_predictions(labels, 1, 0.2), "second", epochs=2)
     make_run(root, make_predictions(labels, 2, 0.2), HOSTILE.replace("/", ""))
-    make_run(root, make_predictions(labels), "first", parts=("box", HOSTILE), tta=HOSTILE.replace('"', "'"))
+    make_run(root, make_predictions(labels), "first", parts=("box", HOSTILE), encoder=HOSTILE.replace('"', "'"))
     return report(words(root))
 
 

@@ -219,8 +219,6 @@ def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
         content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than an image of this size can take
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run: {REBUILD}") from None
-    if expected and bytes_hash(content.tobytes()) != expected:
-        raise UserError(f"{path}: not as cache_images wrote it; run: {REBUILD}")
     # OpenCV decodes a PNG that was cut off to an image with a black rest; the last chunk tells
     whole = content[12:16].tobytes() == b"IHDR" and content[-8:].tobytes() == PNG_END
     width, height = (int.from_bytes(content[at : at + 4].tobytes()) for at in (16, 20))
@@ -230,6 +228,8 @@ def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
     image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if whole else None
     if image is None:
         raise UserError(f"{path}: damaged PNG file; delete it and run: {REBUILD}")
+    if expected and bytes_hash(content.tobytes()) != expected:
+        raise UserError(f"{path}: not as cache_images wrote it; run: {REBUILD}")
     return np.asarray(image, np.uint8)
 
 
