@@ -16,7 +16,7 @@ import pytest
 from ensemble_boxes import weighted_boxes_fusion
 
 from rsna.core.config import FusionSettings
-from rsna.inference.box_fusion import fuse_boxes
+from rsna.inference.box_fusion import Votes, fuse_boxes
 
 SITES = np.array([[0.05, 0.1], [0.55, 0.1], [0.05, 0.6], [0.55, 0.6]])  # no box of one overlaps with one of another
 
@@ -55,7 +55,8 @@ def test_equals_the_package_on_a_thousand_random_images(iou, weighted):
         if not len(boxes):
             continue
         weights = rng.uniform(0.1, 3, n_models) if weighted else np.ones(n_models)
-        ours, scores = fuse_boxes(boxes, confidence, model, weights, FusionSettings(wbf_iou=iou, missing_weight=0))
+        votes = Votes(boxes, confidence, model, np.zeros(len(boxes), dtype=int))
+        ours, scores, _ = fuse_boxes(votes, weights, FusionSettings(wbf_iou=iou, missing_weight=0))
         theirs, their_scores = fuse_with_package(boxes, confidence, model, weights, iou)
         assert len(ours) == len(theirs)
         # both by falling confidence; equal ones by place
@@ -72,7 +73,8 @@ def test_equals_the_package_on_a_thousand_random_images(iou, weighted):
 def test_a_model_with_two_boxes_in_a_cluster_counts_once_unlike_in_the_package():
     boxes = np.array([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.52]])
     confidence, model = np.array([0.8, 0.6]), np.array([0, 0])
-    _, ours = fuse_boxes(boxes, confidence, model, np.ones(2), FusionSettings(missing_weight=0))
+    votes = Votes(boxes, confidence, model, np.zeros(2, dtype=int))
+    _, ours, _ = fuse_boxes(votes, np.ones(2), FusionSettings(missing_weight=0))
     _, theirs = fuse_with_package(boxes, confidence, model, np.ones(2), 0.4)
     assert ours == pytest.approx([0.4])
     assert theirs == pytest.approx([0.7])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from rsna.core.config import FusionSettings
 from rsna.core.errors import UserError
 from rsna.data.competition import PREDICTION_COLUMNS
-from rsna.inference.box_fusion import fuse_boxes, fuse_tables
+from rsna.inference import box_fusion
+from rsna.inference.box_fusion import Votes, fuse_boxes, fuse_tables
 
 LEFT, RIGHT = (100.0, 300.0, 200.0, 300.0), (600.0, 300.0, 220.0, 320.0)  # xywh: one in each lung
 
@@ -20,6 +21,25 @@ def rule(max_boxes):
 
 def table_of(*rows):
     return pd.DataFrame(rows, columns=PREDICTION_COLUMNS)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 5000])
+def test_images_fused_together_are_as_each_alone(monkeypatch, at_once):
+    monkeypatch.setattr(box_fusion, "IMAGES_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    names = rng.permutation([f"i{k}" for k in range(40)])
+    tables = []
+    for _ in range(3):
+        rows = np.repeat(names, rng.integers(1, 6, len(names)))
+        boxes = np.column_stack([rng.choice([100, 500], (len(rows), 2)), rng.uniform(100, 300, (len(rows), 2))])
+        boxes[:, :2] += rng.normal(0, 40, (len(rows), 2))
+        tables.append(table_of(*zip(rows, rng.choice([0.0, 0.3, 0.5, 0.9], len(rows)), *boxes.T, strict=True)))
+    together = fuse_tables(tables, rule(3), [1, 0.5, 2])
+    assert together["patientId"].value_counts().max() == 3
+    alone = [
+        fuse_tables([table[table["patientId"] == name] for table in tables], rule(3), [1, 0.5, 2]) for name in names
+    ]
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)
 
 
 def test_views_that_disagree_do_not_meet_between_the_lungs():
@@ -91,7 +111,8 @@ def test_fused_boxes_lie_within_what_was_given(rows):
     model_of = np.array([row[0] for row in rows])
     confidence = np.array([row[1] for row in rows])
     boxes = np.array([[x, y, x + side, y + side] for _, _, x, y, side in rows])
-    fused, total = fuse_boxes(boxes, confidence, model_of, np.ones(4), FusionSettings())
+    votes = Votes(boxes, confidence, model_of, np.zeros(len(boxes), dtype=int))
+    fused, total, _ = fuse_boxes(votes, np.ones(4), FusionSettings())
     assert 1 <= len(fused) <= len(rows)
     assert (fused >= boxes.min(axis=0) - 1e-9).all()
     assert (fused <= boxes.max(axis=0) + 1e-9).all()

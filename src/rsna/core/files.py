@@ -161,9 +161,18 @@ def hash_of_index(path: Path, split: str) -> str:
     decide the pixels.
     """
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("split") == split]
-    kept = [[value for key, value in row.items() if key not in ("png_hash", "reason")] for row in rows]
-    return hashlib.sha256(json.dumps(sorted(kept)).encode()).hexdigest()[:16] if rows else ABSENT
+        rows = csv.reader(file)
+        names = next(rows, [])
+        kept = [k for k, name in enumerate(names) if name not in ("png_hash", "reason")]
+        place = names.index("split") if "split" in names else len(names)
+        found = [[*map(row.__getitem__, kept)] for row in rows if len(row) == len(names) and row[place] == split]
+    found.sort()
+    # as the JSON of all rows, without the memory for it
+    digest = hashlib.sha256(b"[")
+    for k, row in enumerate(found):
+        digest.update(((", " if k else "") + json.dumps(row)).encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16] if found else ABSENT
 
 
 @contextlib.contextmanager

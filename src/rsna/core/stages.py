@@ -60,7 +60,7 @@ STAGES = {
         settings=(config.FusionSettings,),
         inputs=(FOLDS, LABELS, *(f"{{source}}/fold{{fold}}/{table}.csv" for table in TABLES)),
         outputs=tuple(f"{{run}}/{table}.csv" for table in FUSED),
-        manifest="{run}/ensemble.json", after=("predict",), version=3,
+        manifest="{run}/ensemble.json", after=("predict",), version=4,
     ),
     "evaluate": Stage(
         settings=(config.EvaluationSettings, config.OperatingPointSettings, config.SeedSettings),
