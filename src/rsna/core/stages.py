@@ -66,7 +66,7 @@ STAGES = {
         settings=(config.EvaluationSettings, config.OperatingPointSettings, config.SeedSettings),
         inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS, "{calibrate}"),
         outputs=("{run}/scores.json", "{run}/threshold.csv", "{run}/surface.csv"),
-        manifest="{run}/evaluate.json", after=("ensemble",), version=5,
+        manifest="{run}/evaluate.json", after=("ensemble",), version=6,
     ),
     "make_submission": Stage(
         settings=(config.OperatingPointSettings, config.SubmissionSettings),

@@ -8,6 +8,7 @@ curves are pulled towards those of all: the fewer they are, the more.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,16 +122,20 @@ def make_grid(predictions: pd.DataFrame) -> Grid:
 def measure(images: Images, grid: Grid, scales: Sequence[float], n_resamples: int = 0, seed: int = 0) -> Surface:
     """The surface over these box scales and thresholds, and as often again with people drawn anew."""
     person, n = pd.factorize(images.people)[0], images.people.nunique()
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_resamples)
-    draws = np.vstack([np.ones(n), draws])
-    positive = images.people.index.isin(images.truth["patientId"])
-    counts = [np.maximum(draws @ np.bincount(person, kind, n), 1e-9)[:, None] for kind in (positive, ~positive)]
-    people = pd.Series(person, images.people.index)
+    positive, people = images.people.index.isin(images.truth["patientId"]), pd.Series(person, images.people.index)
+    kinds = np.stack([np.bincount(person, kind, n) for kind in (positive, ~positive)], axis=1)
     tables = [(images.truth, with_scaled_boxes(images.predictions, scale)) for scale in scales]
-    sums = [[draws @ table @ grid.smooth for table in person_curves(*both, people, grid.log_odds)] for both in tables]
-    found, false_alarms = (np.stack([pair[k] / counts[k] for pair in sums], axis=1) for k in (0, 1))
-    share = (counts[0] / (counts[0] + counts[1]))[..., None]
-    return Surface(np.asarray(scales), 1 / (1 + np.exp(-grid.log_odds)), found, false_alarms, share)
+    steps = [curve_steps(*both, people, grid.log_odds) for both in tables]
+    rng = np.random.default_rng(seed)
+    counts, sums = [], []
+    # one at a time: all of them together would be n_resamples numbers for each person
+    for drawn in chain([np.ones(n)], (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(n_resamples))):
+        counts.append(drawn @ kinds)
+        sums.append([[np.bincount(at, drawn[who] * value, N_THRESHOLDS) for who, at, value in own] for own in steps])
+    images_of_kind = np.maximum(counts, 1e-9)
+    curves = np.cumsum(sums, axis=-1) @ grid.smooth / images_of_kind[:, None, :, None]
+    share = (images_of_kind[:, 0] / images_of_kind.sum(axis=1))[:, None, None]
+    return Surface(np.asarray(scales), 1 / (1 + np.exp(-grid.log_odds)), curves[:, :, 0], curves[:, :, 1], share)
 
 
 def measure_part(
@@ -144,17 +149,20 @@ def measure_part(
     return own._replace(found=found, false_alarms=other * own.false_alarms + (1 - other) * common.false_alarms)
 
 
-def person_curves(truth: pd.DataFrame, predictions: pd.DataFrame, people: pd.Series, grid: Floats) -> Floats:
-    """(2, people, thresholds): sum of scores, and negative images with a box, at each of the falling log-odds `grid`.
+def curve_steps(
+    truth: pd.DataFrame, predictions: pd.DataFrame, people: pd.Series, grid: Floats
+) -> list[tuple[Any, Any, Any]]:
+    """What raises the sum of scores, and the number of negative images with a box, as `grid`, log-odds, falls.
 
-    people: patientId -> 0, 1, 2 ...
+    Each as three arrays: person, place in the grid, by how much. people: patientId -> 0, 1, 2 ...
     """
     steps = box_steps(truth, predictions)
     first = np.minimum(np.searchsorted(-grid, -log_odds(steps["confidence"])), len(grid) - 1)
-    sums = np.zeros((2, people.max() + 1, len(grid)))
-    for table, column in zip(sums, ("gain", "newly_counted"), strict=True):
-        np.add.at(table, (people[steps["patientId"]].to_numpy(), first), steps[column].to_numpy())
-    return sums.cumsum(axis=-1)
+    person, values = (
+        people[steps["patientId"]].to_numpy(),
+        (steps["gain"].to_numpy(), steps["newly_counted"].to_numpy()),
+    )
+    return [(person[value != 0], first[value != 0], value[value != 0]) for value in values]
 
 
 def log_odds(confidence: Any) -> Floats:

@@ -1,5 +1,6 @@
 """The fraction of positive images among the test images, estimated from their own confidences."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def estimate_prior(bins: dict[str, Any], by_fold: pd.DataFrame, n_resamples: int
     place = np.searchsorted(bins["edges"], tops, side="right")
     images = np.stack([(place == k).mean(axis=1) for k in range(len(bins["edges"]) + 1)], axis=1)
     rng, n = np.random.default_rng(seed), len(images)
-    weights = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), n_resamples)]) @ images / n
+    draws = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(n_resamples))  # not all of them in memory
+    weights = np.stack([drawn @ images for drawn in chain([np.ones(n)], draws)]) / n
     counts = [np.asarray(bins[name], dtype=float) for name in ("positives", "negatives")]
     drawn = [np.vstack([c, rng.multinomial(int(c.sum()), c / max(c.sum(), 1), n_resamples)]) + 0.5 for c in counts]
     positives, negatives = drawn  # half an image more in each bin: no probability is 0 or 1

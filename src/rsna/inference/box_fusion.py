@@ -27,6 +27,9 @@ class Votes(NamedTuple):
     model: Ints  # (n,) 0, 1 ...
     image: Ints  # (n,)
 
+    def take(self, rows: Ints) -> "Votes":
+        return Votes(self.boxes_xyxy[rows], self.confidence[rows], self.model[rows], self.image[rows])
+
 
 def fuse_tables(
     tables: Sequence[pd.DataFrame], settings: FusionSettings, weights: Sequence[float] | None = None
@@ -53,7 +56,7 @@ def fuse_tables(
     model_weights, fused = np.asarray(weights or np.ones(len(tables)), dtype=float), []
     order = np.argsort(image, kind="stable")
     for rows in np.split(order, np.searchsorted(image[order], range(IMAGES_AT_ONCE, len(names), IMAGES_AT_ONCE))):
-        boxes, confidence, own = fuse_boxes(take(votes, rows), model_weights, settings)
+        boxes, confidence, own = fuse_boxes(votes.take(rows), model_weights, settings)
         best = np.lexsort([-confidence, own])
         best = best[rank_within(own[best]) < settings.max_boxes]
         table = pd.DataFrame(xyxy_to_xywh(boxes[best]), columns=BOX_COLUMNS)
@@ -75,20 +78,17 @@ def fuse_boxes(votes: Votes, weights: Floats, settings: FusionSettings) -> tuple
     """
     weight = votes.confidence * weights[votes.model]
     order = np.lexsort([-weight, votes.image])
-    ids, image = np.unique(votes.image[order], return_inverse=True)
-    cluster, fused = cluster_boxes(votes.boxes_xyxy[order], weight[order], image, settings.wbf_iou)
+    votes = votes.take(order)
+    ids, image = np.unique(votes.image, return_inverse=True)
+    cluster, fused = cluster_boxes(votes.boxes_xyxy, weight[order], image, settings.wbf_iou)
     # (images, clusters, models) the highest confidence of each model
     highest, exists = np.zeros((*fused.shape[:2], len(weights))), np.zeros(fused.shape[:2], dtype=bool)
-    np.maximum.at(highest, (image, cluster, votes.model[order]), votes.confidence[order])
+    np.maximum.at(highest, (image, cluster, votes.model), votes.confidence)
     exists[image, cluster] = True
     own, elsewhere = highest[exists], settings.missing_weight * highest.max(axis=1, initial=0)
     of_cluster = np.nonzero(exists)[0]
     mixed = np.where(own > 0, own, elsewhere[of_cluster])
     return fused[exists], np.average(mixed, axis=1, weights=weights), ids[of_cluster]
-
-
-def take(votes: Votes, rows: Ints) -> Votes:
-    return Votes(votes.boxes_xyxy[rows], votes.confidence[rows], votes.model[rows], votes.image[rows])
 
 
 def cluster_boxes(boxes_xyxy: Floats, weight: Floats, image: Ints, wbf_iou: float) -> tuple[Ints, Floats]:
