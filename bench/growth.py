@@ -6,7 +6,8 @@ Made-up tables and predictions; DICOMs and PNGs of 512 px that are a few files u
 with one image or many, 2.3 in the mean as in the challenge; for nine training images one test image more. Each
 command is the real one, in a process of its own. `cache_images` runs three times: on a cache that was copied here (it
 reads all files), on a complete one, and after a kill shortly before the end. The exponent of growth is that between
-the two largest sizes, of the seconds beyond those of the command's imports: 1 is linear.
+the two largest sizes, of processor seconds (on a busy machine others are no measure) beyond those of the command's
+imports: 1 is linear.
 """
 
 import json
@@ -16,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -58,6 +62,12 @@ def run(name: str, *words: str) -> Cost:
     return Cost(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 
 
+def aside(work: Callable[..., None], *words: Any) -> None:
+    """Call a function in a process of its own: what this one takes would count as memory of the commands."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(work, *words).result()
+
+
 def make_ids(rng: np.random.Generator, n: int) -> list[str]:
     """Names as long as the challenge's."""
     return [f"{number:08x}-0000-4000-8000-{k:012x}" for k, number in enumerate(rng.integers(0, 2**32, n))]
@@ -92,6 +102,13 @@ def make_tables(folder: Path, ids: list[str], test: list[str], rng: np.random.Ge
         {"subset_img_id": name, "img_id": f"{person:08d}_000.png"} for name, person in zip(ids, people, strict=True)
     ]
     (folder / competition.MAPPING_JSON).write_text(json.dumps(found))
+
+
+def make_competition(root: Path, cfg: Config, n: int) -> None:
+    rng = np.random.default_rng(0)
+    ids, test = make_ids(rng, n), make_ids(rng, n // 9)
+    make_tables(root, ids, test, rng)
+    make_images(root, cfg, {"train": ids, "test": test})
 
 
 def make_images(root: Path, cfg: Config, images: dict[str, list[str]]) -> None:
@@ -132,9 +149,10 @@ def see_pair(cfg: Config, split: str, name: str) -> str:
     return see(folder / f"{name}.dcm") + see(cfg.cache_dir / split / f"{name}.png")
 
 
-def make_predictions(cfg: Config, test: list[str], rng: np.random.Generator) -> None:
+def make_predictions(cfg: Config) -> None:
     """What train and predict leave of each fold: one to three boxes per image and view, and class probabilities."""
-    folds = competition.read_folds(cfg.folds_csv, "")
+    folds, test = competition.read_folds(cfg.folds_csv, ""), competition.read_sample(Path(cfg.input))
+    rng = np.random.default_rng(1)
     for fold in cfg.fold_list:
         valid = folds[folds["fold"] == fold]
         for part, ids, positive in (("valid", valid["patientId"].array, valid["target"] > 0), ("test", test, False)):
@@ -161,23 +179,21 @@ def make_predictions(cfg: Config, test: list[str], rng: np.random.Generator) -> 
 def measure(root: Path, n: int) -> dict[str, Cost]:
     """The cost of each command on n training images."""
     words = [f"root={root}", f"size={SIZE}", f"n_folds={FOLDS}", "weights=none", "max_boxes=4"]
-    cfg, rng, costs = parse(words), np.random.default_rng(0), dict[str, Cost]()
+    cfg, costs = parse(words), dict[str, Cost]()
 
     def cost(name: str, state: str = "") -> None:
         costs[name + state] = run(name, *words)
         seconds, busy, megabytes = costs[name + state]
         print(f"{n} images: {name + state} {seconds:.1f} s, of processors {busy:.1f} s, {megabytes:.0f} MB", flush=True)
 
-    ids, test = make_ids(rng, n), make_ids(rng, n // 9)
-    make_tables(root, ids, test, rng)
-    make_images(root, cfg, {"train": ids, "test": test})
+    aside(make_competition, root, cfg, n)
     cost("make_folds")
-    cost("cache_images", "_copied")
+    cost("cache_images", ":copied")
     time.sleep(3)
-    cost("cache_images", "_complete")
-    interrupt(cfg)
-    cost("cache_images", "_resumed")
-    make_predictions(cfg, test, rng)
+    cost("cache_images", ":complete")
+    aside(interrupt, cfg)
+    cost("cache_images", ":resumed")
+    aside(make_predictions, cfg)
     for name in ("ensemble", "evaluate", "make_submission", "report"):
         cost(name)
     return costs
@@ -189,12 +205,12 @@ def main(words: dict[str, str]) -> None:
     for n in sizes:
         with tempfile.TemporaryDirectory(dir=words.get("folder")) as folder:
             costs.append(measure(Path(folder), n))
-    for name, (seconds, megabytes) in costs[-1].items():
-        start_up = run(name.split("_c")[0].split("_r")[0], "help").seconds
+    for name, (seconds, _, megabytes) in costs[-1].items():
         print(f"ratio megabytes_of_{name}_at_{sizes[-1]} {megabytes:.0f}")
         print(f"ratio seconds_of_{name}_at_{sizes[-1]} {seconds:.1f}")
         if len(sizes) > 1:
-            few, many = (max(cost[name].seconds - start_up, 0.01) for cost in costs[-2:])
+            start_up = run(name.split(":")[0], "help").busy
+            few, many = (max(cost[name].busy - start_up, 0.01) for cost in costs[-2:])
             exponent = max(math.log(many / few) / math.log(sizes[-1] / sizes[-2]), 0.01)
             print(f"ratio exponent_of_{name} {exponent:.2f}")
 

@@ -18,6 +18,16 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
             ["share_of_the_clocks_rate", "to_a_loader_that"],
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            *("growth", "sizes=200,600"),
+            ["exponent_of_ensemble", "megabytes_of_report_at_600", "seconds_of_cache_images:complete_at_600"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("cache_format", "images=40 size=64"),
+            ["gigabytes_of_shards_to_png", "images_per_second_from_memory_of_array_to_png"],
+            marks=pytest.mark.slow,
+        ),
         ("operating_point", "images=300 seeds=1", ["loss_of_share_to_oracle", "loss_of_settled_to_oracle"]),
         pytest.param(
             *("scale", "images=50 few=10 rounds=1"),

@@ -94,8 +94,9 @@ def report(cfg: Config, rows: pd.DataFrame, current: int) -> None:
 
 def key_of(path: Path) -> str:
     """split/patientId by the file's name, not by what the header says; a bad name cannot pass for a good one."""
-    name = path.stem if ID.fullmatch(path.stem) else quote(os.fsencode(path.stem), safe="")
-    return f"{SPLITS[path.parent.name]}/{name}"
+    name = path.stem
+    name = name if ID.fullmatch(name) else quote(os.fsencode(name), safe="")
+    return f"{SPLITS[path.parts[-2]]}/{name}"
 
 
 def png_path(cache_dir: Path, source: Path) -> Path:
@@ -110,7 +111,8 @@ def keep_current(known: pd.DataFrame, paths: pd.Series, cfg: Config) -> pd.DataF
     usable = known[(known["status"] == "ok") & (known["version"] == str(VERSION))]
     paths = paths[paths.index.isin(usable.index)]
     rows = usable.loc[paths.index]
-    seen = pd.Series([see(path) + see(png_path(cfg.cache_dir, path)) for path in paths], paths.index, dtype=str)
+    pngs = f"{cfg.cache_dir}/" + paths.index + ".png"  # a row that is usable has a name that needs no quotes
+    seen = pd.Series([see(path) + see(png) for path, png in zip(paths, pngs, strict=True)], paths.index, dtype=str)
     unknown = (seen != rows["seen"]) | (seen.str.count(";") < 2)
     work = partial(hash_pair, cache_dir=cfg.cache_dir)
     hashes, said = map_files(work, paths[unknown].tolist(), cfg, "cached images"), rows.loc[unknown, HASHES]
@@ -118,14 +120,14 @@ def keep_current(known: pd.DataFrame, paths: pd.Series, cfg: Config) -> pd.DataF
     return rows.assign(seen=seen).drop(index=unlike.index[unlike])
 
 
-def see(path: Path, recent: bool = False) -> str:
+def see(path: str | Path, recent: bool = False) -> str:
     """What changes whenever a file is written or replaced, even by one of equal size and time.
 
     Empty for a file that is not there, and for one written in the last seconds, unless `recent` is true: a further
     change within the same tick of the clock would leave it the same.
     """
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return ""
     last = max(found.st_mtime_ns, found.st_ctime_ns)
