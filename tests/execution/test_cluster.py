@@ -14,7 +14,7 @@ from helpers.commands import SRC, run_command
 
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.execution import cluster
+from rsna.execution import cluster, machines
 
 ray = pytest.importorskip("ray", reason="pip install -r requirements-cluster.txt")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -181,17 +181,17 @@ def test_a_machine_without_the_folder_is_named_before_anything_starts(nodes, loc
 
 def test_no_cluster_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"engine=ray address=127\.0\.0\.1:9: .*ray start --head"):
-        cluster.connect("127.0.0.1:9", str(tmp_path), ())
+        machines.connect("127.0.0.1:9", str(tmp_path), ())
 
 
 def test_without_ray_the_line_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"this needs ray; run: pip install -r requirements-cluster\.txt"):
-        cluster.connect("auto", str(tmp_path), ("nothing",))
+        machines.connect("auto", str(tmp_path), ("nothing",))
 
 
 def test_versions_that_differ_are_named():
-    assert cluster.explain_difference("10.0.0.2", "torch", "2.4.0", "2.5.1") == (
+    assert machines.explain_difference("10.0.0.2", "torch", "2.4.0", "2.5.1") == (
         "machine 10.0.0.2 has torch 2.4.0, here it is 2.5.1; install the same versions everywhere"
     )
 
@@ -211,9 +211,9 @@ def test_versions_that_differ_are_named():
 def test_what_a_fold_reserves(words, machines, at_once, on_one, share):
     cfg = parse(["engine=ray", *words.split()])
     resources = {str(k): {key: float(value) for key, value in machine.items()} for k, machine in enumerate(machines)}
-    assert cluster.fold_resources(cluster.Cluster(None, resources), cfg, 5) == (at_once, on_one, share)
+    assert cluster.fold_resources(machines.Cluster(None, resources), cfg, 5) == (at_once, on_one, share)
 
 
 def test_a_gpu_that_nobody_has_is_refused():
     with pytest.raises(UserError, match="no machine of the cluster has a GPU"):
-        cluster.fold_resources(cluster.Cluster(None, {"a": {"CPU": 2.0}}), parse(["engine=ray", "device=cuda"]), 5)
+        cluster.fold_resources(machines.Cluster(None, {"a": {"CPU": 2.0}}), parse(["engine=ray", "device=cuda"]), 5)

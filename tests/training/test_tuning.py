@@ -10,7 +10,8 @@ from helpers.commands import SRC, run_command
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.models.registry import settings_of
-from rsna.training.tuning import open_study, open_trials, parse_space, trial_config
+from rsna.training.search_space import parse_space, trial_config
+from rsna.training.tuning import open_study, open_trials
 
 optuna = pytest.importorskip("optuna", reason="pip install -r requirements-tune.txt")
 

@@ -174,10 +174,9 @@ def read_manifest(path: Path, rebuild: str = "") -> dict[str, Any]:
     folds = settings.get("fold_list", [])
     if wrong or not (isinstance(folds, list) and all(type(fold) is int for fold in folds)):
         raise UserError(f"{path}: '{(wrong or ['fold_list'])[0]}' makes no sense; delete it and run: {rebuild}")
+    comparable = {key: settings[key] for key, (kind, wanted) in pairs.items() if kind == wanted}
     try:
-        check(
-            vars(replace(Config(), **{key: settings[key] for key, (kind, wanted) in pairs.items() if kind == wanted}))
-        )
+        check(vars(replace(Config(), **comparable)))
     except UserError as error:
         raise UserError(f"{path}: {error}; delete it and run: {rebuild}") from None
     return found

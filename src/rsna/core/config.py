@@ -183,8 +183,7 @@ class DemoSettings:  # the synthetic competition
 class Config(
     RunSettings, PathSettings, FoldSettings, SeedSettings, CacheSettings, ModelSettings, ComputeSettings,
     TrainSettings, AugmentSettings, PredictSettings, FusionSettings, EvaluationSettings, OperatingPointSettings,
-    SubmissionSettings, ScoringSettings, InferSettings, TuneSettings, KaggleSettings,
-    DemoSettings,
+    SubmissionSettings, ScoringSettings, InferSettings, TuneSettings, KaggleSettings, DemoSettings,
 ):
     # fmt: on
     """Every setting of every command, and the paths that follow from them.

@@ -96,13 +96,11 @@ def read_people(folder: Path) -> pd.Series | None:
         return None
     try:
         rows = json.loads(path.read_text())
-        pairs = pd.DataFrame(
-            [(row["subset_img_id"], row["img_id"][:8]) for row in rows], columns=["id", "patient"], dtype=str
-        )
+        pairs = [(row["subset_img_id"], row["img_id"][:8]) for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"expected a list of objects with subset_img_id and img_id ({error!r})"
         raise UserError(f"{path}: {problem}; fetch it again or remove it") from None
-    people = pairs.drop_duplicates().set_index("id")["patient"]
+    people = pd.DataFrame(pairs, columns=["id", "patient"], dtype=str).drop_duplicates().set_index("id")["patient"]
     if people.index.has_duplicates:
         name = people.index[people.index.duplicated()][0]
         raise UserError(f"{path}: image {name} has two patients; fetch it again or remove it")

@@ -59,7 +59,7 @@ def as_unreadable(problem: str = "the image cannot be decoded") -> Iterator[None
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float = SECONDS_PER_FILE) -> Iterator[None]:
     """Raise UnreadableDicom if the block takes longer; end the process after twice that. For the main thread only."""
     # of processor time: a process that is paused, or waits for a slow disk, is not at fault;
     # damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop; a decoder may ignore or replace the exception
@@ -124,7 +124,7 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, str]:
     """patientId (the file's name) and HEADER_FIELDS; empty where the file cannot be read."""
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
-    with suppress(UnreadableDicom), as_unreadable(), time_limit(SECONDS_PER_FILE):
+    with suppress(UnreadableDicom), as_unreadable(), time_limit():
         if path.is_file() and path.stat().st_size <= MAX_BYTES:
             with BoundedReader(io.FileIO(path)) as file:
                 dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_FIELDS))

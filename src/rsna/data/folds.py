@@ -85,13 +85,10 @@ def check_folds(cfg: Config, images: pd.DataFrame) -> None:
 
 def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
     """One line on what was done; of folds that are not current also one per fold: sizes and rates."""
-    people = competition.read_people(Path(cfg.input))  # the groups of a table that the user brought may be others
-    patients = (
-        folds["group"] if people is None else folds["patientId"].map(people).astype(object).fillna(folds["group"])
-    )
-    shared = max(
-        folds.groupby(column.to_numpy())["fold"].nunique().gt(1).sum() for column in (folds["group"], patients)
-    )
+    people, groups = competition.read_people(Path(cfg.input)), folds["group"]
+    # a table that the user brought may have other groups
+    patients = groups if people is None else folds["patientId"].map(people).astype(object).fillna(groups)
+    shared = max(folds.groupby(names.to_numpy())["fold"].nunique().gt(1).sum() for names in (groups, patients))
     done = {"edited": "edited by hand, kept", "brought": "not made by make_folds, kept"}.get(state, state)
     print(f"make_folds: {done} -> {cfg.folds_csv}")
     if shared:

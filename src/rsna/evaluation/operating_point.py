@@ -158,10 +158,8 @@ def curve_steps(
     """
     steps = box_steps(truth, predictions)
     first = np.minimum(np.searchsorted(-grid, -log_odds(steps["confidence"])), len(grid) - 1)
-    person, values = (
-        people[steps["patientId"]].to_numpy(),
-        (steps["gain"].to_numpy(), steps["newly_counted"].to_numpy()),
-    )
+    person = people[steps["patientId"]].to_numpy()
+    values = steps["gain"].to_numpy(), steps["newly_counted"].to_numpy()
     return [(person[value != 0], first[value != 0], value[value != 0]) for value in values]
 
 

@@ -18,10 +18,8 @@ from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError, explanation
 from rsna.execution import cluster
+from rsna.execution.cluster import Failed, Fold, Work
 from rsna.execution.processes import count_workers, die_with_parent
-
-Work = Callable[[Config, int], object]
-Key = tuple[str, int]  # name of the run, fold
 
 
 def run_each_fold(cfg: Config, stage: str, function: Work) -> None:
@@ -30,7 +28,7 @@ def run_each_fold(cfg: Config, stage: str, function: Work) -> None:
     Runs follow each other; on a cluster they work side by side. Raises UserError with the folds that failed and the
     command that continues them; the others are kept.
     """
-    waiting: list[list[tuple[Config, int]]] = []
+    waiting: list[list[Fold]] = []
     for run in cfg.trained_runs:
         current = [fold for fold in run.fold_list if is_current(run, stage, fold)]
         if current:
@@ -43,7 +41,7 @@ def run_each_fold(cfg: Config, stage: str, function: Work) -> None:
             raise UserError(explain_failures(cfg, stage, failed))
 
 
-def explain_failures(cfg: Config, stage: str, failed: dict[Key, str]) -> str:
+def explain_failures(cfg: Config, stage: str, failed: Failed) -> str:
     """Which folds failed and why, and the command that works on them again."""
     runs = {run.name: run for run in cfg.trained_runs if any(run.name == name for name, _ in failed)}
     named = [f"{f'{name} ' if len(runs) > 1 else ''}fold {fold} {why}" for (name, fold), why in sorted(failed.items())]
@@ -52,9 +50,7 @@ def explain_failures(cfg: Config, stage: str, failed: dict[Key, str]) -> str:
     return f"{'; '.join(named)}. The other folds are kept. Once that is fixed, run: {again}"
 
 
-def run_folds(
-    function: Work, todo: Sequence[tuple[Config, int]], gpus: Callable[[], int] | None = None
-) -> dict[Key, str]:
+def run_folds(function: Work, todo: Sequence[Fold], gpus: Callable[[], int] | None = None) -> Failed:
     """Call function(cfg, fold) for each of `todo`, each in a process of its own; returns why some (name, fold) failed.
 
     A fold that fails, even one that the kernel kills, leaves the others alone. `jobs` of them run at the same time
@@ -71,17 +67,20 @@ def run_folds(
     at_once = cfg.jobs if cfg.jobs > 0 else max(1, n_gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(count_workers(-1, at_once)))
     devices = [f"cuda:{place % n_gpus}" if n_gpus > 1 else cfg.device for place in range(at_once)]
-    waiting, running, failed = list(todo), dict[Key, tuple[int, BaseProcess]](), dict[Key, str]()
+    return run_at_places(function, todo, devices)
+
+
+def run_at_places(function: Work, todo: Sequence[Fold], devices: Sequence[str]) -> Failed:
+    """As run_folds, one fold at a time on each of these devices; the same one may be there several times."""
+    waiting, running, failed = list(todo), dict[tuple[str, int], tuple[int, BaseProcess]](), Failed()
     try:
         while waiting or running:
-            for place in sorted(set(range(at_once)) - {place for place, _ in running.values()})[: len(waiting)]:
+            for place in sorted({*range(len(devices))} - {place for place, _ in running.values()})[: len(waiting)]:
                 run, fold = waiting.pop(0)
-                work = (function, replace(run, device=devices[place], jobs=at_once), fold)
-                running[run.name, fold] = (
-                    place,
-                    multiprocessing.get_context("spawn").Process(target=run_fold, args=work),
-                )
-                start_undisturbed(running[run.name, fold][1])
+                work = (function, replace(run, device=devices[place], jobs=len(devices)), fold)
+                started = multiprocessing.get_context("spawn").Process(target=run_fold, args=work)
+                running[run.name, fold] = place, started
+                start_undisturbed(started)
             connection.wait([process.sentinel for _, process in running.values()])
             for key in [key for key, (_, process) in running.items() if not process.is_alive()]:
                 status = running.pop(key)[1].exitcode

@@ -16,7 +16,7 @@ import cv2
 from tqdm import tqdm
 
 from rsna.core.config import Config
-from rsna.execution import cluster
+from rsna.execution import cluster, machines
 
 Result = TypeVar("Result")
 Batches = Iterator[tuple[Sequence[Path], list[Result] | None]]  # files and what a function makes of each
@@ -50,7 +50,7 @@ def map_files(
     (Causes are the kernel when memory ends, and GDCM 3.2.6, which crashes on about 1 % of damaged JPEG-LS files.)
     """
     on_cluster = cfg.engine == "ray" and cfg.workers != 0
-    processes = min(cluster.count_cores(cfg) if on_cluster else count_workers(cfg.workers), len(paths))
+    processes = min(machines.count_cores(cfg) if on_cluster else count_workers(cfg.workers), len(paths))
     pool = partial(cluster.run_batches, cfg) if on_cluster else run_pool
     results = run_isolated(function, paths, processes, pool, crashed) if processes else map(function, paths)
     hidden = None if paths else True  # None: where there is no terminal

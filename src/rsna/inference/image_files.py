@@ -17,15 +17,7 @@ from rsna.core.errors import UserError
 from rsna.core.files import bytes_hash
 from rsna.data.cache import decode_square
 from rsna.data.decoders import MAX_PIXELS
-from rsna.data.dicom import (
-    SECONDS_PER_FILE,
-    UnreadableDicom,
-    as_unreadable,
-    describe,
-    parse_dicom,
-    read_file,
-    time_limit,
-)
+from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, time_limit
 from rsna.data.letterbox import fit_letterbox, letterbox
 from rsna.data.windowing import GreyImage, rescale
 
@@ -71,7 +63,7 @@ def output_folder(cfg: Config) -> Path:
 def read_image(path: Path, sizes: Sequence[int]) -> NewImage:
     """Decode a file into squares of these sizes; never raises for a bad one."""
     try:
-        with as_unreadable(), time_limit(SECONDS_PER_FILE):
+        with as_unreadable(), time_limit():
             content = read_file(path)
             if content.startswith(PICTURES):
                 grey = decode_picture(content)

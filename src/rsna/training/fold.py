@@ -17,26 +17,25 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
-from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, file_lock, fits, write_text
+from rsna.core.files import file_lock, write_text
 from rsna.core.phases import phase_at
-from rsna.core.tables import read_table, write_table
+from rsna.core.tables import write_table
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xyxy_to_cxcywh
 from rsna.data.dataset import FoldData, ImageDataset, Samples, load_fold
 from rsna.data.loader import EpochBatches, ImageMemory, make_loader, memory_for
 from rsna.execution.processes import count_workers
-from rsna.models.checkpoint import load_checkpoint, people_of_checkpoint, save_checkpoint
+from rsna.models.checkpoint import people_of_checkpoint
 from rsna.models.device import explain_failures, pick_device
 from rsna.models.protocol import DetectionModel
 from rsna.models.registry import build_model
 from rsna.training.loop import Training, start_phase, train_epoch, validate
+from rsna.training.resume import load_saved, note_seconds, rank, resume, save_epoch
 from rsna.training.tracker import track
 
 OnEpoch = Callable[[list[dict[str, Any]]], None]
-LAST_PT = {"best": str, "dtype": str, "history": [{"mAP": float, "valid_loss": float}]}  # beside the states
 
 
 def train_fold(cfg: Config, fold: int, on_epoch: OnEpoch | None = None) -> None:
@@ -67,11 +66,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_
     run = start_phase(cfg, start_model(cfg, fold, data), len(data.train.ids), phase)
     people = seen_people(cfg, data)  # the weights have been read, so they are what they should be
     if saved:
-        try:
-            run.load(saved)
-        except Exception as error:  # tensors of a damaged checkpoint can be wrong in any way
-            reason = f"{folder / 'last.pt'}: cannot be resumed from ({type(error).__name__})"
-            raise UserError(f"{reason}; delete it and run: {command(cfg, 'train', fold=str(fold))}") from None
+        resume(cfg, fold, run, saved)
         print(f"fold {fold}: resumes after epoch {done} of {cfg.total_epochs}, so far in {saved['dtype']}")
     if run.device.type == "cpu":
         keep_freed_memory()
@@ -105,22 +100,6 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
             "checkpoint of this fold, else remove their images from one of the two sets"
         )
     return sorted(seen | set(data.train_people))
-
-
-def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
-    """What last.pt holds, if the best.pt that it knows is there. Raises as load_checkpoint does."""
-    last, best = (cfg.fold_dir(fold) / f"{name}.pt" for name in ("last", "best"))
-    saved = load_checkpoint(last, cfg, fold) if last.is_file() else None
-    if (saved and not fits(saved, LAST_PT)) or (saved and not 0 < len(saved["history"]) <= cfg.total_epochs):
-        raise UserError(
-            f"{last}: lacks what training goes on from; delete it and run: {command(cfg, 'train', fold=str(fold))}"
-        )
-    # before the last epoch best.pt may be newer than last.pt: killed between the two, the epoch is trained once more
-    changed = saved and len(saved["history"]) == cfg.total_epochs and saved["best"] != content_hash(best)
-    if saved and (changed or not best.is_file()):
-        print(f"fold {fold}: starts over, since {best} is missing or was changed, and with it the best epoch so far")
-        return None
-    return saved
 
 
 def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
@@ -206,26 +185,3 @@ def check_and_print(scores: dict[str, float], title: str) -> None:
             "would come here again: lower the learning rates, and give the run another name="
         )
     print(f"{title}: {'  '.join(f'{k} {v:.4f}' for k, v in scores.items())}".replace(" nan", " -"), flush=True)
-
-
-def save_epoch(folder: Path, run: Training, about: dict[str, Any]) -> None:
-    """Write best.pt if the last epoch is the best so far, then last.pt and history.csv."""
-    head = {**about, "epoch": len(run.history)}
-    if rank(run.history[-1]) == max(map(rank, run.history)):
-        save_checkpoint({**head, "model": run.model.state_dict()}, folder / "best.pt")
-    save_checkpoint({**head, **run.state(), "best": content_hash(folder / "best.pt")}, folder / "last.pt")
-    write_table(pd.DataFrame(run.history), folder / "history.csv")
-
-
-def note_seconds(path: Path, epoch: int, seconds: float) -> None:
-    """Append an epoch's duration; not in history.csv, which is identical to the byte for the same seed."""
-    table = pd.DataFrame({"epoch": [epoch], "seconds": [round(seconds, 3)]})
-    if path.is_file() and epoch > 1:
-        noted = read_table(path, ["epoch", "seconds"])
-        table = pd.concat([noted[noted["epoch"] < epoch], table])
-    write_table(table, path)
-
-
-def rank(scores: dict[str, Any]) -> tuple[float, float]:
-    """What `best` means: the highest validation mAP; of equals (0 in the first epochs) the lowest loss."""
-    return scores["mAP"], -scores["valid_loss"]

@@ -4,11 +4,9 @@ The study is working/<name>/study.db, and several processes may work on it. A tr
 the next one, from the last epoch that was saved.
 """
 
-import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -16,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from rsna.core.command_line import command, parse
-from rsna.core.config import AugmentSettings, Config, FusionSettings, PredictSettings, TrainSettings, TuneSettings
+from rsna.core.command_line import command
+from rsna.core.config import Config
 from rsna.core.errors import UserError, optional
 from rsna.core.files import file_lock
 from rsna.core.tables import write_table
@@ -26,14 +24,10 @@ from rsna.data.competition import read_folds
 from rsna.evaluation.scores import evaluate_run, read_scores
 from rsna.inference.ensemble import fuse_run
 from rsna.inference.predictor import predict_fold
-from rsna.models.registry import settings_of
 from rsna.training.fold import train_fold
+from rsna.training.search_space import parse_space, trial_config, words_of
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
-RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
-TUNABLE = (TrainSettings, AugmentSettings, PredictSettings, FusionSettings)
 BEFORE_PRUNING = 5  # trials that run to the end first, so that there is a median to compare with
-Suggest = Callable[[Any], Any]  # an optuna.Trial -> the value of a setting
 
 
 def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
@@ -69,52 +63,6 @@ def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
     return study, table, importance_of(optuna, study)
 
 
-def parse_space(cfg: Config) -> dict[str, Suggest]:
-    """`lr=1e-4..3e-3:log epochs=4..8 tta=plain|plain,hflip` -> how a trial gets each. Raises UserError."""
-    if cfg.members or cfg.runs:
-        raise UserError(f"{cfg.name}: fuses other runs; tune each of them by its own, such as model=detector")
-    types: dict[str, Any] = {f.name: f.type for kind in (*TUNABLE, settings_of(cfg.model)) for f in fields(kind)}
-    space: dict[str, Suggest] = {}
-    for word in shlex.split(cfg.space):
-        key, _, text = word.partition("=")
-        found, choices = RANGE.fullmatch(text), text.split("|")
-        if key not in types:
-            known = f"not a setting of training or prediction with model={cfg.model}"
-            raise UserError(f"space: {word}: {known}; help all lists them")
-        if found and types[key] in (int, float) and float(found[1]) < float(found[2]):
-            low, high = (types[key](float(number)) for number in found.group(1, 2))
-            suggest = "suggest_int" if types[key] is int else "suggest_float"
-            space[key] = partial(call, suggest, key, low, high, log=bool(found[3]))
-            choices = [str(low), str(high)]
-        elif len(choices) > 1:
-            space[key] = partial(call, "suggest_categorical", key, choices)
-        else:
-            raise UserError(f"space: {word}: must be {key}=low..high, {key}=low..high:log or {key}=a|b|c")
-        for value in choices:
-            trial_config(cfg, "trial", {key: value})  # which refuses what is out of range
-    if not space:
-        raise UserError('space=: must not be empty, such as space="lr=1e-4..3e-3:log encoder_lr=.1..1"')
-    return space
-
-
-def call(method: str, *arguments: Any, log: bool | None = None) -> Any:
-    """A method of the trial that comes last, so that partial can hold the others."""
-    *others, trial = arguments
-    return getattr(trial, method)(*others, **({} if log is None else {"log": log}))
-
-
-def trial_config(cfg: Config, name: str, values: dict[str, Any], **more: str) -> Config:
-    """The settings of the search with those of a trial."""
-    changes = {"name": name, "working": str(cfg.run_dir / "trials"), **more, **values}
-    return parse(words_of(cfg, **{key: str(value) for key, value in changes.items()}), settings_of)
-
-
-def words_of(cfg: Config, **changes: str) -> list[str]:
-    """The words of a command with these settings, but for those of the search."""
-    usual = TuneSettings()
-    return shlex.split(command(replace(cfg, space=usual.space, trials=usual.trials), "train", **changes))[2:]
-
-
 def open_study(optuna: Any, cfg: Config) -> Any:
     """The study of this run. Raises UserError if it was begun with another space= or other settings."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -134,32 +82,22 @@ def open_study(optuna: Any, cfg: Config) -> Any:
 
 def open_trials(optuna: Any, study: Any, cfg: Config) -> Iterator[Any]:
     """Trials to work on, none of which another process works on: those that were stopped, then new ones."""
-    running = optuna.trial.TrialState.RUNNING
+    running, locks = optuna.trial.TrialState.RUNNING, cfg.run_dir / "locks"
     while True:
-        with file_lock(cfg.run_dir / "locks", wait=True):
-            stopped = [trial for trial in study.get_trials(states=[running]) if is_free(cfg, trial.number)]
-            if not stopped and len(study.trials) >= cfg.trials:
-                return
-            trial = optuna.trial.Trial(study, stopped[0]._trial_id) if stopped else study.ask()
-            holding = holding_trial(cfg, trial.number)
-            holding.__enter__()
-        try:
+        with ExitStack() as held:
+            with file_lock(locks, wait=True):
+                stopped = [t for t in study.get_trials(states=[running]) if is_free(locks / str(t.number))]
+                if not stopped and len(study.trials) >= cfg.trials:
+                    return
+                trial = optuna.trial.Trial(study, stopped[0]._trial_id) if stopped else study.ask()
+                held.enter_context(file_lock(locks / str(trial.number)))
             yield trial
-        finally:
-            holding.__exit__(None, None, None)
 
 
-@contextmanager
-def holding_trial(cfg: Config, number: int) -> Iterator[None]:
-    """Work on a trial alone."""
-    with file_lock(cfg.run_dir / "locks" / str(number)):
-        yield
-
-
-def is_free(cfg: Config, number: int) -> bool:
-    """Whether no process works on a trial."""
+def is_free(folder: Path) -> bool:
+    """Whether no process holds the lock of a folder."""
     try:
-        with holding_trial(cfg, number):
+        with file_lock(folder):
             return True
     except UserError:
         return False

@@ -1,0 +1,138 @@
+"""The machines of a Ray cluster: connect, and check that each has the same packages and sees the same files."""
+
+import fcntl
+import functools
+import os
+import platform
+import socket
+import tempfile
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rsna.core.config import Config
+from rsna.core.errors import UserError, optional
+from rsna.core.files import content_hash
+
+CODE = Path(__file__).resolve().parents[1]
+# what decides results, by the names of packages
+COMPARED = ["torch", "torchvision", "segmentation-models-pytorch", "pydicom", "python-gcdm", "pillow", "numpy"]
+SECONDS_TO_ANSWER = 120.0  # of a machine that is asked what it sees: a worker has to be started there
+SECONDS_TO_CONNECT = 10.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray, and what each machine that takes tasks has: by node, by the name of the resource."""
+
+    ray: Any
+    resources: dict[str, dict[str, float]]
+
+
+@functools.cache
+def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
+    """Connect, and check that every machine has the same packages and sees the same files. Raises UserError.
+
+    working: the folder of cache and runs, which is written to; others: folders whose tables are compared.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")  # of 20, half a minute each, at a cluster that is gone
+    ray = optional("ray", "requirements-cluster.txt")
+    # without it Ray gives a task as many threads as cores
+    threads = {key: value for key, value in os.environ.items() if key == "OMP_NUM_THREADS" and value}
+    environment = {"py_modules": [str(CODE)], "env_vars": threads}
+    try:
+        warnings.simplefilter("ignore", UserWarning)  # Ray's own lines about what the error below says
+        knock(address)
+        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"engine=ray address={address}: {reason}; start a cluster with: ray start --head, and see docs/cluster.md"
+        ) from None
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    if not nodes:
+        raise UserError(f"engine=ray address={address}: no machine of the cluster has a core for tasks")
+    check_machines(ray, {key: node["NodeManagerAddress"] for key, node in nodes.items()}, Path(working), others)
+    return Cluster(ray, {key: node["Resources"] for key, node in nodes.items()})
+
+
+def knock(address: str) -> None:
+    """Raise OSError unless somebody listens at host:port or ray://host:port; Ray itself would try for long."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+
+
+def cluster_of(cfg: Config) -> Cluster:
+    return connect(cfg.address, cfg.working, (cfg.input, cfg.folds))
+
+
+def count_cores(cfg: Config) -> int:
+    """The cores of the cluster, at most cfg.workers if that is a number."""
+    cores = int(sum(resources["CPU"] for resources in cluster_of(cfg).resources.values()))
+    return cores if cfg.workers < 0 else min(cores, cfg.workers)
+
+
+def check_machines(ray: Any, addresses: dict[str, str], working: Path, others: Sequence[str]) -> None:
+    """Raise UserError if a machine lacks something; print where locks do not reach. addresses: by node."""
+    working.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=working, prefix=".token-") as token:
+        token.write(os.urandom(16).hex())
+        token.flush()
+        here = describe_machine(Path(token.name), others)
+        fcntl.lockf(token, fcntl.LOCK_EX)  # after the file was opened and closed here, which would drop the lock
+        place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(describe_machine)
+        asked = {
+            task.options(scheduling_strategy=place(node, soft=False)).remote(Path(token.name), others): address
+            for node, address in addresses.items()
+        }
+        ray.wait([*asked], num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
+        for answer, address in asked.items():
+            try:
+                there = ray.get(answer, timeout=1)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(f"machine {address} of the cluster does not answer: {reason}") from None
+            if wrong := [key for key, value in here.items() if there[key] != value and key != "locked"]:
+                raise UserError(explain_difference(address, wrong[0], there[wrong[0]], here[wrong[0]]))
+            if not there["locked"]:
+                print(
+                    f"machine {address}: locks in {working} do not reach it; start no second command on this "
+                    "workspace while this one works"
+                )
+
+
+def describe_machine(token: Path, others: Sequence[str]) -> dict[str, str | bool]:
+    """What has to be the same on all machines; `locked`: whether another process holds the lock on the token."""
+    packages = {"Python": platform.python_version(), **{name: version_of(name) for name in COMPARED}}
+    tables = {folder: " ".join(map(content_hash, sorted(Path(folder).glob("*.csv")))) for folder in others}
+    found: dict[str, str | bool] = {**packages, str(token.parent): "", **tables, "locked": True}
+    with suppress(FileNotFoundError), token.open("r+") as file:
+        found[str(token.parent)] = file.read()
+        with suppress(OSError):  # the lock that the command holds is seen here too
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found["locked"] = False
+    return found
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def explain_difference(address: str, what: str, there: str | bool, here: str | bool) -> str:
+    """What to do about a machine that has something else."""
+    if "/" in what:
+        return (
+            f"machine {address} does not see the same files in {what}; share this folder with it under the same path "
+            "(NFS, FSx, Lustre), or take it out of the cluster"
+        )
+    return f"machine {address} has {what} {there}, here it is {here}; install the same versions everywhere"
