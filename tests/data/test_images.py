@@ -4,6 +4,8 @@ import contextlib
 import os
 import tracemalloc
 import zlib
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -21,7 +23,7 @@ from pydicom.sequence import Sequence
 
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash
-from rsna.data import decoders
+from rsna.data import decoders, dicom
 from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, decode_square, read_index, read_png, write_png
 from rsna.data.decoders import coded_size
 from rsna.data.dicom import MAX_PIXELS, UnreadableDicom, describe, parse_dicom, read_file, read_header, read_pixels
@@ -441,6 +443,19 @@ def test_read_header(tmp_path):
     assert read_header(path) == {"patientId": "0a1b", **tags}
     path.write_text("no DICOM")
     assert read_header(path) == {"patientId": "0a1b", "PatientAge": "", "PatientSex": "", "ViewPosition": ""}
+
+
+def test_a_header_without_end_is_given_up(tmp_path, monkeypatch):
+    """A file that is too large is not opened, and one that keeps the parser busy costs its time limit."""
+    path = write_dicom(tmp_path / "a.dcm", radiograph(8, 8), ViewPosition="AP")
+    os.truncate(path, decoders.MAX_BYTES + 1)  # sparse
+    with monkeypatch.context() as patch:
+        patch.setattr(pydicom, "dcmread", lambda *args, **options: pytest.fail("opened"))
+        assert read_header(path)["ViewPosition"] == ""
+    os.truncate(path, 10_000)
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **options: next(n for n in count() if n < 0))
+    monkeypatch.setattr(dicom, "time_limit", partial(dicom.time_limit, 0.05))
+    assert read_header(path)["ViewPosition"] == ""
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")

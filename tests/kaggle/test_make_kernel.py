@@ -414,12 +414,15 @@ def test_settings_of_members_reach_the_kernel(monkeypatch):
 
 
 def test_folds_alone_are_not_a_trained_run(world, tmp_path, capsys):
-    """And a file of weights may have any name; a run any that a run may have."""
+    """And a file of weights may have any name; a run any that a run may have. What else lies there stays."""
+    (downloaded := tmp_path / "submission/kaggle/submission.csv").parent.mkdir(parents=True)
+    downloaded.write_text("from Kaggle")
     weights = tmp_path / "it's my $weights.pth"
     shutil.copyfile(world / "home/working/tiny.Run/fold1/best.pt", weights)
     make_kernel(config(world, "name=submission", f"weights={weights}", f"working={tmp_path}"))
     assert "is not trained" in capsys.readouterr().out
     bundle = tmp_path / "submission/kaggle"
+    assert downloaded.read_text() == "from Kaggle"
     assert (bundle / "dataset/run/folds/folds.csv").is_file()
     assert not (bundle / "inference").exists()
     assert [path.name for path in (bundle / "dataset/weights").iterdir()] == ["start.pth"]
