@@ -197,7 +197,7 @@ def test_versions_that_differ_are_named():
 
 
 @pytest.mark.parametrize(
-    ("words", "machines", "at_once", "on_one", "share"),
+    ("words", "nodes", "at_once", "on_one", "share"),
     [
         ("", [{"CPU": 8}, {"CPU": 8}], 5, 2, {"num_cpus": 3}),
         ("", [{"CPU": 1}, {"CPU": 1}], 5, 1, {"num_cpus": 1}),
@@ -208,9 +208,9 @@ def test_versions_that_differ_are_named():
         ("jobs=2", [{"CPU": 16, "GPU": 8}], 2, 8, {"num_gpus": 1.0, "num_cpus": 2}),
     ],
 )
-def test_what_a_fold_reserves(words, machines, at_once, on_one, share):
+def test_what_a_fold_reserves(words, nodes, at_once, on_one, share):
     cfg = parse(["engine=ray", *words.split()])
-    resources = {str(k): {key: float(value) for key, value in machine.items()} for k, machine in enumerate(machines)}
+    resources = {str(k): {key: float(value) for key, value in node.items()} for k, node in enumerate(nodes)}
     assert cluster.fold_resources(machines.Cluster(None, resources), cfg, 5) == (at_once, on_one, share)
 
 
