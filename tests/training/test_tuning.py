@@ -11,7 +11,7 @@ from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.models.registry import settings_of
 from rsna.training.search_space import parse_space, trial_config
-from rsna.training.tuning import open_study, open_trials
+from rsna.training.tuning import open_study, take_trial
 
 optuna = pytest.importorskip("optuna", reason="pip install -r requirements-tune.txt")
 
@@ -60,7 +60,7 @@ def test_a_study_goes_on_only_with_its_own_settings(tmp_path):
     cfg = settings(tmp_path)
     cfg.run_dir.mkdir(parents=True)
     open_study(optuna, cfg)
-    open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "trials=50"))
+    open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "trials=50", "device=cuda:1", "jobs=2"))
     with pytest.raises(UserError, match=r"was begun with: .*space=lr=1e-4\.\.1e-2:log"):
         open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "epochs=3"))
 
@@ -86,12 +86,32 @@ def test_a_stopped_trial_goes_on_and_one_at_work_is_left_alone(tmp_path):
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         found = []
-        for trial in open_trials(optuna, study, cfg):
-            found.append((trial.number, trial.suggest_float("lr", 1e-4, 1e-2, log=True)))
-            study.tell(trial, 0.1)
+        for _ in range(2):
+            with take_trial(optuna, study, cfg) as trial:
+                found.append((trial.number, trial.suggest_float("lr", 1e-4, 1e-2, log=True)))
+                study.tell(trial, 0.1)
+        with take_trial(optuna, study, cfg) as trial:
+            assert trial is None
         other.kill()
     assert [number for number, _ in found] == [0, 2]
     assert found[0][1] == rate, "with the values that it had"
+
+
+def test_what_a_trial_tries_depends_on_its_number_and_those_before(tmp_path):
+    """Not on which process takes it, nor on how often the search was stopped; trials at the same moment differ."""
+    drawn = []
+    for name in ("once", "again"):
+        cfg = settings(tmp_path, "lr=1e-4..1e-2:log", f"name={name}", "trials=4")
+        cfg.run_dir.mkdir(parents=True)
+        drawn.append([])
+        study = open_study(optuna, cfg)
+        for _ in range(4):
+            study = study if name == "once" else open_study(optuna, cfg)
+            with take_trial(optuna, study, cfg) as trial:
+                drawn[-1].append(trial.suggest_float("lr", 1e-4, 1e-2, log=True))
+                study.tell(trial, 0.1)
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 4
 
 
 def test_the_whole_search(tmp_path):
@@ -99,7 +119,7 @@ def test_the_whole_search(tmp_path):
     words += ["workers=0", "bootstrap=10"]
     for name in ("make_demo", "make_folds", "cache_images"):
         assert run_command(name, *words).returncode == 0
-    own = [*words, "name=search", "fold=0", "trials=2", "space=lr=1e-4..1e-2:log flip=0|0.5"]
+    own = [*words, "name=search", "fold=0", "trials=2", "jobs=2", "space=lr=1e-4..1e-2:log flip=0|0.5"]
     result = run_command("tune", *own)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout
     folder = tmp_path / "working/search"

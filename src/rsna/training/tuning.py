@@ -1,12 +1,13 @@
 """tune: Optuna's search for better settings. A trial is an ordinary run in working/<name>/trials/.
 
-The study is working/<name>/study.db, and several processes may work on it. A trial whose process was stopped goes on in
-the next one, from the last epoch that was saved.
+The study is working/<name>/study.db, and several processes, also on a Ray cluster, may work on it. A trial whose
+process was stopped goes on in another one, from the last epoch that was saved.
 """
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,13 +16,14 @@ from typing import Any
 import pandas as pd
 
 from rsna.core.command_line import command
-from rsna.core.config import Config
+from rsna.core.config import Config, RunSettings
 from rsna.core.errors import UserError, optional
 from rsna.core.files import file_lock
 from rsna.core.tables import write_table
 from rsna.data.cache import read_index
 from rsna.data.competition import read_folds
 from rsna.evaluation.scores import evaluate_run, read_scores
+from rsna.execution.folds import run_folds
 from rsna.inference.ensemble import fuse_run
 from rsna.inference.predictor import predict_fold
 from rsna.training.fold import train_fold
@@ -33,18 +35,56 @@ BEFORE_PRUNING = 5  # trials that run to the end first, so that there is a media
 def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
     """Run trials until there are cfg.trials. Returns the study, trials.csv, and what importance_of returns.
 
-    Raises UserError for a space= that makes no sense, and where folds or cached images are missing.
+    `jobs` trials run at the same time, each in a process of its own; with engine=ray on the cluster. Raises UserError
+    for a space= that makes no sense, where folds or cached images are missing, and if the process of a trial died.
     """
     optuna = optional("optuna", "requirements-tune.txt")
-    space = parse_space(cfg)
+    parse_space(cfg)
     read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     read_index(cfg.cache_dir, cfg.size)
     (trials := cfg.run_dir / "trials").mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         (trials / cfg.cache_dir.name).symlink_to(Path("..", "..", cfg.cache_dir.name))
     study = open_study(optuna, cfg)
-    for trial in open_trials(optuna, study, cfg):
-        values = {key: suggest(trial) for key, suggest in space.items()}
+    ended = sum(trial.state.is_finished() for trial in study.trials)
+    failed = run_folds(work_on_trial, [(cfg, k) for k in range(ended, cfg.trials)])
+    table = study.trials_dataframe(attrs=("number", "state", "value", "params", "duration"))
+    table["duration"] = table["duration"].dt.total_seconds().round(1)
+    write_table(table, cfg.run_dir / "trials.csv")
+    if failed:
+        raise UserError(f"a trial {next(iter(failed.values()))}; the same command goes on with it")
+    return study, table, importance_of(optuna, study)
+
+
+def open_study(optuna: Any, cfg: Config) -> Any:
+    """The study of this run. Raises UserError if it was begun with another space= or other settings."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(cfg.run_dir / 'study.db').absolute()}")
+    pruner = optuna.pruners.MedianPruner(BEFORE_PRUNING, n_warmup_steps=cfg.total_epochs // 3)
+    study = optuna.create_study(
+        storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
+    )
+    begun_with = shlex.join([*words_of(anywhere(cfg)), f"space={cfg.space}"])
+    if study.user_attrs.setdefault("words", begun_with) != begun_with:
+        raise UserError(f"{cfg.run_dir}/study.db was begun with: {study.user_attrs['words']}; set another name=")
+    study.set_user_attr("words", begun_with)
+    return study
+
+
+def anywhere(cfg: Config) -> Config:
+    """The settings but for those of a machine, which change no result and may differ between processes."""
+    usual = Config().only(RunSettings)
+    return replace(cfg, **{key: value for key, value in usual.items() if key not in ("name", "fold", "preset")})
+
+
+def work_on_trial(cfg: Config, _: int) -> None:
+    """Train and score one trial that no other process works on: one that was stopped, or a new one if any is left."""
+    optuna = optional("optuna", "requirements-tune.txt")
+    study = open_study(optuna, cfg)
+    with take_trial(optuna, study, cfg) as trial:
+        if trial is None:
+            return
+        values = {key: suggest(trial) for key, suggest in parse_space(cfg).items()}
         score, state = None, optuna.trial.TrialState.FAIL
         print(f"trial {trial.number}: {' '.join(f'{key}={value}' for key, value in values.items())}", flush=True)
         try:
@@ -57,41 +97,21 @@ def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
         study.tell(trial, score, state)
         said = state.name.lower() + ("" if score is None else f", mAP {score:.4f}")
         print(f"trial {trial.number}: {said}; best so far {best_so_far(study)}", flush=True)
-    table = study.trials_dataframe(attrs=("number", "state", "value", "params", "duration"))
-    table["duration"] = table["duration"].dt.total_seconds().round(1)
-    write_table(table, cfg.run_dir / "trials.csv")
-    return study, table, importance_of(optuna, study)
 
 
-def open_study(optuna: Any, cfg: Config) -> Any:
-    """The study of this run. Raises UserError if it was begun with another space= or other settings."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(cfg.run_dir / 'study.db').absolute()}")
-    pruner = optuna.pruners.MedianPruner(BEFORE_PRUNING, n_warmup_steps=cfg.total_epochs // 3)
-    study = optuna.create_study(
-        storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
-    )
-    # a process that comes later draws others
-    study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + len(study.trials))
-    begun_with = shlex.join([*words_of(cfg), f"space={cfg.space}"])
-    if study.user_attrs.setdefault("words", begun_with) != begun_with:
-        raise UserError(f"{cfg.run_dir}/study.db was begun with: {study.user_attrs['words']}; set another name=")
-    study.set_user_attr("words", begun_with)
-    return study
-
-
-def open_trials(optuna: Any, study: Any, cfg: Config) -> Iterator[Any]:
-    """Trials to work on, none of which another process works on: those that were stopped, then new ones."""
+@contextmanager
+def take_trial(optuna: Any, study: Any, cfg: Config) -> Iterator[Any]:
+    """A trial, locked against other processes; None if all are done or at work."""
     running, locks = optuna.trial.TrialState.RUNNING, cfg.run_dir / "locks"
-    while True:
-        with ExitStack() as held:
-            with file_lock(locks, wait=True):
-                stopped = [t for t in study.get_trials(states=[running]) if is_free(locks / str(t.number))]
-                if not stopped and len(study.trials) >= cfg.trials:
-                    return
+    with ExitStack() as held:
+        with file_lock(locks, wait=True):
+            stopped = [t for t in study.get_trials(states=[running]) if is_free(locks / str(t.number))]
+            trial = None
+            if stopped or len(study.trials) < cfg.trials:
                 trial = optuna.trial.Trial(study, stopped[0]._trial_id) if stopped else study.ask()
                 held.enter_context(file_lock(locks / str(trial.number)))
-            yield trial
+                study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + trial.number)
+        yield trial
 
 
 def is_free(folder: Path) -> bool:
@@ -104,7 +124,7 @@ def is_free(folder: Path) -> bool:
 
 
 def score_run(cfg: Config, on_epoch: Callable[[int, list[dict[str, Any]]], None] | None = None) -> float:
-    """Train, predict, fuse and score; the cross-fitted mAP, of a single fold the mAP at its own best threshold.
+    """Train, predict, fuse and score; returns what score_of does.
 
     on_epoch: called with the epochs of the folds before, and the history of this one.
     """
@@ -113,6 +133,11 @@ def score_run(cfg: Config, on_epoch: Callable[[int, list[dict[str, Any]]], None]
         predict_fold(cfg, fold)
     fuse_run(cfg)
     evaluate_run(cfg)
+    return score_of(cfg)
+
+
+def score_of(cfg: Config) -> float:
+    """The cross-fitted mAP of a run; of a single fold the mAP at its own best threshold."""
     scores = read_scores(cfg.run_dir, command(cfg, "evaluate"))
     return float(scores["mAP"] if scores["cross_fitted_mAP"] is None else scores["cross_fitted_mAP"])
 
@@ -143,15 +168,26 @@ def check_winner(cfg: Config, study: Any) -> None:
         raise UserError(f"no trial was finished; see {cfg.run_dir / 'trials.csv'}")
     best, middle = max(done, key=lambda trial: trial.value), median(trial.value for trial in done)
     print(f"best: trial {best.number}, mAP {best.value:.4f}; the median of {len(done)} trials is {middle:.4f}")
-    again = score_run(trial_config(cfg, "best_other_seed", best.params, seed=str(cfg.seed + 1)))
+    checks = [trial_config(cfg, "best_other_seed", best.params, seed=str(cfg.seed + 1))]
+    unseen = sorted(set(range(cfg.n_folds)) - set(cfg.fold_list))[:1]
+    for fold in unseen:
+        checks.append(trial_config(cfg, "best_unseen_fold", best.params, fold=str(fold)))
+        checks.append(trial_config(cfg, "usual_unseen_fold", {}, fold=str(fold)))
+    failed = run_folds(check_run, [(run, k) for k, run in enumerate(checks)])
+    if failed:
+        raise UserError(f"a check of the best trial {next(iter(failed.values()))}; the same command goes on with it")
+    again, *elsewhere = map(score_of, checks)
     kept = f"{(again - middle) / (best.value - middle):.0%} of its lead" if best.value > middle else "no lead"
     print(f"the same settings with seed={cfg.seed + 1}: mAP {again:.4f}, which keeps {kept} over the median")
-    if unseen := sorted(set(range(cfg.n_folds)) - set(cfg.fold_list)):
-        new = score_run(trial_config(cfg, "best_unseen_fold", best.params, fold=str(unseen[0])))
-        old = score_run(trial_config(cfg, "usual_unseen_fold", {}, fold=str(unseen[0])))
+    if elsewhere:
+        new, old = elsewhere
         print(f"on fold {unseen[0]}, which the search has not seen: mAP {new:.4f}; with the usual settings {old:.4f}")
     else:
         print("no fold is left that the search has not seen; leave one out, such as fold=0..3")
     changes = {key: str(value) for key, value in best.params.items()} | {"name": f"{cfg.name}_best", "fold": "all"}
     print(f"to train it: {shlex.join(['./run.sh', *words_of(cfg, **changes)])}")
     print(f"all trials: {shlex.join(['./run.sh', 'compare', f'root={cfg.root}', f'working={cfg.run_dir}/trials'])}")
+
+
+def check_run(cfg: Config, _: int) -> None:
+    score_run(cfg)
