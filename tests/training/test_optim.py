@@ -5,10 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.phases import SCHEDULES, Phase
 from rsna.models.backbone import make_encoder
+from rsna.models.registry import settings_of
 from rsna.models.single_box import Settings, SingleBoxModel
+from rsna.training.loop import start_phase
 from rsna.training.optim import freeze, lrs_by_stage, make_optimizer, make_schedule, one_cycle_legacy, train_mode
 
 
@@ -50,6 +53,32 @@ def test_what_is_frozen_keeps_weights_and_statistics(model):
     frozen = {key for key in before if key.startswith("encoder.") and not key.startswith("encoder.layer4")}
     assert changed & frozen == set()
     assert {"encoder.layer4.0.conv1.weight", "encoder.layer4.0.bn1.running_mean", "objectness.weight"} <= changed
+
+
+def test_a_pretrained_encoder_keeps_its_batch_statistics_while_it_trains(model):
+    phase = Phase("all", 1, (0.1,), "constant")
+    freeze(model, phase)
+    train_mode(model, phase.first_stage, freeze_bn=True)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = make_optimizer(model, phase.lrs, 1.0, 0.0)
+    outputs = model(torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8))
+    sum(value.square().mean() for key, value in outputs.items() if key != "centres").backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    kept = {key for key in before if key.startswith("encoder.") and "running" in key}
+    assert kept
+    assert not changed & kept
+    assert {"encoder.conv1.weight", "encoder.bn1.weight", "encoder.layer4.0.bn1.bias"} <= changed
+    assert any("running" in key for key in changed), "those of the head are its own"
+
+
+@pytest.mark.parametrize(
+    ("words", "frozen"),
+    [("weights=none", False), ("weights=imagenet", True), ("weights=imagenet freeze_bn=false", False)],
+)
+def test_only_a_pretrained_encoder_has_statistics_to_keep(model, words, frozen):
+    cfg = parse(words.split(), settings_of)
+    assert start_phase(cfg, model, 80, cfg.phase_list[0]).freeze_bn is frozen
 
 
 def test_learning_rates_from_input_to_head(model):

@@ -82,6 +82,7 @@ class TrainSettings:  # how a network is trained
     batch_size: int = setting(8, "images per step", common=True)
     lr: float = setting(1e-3, "peak learning rate of the head, AdamW with one cycle", common=True)
     encoder_lr: float = setting(0.3, "fraction of lr for a pretrained encoder; a random one gets all of it")
+    freeze_bn: bool = setting(True, "a pretrained encoder keeps the statistics of its batch normalisation")
     phases: str = setting(
         "", "instead of epochs and lr: part:epochs:lrs:schedule,... such as head:3:1e-3,all:9:1e-4/1e-3:cosine"
     )

@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, str]] = {
     # the fast.ai post in all but brightness: no test-time augmentation, no gradient clipping, Adam (AdamW, no decay)
     "fastai": {
         "name": "fastai", "model": "fastai", "size": "512", "batch_size": "8", "num_classes": "2",
-        "full_image_negatives": "true", "prior_init": "false",
+        "full_image_negatives": "true", "prior_init": "false", "freeze_bn": "false",
         "phases": "head:3:1e-3:one_cycle_legacy,last2:5:2e-6/2e-5/2e-4:one_cycle_legacy,"
         "all:10:1e-6/1e-5/1e-4:one_cycle_legacy",
         "weight_decay": "0", "grad_clip": "0", "flip": "0.5", "rotate": "30", "translate": "0", "scale": "0",

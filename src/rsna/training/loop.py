@@ -40,6 +40,7 @@ class Training:
     device: torch.device
     dtype: torch.dtype  # of the forward pass: float32, or that of mixed precision
     phase: Phase
+    freeze_bn: bool
     history: list[dict[str, Any]]
 
     def state(self) -> dict[str, Any]:
@@ -66,13 +67,14 @@ def start_phase(
     """Freeze what the phase does not train, and start with a new optimiser and schedule."""
     device = next(model.parameters()).device
     freeze(model, phase)
-    encoder_lr = 1.0 if cfg.weights == "none" else cfg.encoder_lr
-    optimizer = make_optimizer(model, phase.lrs, encoder_lr, cfg.weight_decay)
+    pretrained = cfg.weights != "none"
+    optimizer = make_optimizer(model, phase.lrs, cfg.encoder_lr if pretrained else 1.0, cfg.weight_decay)
     steps = n_images // min(cfg.batch_size, n_images) * phase.epochs
     schedule = make_schedule(optimizer, phase.schedule, steps, phase.epochs)
     dtype = pick_precision(cfg.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Training(model, optimizer, schedule, scaler, device, dtype, phase, history or [])
+    freeze_bn = pretrained and cfg.freeze_bn
+    return Training(model, optimizer, schedule, scaler, device, dtype, phase, freeze_bn, history or [])
 
 
 def train_epoch(
@@ -82,7 +84,7 @@ def train_epoch(
 
     ids: the patientId of each `row`. Raises UserError if the loss is not finite.
     """
-    train_mode(run.model, run.phase.first_stage)
+    train_mode(run.model, run.phase.first_stage, run.freeze_bn)
     steps: list[tuple[Tensor, dict[str, Tensor]]] = []  # the rows of each batch and its losses
     lrs: list[float] = []
     for batch in batches:

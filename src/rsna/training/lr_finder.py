@@ -74,7 +74,7 @@ def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) ->
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] = group["lr"] / head * LOWEST
     run.schedule = LambdaLR(run.optimizer, lambda step: (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
-    train_mode(model, phase.first_stage)
+    train_mode(model, phase.first_stage, run.freeze_bn)
     if model.measures_loss_weights:  # the test needs one and the same loss
         with torch.no_grad():
             for batch in islice(loader, SETTLE):

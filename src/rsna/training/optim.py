@@ -35,11 +35,15 @@ def freeze(model: DetectionModel, phase: Phase) -> None:
         parameter.requires_grad_(stage_of(name) >= phase.first_stage)
 
 
-def train_mode(model: nn.Module, first_stage: int) -> None:
-    """Training mode; frozen stages keep their batch statistics, as they keep their weights."""
+def train_mode(model: nn.Module, first_stage: int, freeze_bn: bool = False) -> None:
+    """Training mode; frozen stages keep their batch statistics, as they keep their weights.
+
+    freeze_bn: so do all layers of batch normalisation in the encoder, whose scales and shifts still train.
+    """
     model.train()
     for name, module in model.named_modules():
-        if stage_of(name) < first_stage:
+        stage = stage_of(name)
+        if stage < first_stage or (freeze_bn and stage <= STAGES and isinstance(module, nn.BatchNorm2d)):
             module.training = False
 
 
