@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# a busy machine is not slow code
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # tiny networks gain nothing from a second thread, and on a busy machine two threads that wait for each other
 # are ten times slower than one; set before torch is imported, and inherited by the scripts that tests run

@@ -67,7 +67,7 @@ def damage_csv(text, rng):
 
 
 @pytest.mark.parametrize("reader", READERS)
-@hypothesis_settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000))
 def test_a_damaged_file_ends_in_one_line(two_runs, tmp_path_factory, reader, seed):
     root, rng = tmp_path_factory.mktemp("w") / "w", random.Random(seed)

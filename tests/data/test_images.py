@@ -236,7 +236,7 @@ def test_voi_table(tmp_path, bits, rescaled):
 # letterbox
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.integers(1, 6000),
     cols=st.integers(1, 6000),
@@ -408,7 +408,7 @@ def test_colour_jpeg_declared_as_grey_is_refused(tmp_path):
     assert "one grey channel" in refusal(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_bytes_are_an_image_or_a_reason(tmp_path_factory, data):
     """Not with GDCM, which a damaged stream can kill together with its process; see test_cache_images."""

@@ -40,7 +40,7 @@ def images_of(patients, seed=0):
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 8), min_size=12, max_size=60), st.integers(2, 4), st.integers(0, 5))
 def test_folds_never_split_a_patient_and_every_fold_is_used(patients, n_folds, seed):
     images = images_of(patients)
@@ -65,7 +65,7 @@ def labelled_patients(draw):
     return pd.DataFrame(table | {"group": column(*(f"p{k}" for k in range(draw(st.integers(1, n)))))})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(labelled_patients(), st.integers(2, 5), st.integers(0, 3))
 def test_folds_are_disjoint_and_complete_for_any_labels(images, n_folds, seed):
     positives = images["target"].sum()

@@ -37,7 +37,7 @@ def test_nothing_predicted_is_a_valid_submission(tmp_path):
     assert check_submission(tmp_path / "s.csv", ["a", "b"], shapes_of("ab"))["patientId"].tolist() == ["a", "b"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(
@@ -60,7 +60,7 @@ def test_whatever_was_predicted_passes_the_check(tmp_path_factory, rows, height,
     assert len(check_submission(path, ["b", "a"], shapes).dropna()) == len(rows)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0, 900), st.floats(0, 900), st.floats(1, 124), st.floats(1, 124), st.floats(0.001, 1))
 def test_boxes_inside_come_back_within_a_tenth_of_a_pixel(tmp_path_factory, x, y, width, height, confidence):
     path = tmp_path_factory.mktemp("s") / "s.csv"

@@ -72,7 +72,7 @@ def parts_of_image(truth, boxes, kind, limit):
     return {part: Fraction(count, union) for part, count in counts.items()}, Fraction(hits, union)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(true_rows, predicted_rows, kinds)
 def test_parts_are_those_of_the_definition_and_add_up(true, predicted, kind):
     truth, kept = truth_of(*true), predictions(*predicted)
@@ -118,7 +118,7 @@ def test_parts_by_hand():
     assert images["localisation errors"] == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 2**31))
 def test_bins_contain_every_image_once_and_the_interval_contains_the_fraction(confidences, seed):
     top = pd.Series(confidences)
@@ -159,7 +159,7 @@ def test_overlaps_take_the_best_true_box_and_positives_only():
     assert len(analysis.overlaps(truth, kept.iloc[:0])) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1000, 20_000))
 def test_a_thinned_curve_keeps_its_ends_and_its_extremes(seed, n):
     rng = np.random.default_rng(seed)

@@ -76,7 +76,7 @@ def test_people_are_resampled_not_images():
 counted = st.dictionaries(st.integers(0, 9), st.integers(0, 4), max_size=10)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(counted, counted)
 def test_a_run_without_a_counting_image_has_no_difference(first, second):
     people = pd.Series([f"p{k // 2}" for k in range(10)], index=[f"i{k}" for k in range(10)])

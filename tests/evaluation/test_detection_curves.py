@@ -59,7 +59,7 @@ def score(images):
     return detection_scores(*tables(images), len(images))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(IMAGES)
 def test_ap50_is_that_of_pycocotools(images):
     if not any(boxes for boxes, _ in images):
@@ -127,7 +127,7 @@ def test_a_coco_match_of_exactly_half_is_none_for_froc():
     assert (score(images)["AP50"], score(images)["FROC"]["mean"]) == (1.0, 0.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(IMAGES.filter(lambda images: any(boxes for boxes, _ in images)))
 def test_froc_is_the_best_of_all_thresholds_that_allow_the_rate(images):
     n_truth = sum(len(boxes) for boxes, _ in images)

@@ -143,14 +143,14 @@ CONFIDENCE = st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.9])
 PREDICTIONS = st.lists(st.tuples(IMAGE, CONFIDENCE, BOX).map(lambda v: (v[0], v[1], *v[2])), max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TRUTH, PREDICTIONS)
 def test_equals_the_definition(truth, predictions):
     fast = mean_average_precision(truth_table(truth), prediction_table(predictions))
     assert fast == pytest.approx(slow_map(truth, predictions), abs=1e-12, nan_ok=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TRUTH, PREDICTIONS)
 def test_sweep_equals_scoring_each_threshold(truth, predictions):
     truth, predictions = truth_table(truth), prediction_table(predictions)
@@ -163,7 +163,7 @@ def test_sweep_equals_scoring_each_threshold(truth, predictions):
         assert row.score == pytest.approx(0.0 if np.isnan(direct) else direct, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TRUTH, PREDICTIONS, st.randoms())
 def test_order_of_truth_rows_and_of_images_does_not_matter(truth, predictions, random):
     before = mean_average_precision(truth_table(truth), prediction_table(predictions))

@@ -44,7 +44,7 @@ def simulate(n, prior, seed=0):
     return Images(boxes, truth[positive].reset_index(drop=True), pd.Series(ids, index=ids))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.08, 0.6), st.integers(0, 1000))
 def test_em_recovers_the_prior_of_calibrated_probabilities(prior, seed):
     rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def test_prior_is_estimated_from_the_confidences_of_the_folds(prior):
     assert estimate_prior(bins, folds, 100, 1) == [found, low, high], "one seed, one interval"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.02, 0.98))
 def test_curves_without_smoothing_are_the_metric(seed, level):
     """At the share of the images themselves mean_score is their mAP: weights of 1 change nothing."""

@@ -99,7 +99,7 @@ def test_order_of_images_is_kept():
     assert fuse_tables([table, table.iloc[::-1]], rule(1))["patientId"].tolist() == ["b", "a", "c"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), st.floats(0.01, 1), st.floats(0, 500), st.floats(0, 500), st.floats(1, 300)),

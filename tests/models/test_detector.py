@@ -101,7 +101,7 @@ def test_padding_changes_no_loss(model):
 
 
 @given(st.lists(st.tuples(*[st.floats(0.1, 0.9)] * 2, *[st.floats(0.01, 0.8)] * 2), min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_box_has_a_location_of_full_heat_and_padding_has_none(boxes_cxcywh):
     boxes = torch.tensor([[*boxes_cxcywh, (0.0, 0.0, 0.0, 0.0)]])
     mask = torch.tensor([[True] * len(boxes_cxcywh) + [False]])
@@ -142,7 +142,7 @@ def test_the_objectness_learns_how_well_the_box_fits(model):
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_boxes_that_stay_are_those_of_torchvisions_nms(seed, iou):
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 0.7, (1, 30, 2))

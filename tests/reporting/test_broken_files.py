@@ -65,7 +65,7 @@ def said_by(command, cfg):
     return said
 
 
-@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(list(places(SCORES_JSON))), st.sampled_from(["gone", *NONSENSE]))
 def test_broken_scores_are_refused_or_read_to_the_end(finished, tmp_path, path, value):
     scores = json.loads((finished / "working/first/scores.json").read_text())
