@@ -12,11 +12,11 @@ from rsna.data.competition import CLASSES
 from rsna.evaluation import error_analysis as analysis
 from rsna.evaluation.metric import IOU_THRESHOLDS
 from rsna.reporting import svg
-from rsna.reporting.sections import Plot, ReportData, Table, series_words
+from rsna.reporting.sections import Plot, ReportData, Rows, series_words
 from rsna.reporting.summary import digits
 
 
-def losses(data: ReportData) -> tuple[Plot, Table]:
+def losses(data: ReportData) -> tuple[Plot, Rows]:
     """Where score is lost, by kind of error; the parts add up to 1 - mAP."""
     parts, images = analysis.loss_parts(data.truth, data.run.kept, data.classes.astype(object))
     scored = data.by_iou.mean().to_numpy(dtype=float)
@@ -32,16 +32,8 @@ def losses(data: ReportData) -> tuple[Plot, Table]:
     ]
     rows.append(["total", str(len(data.scores)), digits(total), digits(fractions.sum(), ".1%"), "1 - mAP"])
     words = ", ".join(f"{part} {lost[part]:.3f}" for part in named)
-    plot = Plot(
-        "losses",
-        "Score, and losses by kind of error",
-        draw_parts(parts, scored),
-        how="Each bar is one IoU threshold of the metric and adds up to 1; mAP is the mean height of the lowest part. "
-        "What grows to the right are boxes near the truth that do not overlap enough.",
-        alt=f"Of the score that is possible, {scored.mean():.3f} is reached. Lost to: {words}.",
-    )
-    header = ["error", "images", "lost mAP", "fraction of the loss", "meaning"]
-    return plot, Table("Mean over the images that count and the eight IoU thresholds", header, rows)
+    alt = f"Of the score that is possible, {scored.mean():.3f} is reached. Lost to: {words}."
+    return Plot("losses", draw_parts(parts, scored), alt), rows
 
 
 def draw_parts(parts: pd.DataFrame, scored: Floats) -> str:
@@ -52,8 +44,7 @@ def draw_parts(parts: pd.DataFrame, scored: Floats) -> str:
     rows = [("scored", scored), *((part, row.to_numpy()) for part, row in parts.iterrows())]
     for (part, heights), shade, hatch in zip(rows, shades, ("", *svg.HATCHES), strict=True):
         if part == "scored" or heights.sum() > 0:
-            look: Any = {"color": shade, "hatch": hatch, "edgecolor": svg.INK, "linewidth": 0.6}
-            axis.bar(bars, heights, 0.8, bottom, label=part, **look)
+            axis.bar(bars, heights, 0.8, bottom, label=part, color=shade, hatch=hatch, edgecolor=svg.INK, linewidth=0.6)
             bottom += heights
     axis.set_xticks(bars, [f"{value:.2f}" for value in IOU_THRESHOLDS])
     axis.set(xlabel="IoU threshold", ylabel="fraction of the possible score", ylim=(0, 1))
@@ -74,18 +65,10 @@ def calibration(data: ReportData) -> Plot:
     axis.annotate("perfectly calibrated", (0.88, 0.97), ha="right", va="top", color=svg.INK, fontsize=9)
     axis.set(xlabel="mean confidence", ylabel="fraction with an opacity", xlim=(0, 1), ylim=(0, 1))
     error, brier = analysis.calibration_error(bins), brier_score_loss(positive, data.top)
-    return Plot(
-        "calibration",
-        "Calibration",
-        svg.to_svg(figure, "calibration"),
-        how="Each point is a tenth of the images. On the dotted line a confidence of 0.7 means that 7 in 10 have "
-        "an opacity; below it the network is overconfident. Bars: 95 % intervals. The metric depends on the order "
-        "only.",
-        alt=f"Calibration in {len(bins)} bins: mean confidence "
-        f"{series_words(bins['confidence'].tolist(), 2)}; "
-        f"fraction with an opacity {series_words(bins['share'].tolist(), 2)}. "
-        f"Expected calibration error {error:.3f}, Brier score {brier:.3f}.",
-    )
+    alt = f"Calibration in {len(bins)} bins: mean confidence {series_words(bins['confidence'].tolist(), 2)}; "
+    alt += f"fraction with an opacity {series_words(bins['share'].tolist(), 2)}. "
+    alt += f"Expected calibration error {error:.3f}, Brier score {brier:.3f}."
+    return Plot("calibration", svg.to_svg(figure, "calibration"), alt)
 
 
 def roc(data: ReportData) -> Plot | None:
@@ -100,15 +83,9 @@ def roc(data: ReportData) -> Plot | None:
     axis.plot(*([value] for value in at), "o", color=svg.RED, markersize=6)
     axis.annotate("threshold ", at, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=svg.INK)
     axis.set(xlabel="false alarms on images without opacity", ylabel="opacities found", xlim=(0, 1), ylim=(0, 1.01))
-    return Plot(
-        "roc",
-        "ROC: opacity or not",
-        svg.to_svg(figure, "roc"),
-        how="The further to the upper left, the better confidence separates opacity from none. The point is the "
-        "threshold. View position alone reaches an area of 0.71 on the challenge's images.",
-        alt=f"ROC curve with an area of {data.run.scores['AUC']:.3f}. At the threshold {at[1]:.1%} of the "
-        f"opacities get a box, and {at[0]:.1%} of the other images.",
-    )
+    alt = f"ROC curve with an area of {data.run.scores['AUC']:.3f}. "
+    alt += f"At the threshold {at[1]:.1%} of the opacities get a box, and {at[0]:.1%} of the other images."
+    return Plot("roc", svg.to_svg(figure, "roc"), alt)
 
 
 def overlaps(data: ReportData) -> Plot | None:
@@ -121,12 +98,6 @@ def overlaps(data: ReportData) -> Plot | None:
     axis.hist(iou, bins=(np.arange(21) / 20).tolist(), color=svg.BLUE, edgecolor=svg.PAPER, linewidth=0.5)
     axis.set(xlabel="IoU with the true box", ylabel="boxes", xlim=(0, 1))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return Plot(
-        "overlaps",
-        "Overlap of boxes with the truth",
-        svg.to_svg(figure, "overlaps"),
-        how="Every box above the threshold on an image with an opacity, and its IoU with the true box that it "
-        "overlaps most. The metric's thresholds are shaded: right of it a box always counts, left of it never.",
-        alt=f"{len(iou)} boxes: median IoU {np.median(iou):.3f}; {np.mean(iou > 0.4):.1%} above 0.40, "
-        f"{np.mean(iou > 0.75):.1%} above 0.75.",
-    )
+    alt = f"{len(iou)} boxes: median IoU {np.median(iou):.3f}; "
+    alt += f"{np.mean(iou > 0.4):.1%} above 0.40, {np.mean(iou > 0.75):.1%} above 0.75."
+    return Plot("overlaps", svg.to_svg(figure, "overlaps"), alt)

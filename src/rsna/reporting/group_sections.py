@@ -7,14 +7,14 @@ from rsna.data.boxes import Floats
 from rsna.evaluation import error_analysis as analysis
 from rsna.evaluation.subgroups import scores_by_group, to_relative
 from rsna.reporting import svg
-from rsna.reporting.sections import Plot, ReportData, Table
+from rsna.reporting.sections import Plot, ReportData, Rows
 from rsna.reporting.summary import digits
 
 GROUP_TITLES = {"view": "View position", "sex": "Sex", "age": "Age, years"}
 GROUP_TITLES |= {"box size": "Largest true box", "side": "Side of true boxes"}
 
 
-def groups(data: ReportData) -> tuple[Plot, Table]:
+def groups(data: ReportData) -> tuple[Plot, Rows]:
     """Scores by view position, sex, age, box size and side."""
     ids = data.folds.index
     columns = {"score": data.scores, "top": data.top, "positive": data.positive, "person": data.people}
@@ -28,17 +28,7 @@ def groups(data: ReportData) -> tuple[Plot, Table]:
         rows.append([f"{row['group']}: {row['value']}", *counts, *scores])
     scored = table.dropna(subset=["mAP"]).to_dict("records")
     words = [f"{row['group']} {row['value']} {row['mAP']:.3f}" for row in scored]
-    plot = Plot(
-        "groups",
-        "mAP by group of images",
-        draw_groups(table, data.run.scores["mAP"]),
-        how="Points are scores, lines 95 % intervals over patients, in brackets the number of images; the dashed line "
-        "is the score of all. Groups by box contain images with an opacity only, so no false alarms.",
-        alt="mAP by group: " + "; ".join(words) + ".",
-        source="oof.csv and folds.csv",
-    )
-    header = ["group", "images", "with opacity", "get a box", "AUC", "mAP", "95 % interval"]
-    return plot, Table("The same as numbers; the score of a small group is uncertain", header, rows)
+    return Plot("groups", draw_groups(table, data.run.scores["mAP"]), f"mAP by group: {'; '.join(words)}."), rows
 
 
 def draw_groups(table: pd.DataFrame, overall: float) -> str:
@@ -69,20 +59,14 @@ def coverage(data: ReportData) -> Plot:
     figure, axes = svg.new_axes(2.6, 2)
     highest = max(*(float(cells.max(initial=0)) for cells in maps), 1e-9)
     for axis, cells, title in zip(axes, maps, ("true boxes", "predicted boxes"), strict=True):
-        image = axis.imshow(100 * cells, cmap="cividis", vmin=0, vmax=100 * highest, extent=(0, 1, 1, 0))
+        image = axis.imshow(100 * cells, vmin=0, vmax=100 * highest, extent=(0, 1, 1, 0))
         axis.set_title(title, fontsize=10)
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
     figure.colorbar(image, ax=axes, location="bottom", shrink=0.7, pad=0.04, label="% of the boxes", aspect=30)
-    return Plot(
-        "coverage",
-        "Where boxes lie",
-        svg.to_svg(figure, "coverage"),
-        how="The brighter a pixel, the more boxes cover it; both maps share one scale. The patient's right is on the "
-        "left. Where the truth is bright and the predictions are not, opacities are missed systematically.",
-        alt=f"Two maps of the image: {len(true)} true boxes{centre_words(true)}; "
-        f"{len(predicted)} predicted boxes{centre_words(predicted)}.",
-    )
+    alt = f"Two maps of the image: {len(true)} true boxes{centre_words(true)}; "
+    alt += f"{len(predicted)} predicted boxes{centre_words(predicted)}."
+    return Plot("coverage", svg.to_svg(figure, "coverage"), alt)
 
 
 def centre_words(boxes_xyxy: Floats) -> str:

@@ -37,7 +37,7 @@ SCORES = (
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", *(curve.column for curve in SCORES)]
 
 
-def training(data: ReportData) -> list[Plot]:
+def training(data: ReportData) -> list[tuple[Curve, Plot]]:
     """Losses, their parts, and scores over the epochs, a line for each fold."""
     if not data.histories:
         return []
@@ -47,8 +47,8 @@ def training(data: ReportData) -> list[Plot]:
     how = "The part of the loss that the model calls {}."
     parts = [Curve(f"part{k}", f"Loss: {part}", part, part, how.format(part)) for k, part in enumerate(shared, 1)]
     sides = {"train_": "training", "valid_": "validation"}
-    losses = [training_plot(data, curve, sides) for curve in (LOSS, *parts)]
-    return losses + [training_plot(data, curve, {"": ""}) for curve in SCORES]
+    losses = [(curve, training_plot(data, curve, sides)) for curve in (LOSS, *parts)]
+    return losses + [(curve, training_plot(data, curve, {"": ""})) for curve in SCORES]
 
 
 def loss_parts(history: pd.DataFrame) -> list[str]:
@@ -79,13 +79,6 @@ def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot
     last = list(columns)[-1]
     ends = [float(history[last].iloc[-1]) for history in data.histories.values()]
     n_epochs = max(map(len, data.histories.values()))
-    return Plot(
-        curve.name,
-        curve.title,
-        svg.to_svg(figure, curve.name),
-        curve.how,
-        alt=f"{curve.title} over {n_epochs} epochs, for each of {len(ends)} folds. {last} after the last epoch: "
-        f"{series_words(ends)}.",
-        source="fold*/history.csv",
-        writer="train",
-    )
+    alt = f"{curve.title} over {n_epochs} epochs, for each of {len(ends)} folds. "
+    alt += f"{last} after the last epoch: {series_words(ends)}."
+    return Plot(curve.name, svg.to_svg(figure, curve.name), alt)
