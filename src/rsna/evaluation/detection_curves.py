@@ -33,10 +33,7 @@ def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: i
 
 
 def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:
-    """COCO's average precision of boxes by falling confidence: the mean over RECALLS of the interpolated precision.
-
-    That is the highest precision at this recall or a higher one, and 0 for a recall that is not reached.
-    """
+    """COCO's: the mean over RECALLS of the highest precision at this recall or a higher one, 0 if it is not reached."""
     if n_truth == 0:
         return float("nan")
     found = np.cumsum(hits)

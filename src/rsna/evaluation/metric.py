@@ -123,10 +123,7 @@ class Arranged(NamedTuple):
 
 
 def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
-    """Sort the predictions by image and falling confidence (ties: as given), beside their images' truth.
-
-    Raises ValueError for boxes with missing numbers.
-    """
+    """Sort predictions by image and falling confidence (ties: as given). Raises ValueError for missing numbers."""
     boxes = predictions.dropna(subset=BOX_COLUMNS, how="all")
     if boxes[["confidence", *BOX_COLUMNS]].isna().any(axis=None) or truth[BOX_COLUMNS].isna().any(axis=None):
         raise ValueError("a box has an empty field; drop the row or fill it")

@@ -115,10 +115,7 @@ class OutOfFold:
 
 
 def evaluate_run(cfg: Config) -> dict[str, Any] | None:
-    """Choose a run's operating point and score it: write scores.json, threshold.csv, surface.csv; return the scores.
-
-    None if they are current. Raises UserError where a file is missing or does not belong to the others.
-    """
+    """Choose a run's operating point, write scores.json and its tables; None if current. Raises UserError."""
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
         made = current_manifest(cfg, "evaluate")

@@ -16,23 +16,16 @@ class Curve(NamedTuple):
     name: str
     title: str
     column: str  # of history.csv; for a loss without train_ and valid_
-    label: str  # of the axis
     how: str  # how to read it
+    label: str = ""  # of the axis, if it is not the column
 
 
-LOSS = Curve(
-    "loss", "Loss", "loss", "loss", "Where validation (dashed) rises while training falls, the network overfits."
-)
+LOSS = Curve("loss", "Loss", "loss", "Where validation (dashed) rises while training falls, the network overfits.")
+AT_BEST = "Each epoch is scored without test-time augmentation at its own best threshold: not the score at the top."
 SCORES = (
-    Curve("auc", "AUC", "AUC", "AUC", "How well confidence separates opacity from none: 1 is perfect, 0.5 is chance."),
-    Curve("iou", "IoU", "IoU", "mean IoU on positives", "Overlap of the most confident box with the largest true one."),
-    Curve(
-        "map",
-        "mAP while training",
-        "mAP",
-        "mAP",
-        "Each epoch is scored without test-time augmentation at its own best threshold: not the score at the top.",
-    ),
+    Curve("auc", "AUC", "AUC", "How well confidence separates opacity from none: 1 is perfect, 0.5 is chance."),
+    Curve("iou", "IoU", "IoU", "Overlap of the most confident box with the largest true one.", "mean IoU on positives"),
+    Curve("map", "mAP while training", "mAP", AT_BEST),
 )
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", *(curve.column for curve in SCORES)]
 
@@ -45,7 +38,7 @@ def training(data: ReportData) -> list[tuple[Curve, Plot]]:
     first, *others = map(loss_parts, data.histories.values())
     shared = [part for part in first if all(part in other for other in others)]
     how = "The part of the loss that the model calls {}."
-    parts = [Curve(f"part{k}", f"Loss: {part}", part, part, how.format(part)) for k, part in enumerate(shared, 1)]
+    parts = [Curve(f"part{k}", f"Loss: {part}", part, how.format(part)) for k, part in enumerate(shared, 1)]
     sides = {"train_": "training", "valid_": "validation"}
     losses = [(curve, training_plot(data, curve, sides)) for curve in (LOSS, *parts)]
     return losses + [(curve, training_plot(data, curve, {"": ""})) for curve in SCORES]
@@ -71,7 +64,7 @@ def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot
             words = f"fold {fold}" + (f", {legend}" if legend else "")
             axis.plot(history["epoch"], history[column], dash, label=words, **look)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="epoch", ylabel=curve.label)
+    axis.set(xlabel="epoch", ylabel=curve.label or curve.column)
     if below:
         figure.legend(loc="outside lower center", ncols=2)
     else:
