@@ -20,7 +20,7 @@ from rsna.evaluation.metric import mean_average_precision, of_images
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
 from rsna.evaluation.runs import Run, compare_runs, find_runs, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
-from rsna.reporting import error_sections, group_sections, sections, svg, training_sections
+from rsna.reporting import analysis_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
 from rsna.reporting.montage import cached_images
 from rsna.reporting.sections import ReportData, Rows
@@ -107,17 +107,17 @@ def page_content(data: ReportData) -> dict[str, Any]:
         "synthetic": data.cfg.is_demo,
         "command": partial(command, data.cfg),
         "comparison": compare(data),
-        "losses": error_sections.losses(data),
+        "losses": analysis_sections.losses(data),
         "threshold": sections.threshold(data),
         "surface": sections.surface(data),
         "cross_fitted": sections.cross_fitted_rows(data),
         "training": training_sections.training(data),
         "folds": sections.fold_rows(data),
-        "calibration": error_sections.calibration(data),
-        "roc": error_sections.roc(data),
-        "overlaps": error_sections.overlaps(data),
-        "groups": group_sections.groups(data),
-        "coverage": group_sections.coverage(data),
+        "calibration": analysis_sections.calibration(data),
+        "roc": analysis_sections.roc(data),
+        "overlaps": analysis_sections.overlaps(data),
+        "groups": analysis_sections.groups(data),
+        "coverage": analysis_sections.coverage(data),
         "kinds": KINDS,
         "tiles": make_tiles(data),
         "settings": [[key, str(value) or "''"] for key, value in read_settings(data.run.folder).items()],
