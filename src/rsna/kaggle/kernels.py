@@ -125,8 +125,7 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
         write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
     weights = weights_name(cfg) if names_file(cfg, "weights") else ""
     words = words if weights else [*words, f"weights={cfg.weights}"]
-    internet = cfg.weights == "imagenet"
-    kernel = Kernel(user, cfg.name, words, trains=trains, weights=weights, internet=internet)
+    kernel = Kernel(user, cfg.name, words, trains=trains, weights=weights, internet=cfg.weights == "imagenet")
     write_kernel(training_notebook(kernel), folder / "training", kernel, "-training")
 
 
