@@ -2,9 +2,9 @@
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from rsna.data.boxes import Floats
+
 MIDDLE = (0.025, 0.975)  # the quantiles that 95 % lie between
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.evaluation.metric import arrange, cut_points, take_best
+from rsna.data.boxes import Floats
+from rsna.evaluation.metric import arrange, cut_points, match_by_rank
 
 AP_BOXES = 100  # per image, the most confident: COCO's maxDets
 RECALLS = np.linspace(0, 1, 101)
@@ -23,9 +24,7 @@ def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: i
     """
     # reversed: of equal overlaps COCO takes the last true box
     table = arrange(truth.iloc[::-1], predictions)
-    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), 2, axis=1)
-    may = np.ones((len(table.image), 2), dtype=bool)
-    hits = take_best(table, free, may, np.array([COCO_IOU, FROC_IOU]))
+    hits, _ = match_by_rank(table, np.array([COCO_IOU, FROC_IOU]))
     # equal confidences by patientId and rank, as in COCO's own code
     order = np.lexsort((table.rank, pd.Series(table.ids).rank().to_numpy()[table.image], -table.confidence))
     counted = order[table.rank[order] < AP_BOXES]
@@ -34,10 +33,7 @@ def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: i
 
 
 def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:
-    """COCO's average precision of boxes by falling confidence: the mean over RECALLS of the interpolated precision.
-
-    That is the highest precision at this recall or a higher one, and 0 for a recall that is not reached.
-    """
+    """COCO's: the mean over RECALLS of the highest precision at this recall or a higher one, 0 if it is not reached."""
     if n_truth == 0:
         return float("nan")
     found = np.cumsum(hits)
@@ -45,9 +41,7 @@ def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:
     return float(np.append(precision, 0.0)[np.searchsorted(found / n_truth, RECALLS)].mean())
 
 
-def sensitivities(
-    hits: NDArray[np.int64], falling: NDArray[np.float64], n_truth: int, n_images: int
-) -> dict[str, float]:
+def sensitivities(hits: NDArray[np.int64], falling: Floats, n_truth: int, n_images: int) -> dict[str, float]:
     """The share of true boxes that are found with at most so many false positives per image, and the mean share.
 
     hits, falling: of the boxes by falling confidence. Boxes of equal confidence are kept together. A rate that is not

@@ -7,9 +7,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from rsna.data.boxes import box_iou, xywh_to_xyxy
+from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, CLASSES
-from rsna.evaluation.metric import IOU_THRESHOLDS, Arranged, Floats, arrange, match_by_rank, take_best
+from rsna.evaluation.metric import IOU_THRESHOLDS, Arranged, arrange, match_by_rank, take_best
 
 NORMAL, NOT_NORMAL, _ = CLASSES
 # a box that overlaps more than this with a true box that it does not match is a localisation error

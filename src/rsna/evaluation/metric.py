@@ -11,13 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rsna.data.boxes import box_iou, xywh_to_xyxy
+from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS
 
 # k / 100 and not np.arange(.4, .76, .05), which yields .6499999 and lets an IoU of exactly .65 pass
 IOU_THRESHOLDS = np.array([40, 45, 50, 55, 60, 65, 70, 75]) / 100
-
-Floats = NDArray[np.float64]
 
 
 def mean_average_precision(truth: pd.DataFrame, predictions: pd.DataFrame) -> float:
@@ -125,10 +123,7 @@ class Arranged(NamedTuple):
 
 
 def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
-    """Sort the predictions by image and falling confidence (ties: as given), beside their images' truth.
-
-    Raises ValueError for boxes with missing numbers.
-    """
+    """Sort predictions by image and falling confidence (ties: as given). Raises ValueError for missing numbers."""
     boxes = predictions.dropna(subset=BOX_COLUMNS, how="all")
     if boxes[["confidence", *BOX_COLUMNS]].isna().any(axis=None) or truth[BOX_COLUMNS].isna().any(axis=None):
         raise ValueError("a box has an empty field; drop the row or fill it")
@@ -151,20 +146,19 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
     )
 
 
-def match_by_rank(table: Arranged) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Greedy matching: (boxes, 8) 1 where a box takes the best truth box that is left, with IoU > threshold.
+def match_by_rank(table: Arranged, above: Floats = IOU_THRESHOLDS) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Greedy matching: (boxes, n) 1 where a box takes the best truth box that is left, with IoU > above (n,).
 
-    Also returns which truth boxes are left over: (images, 8, most boxes).
+    Also returns which truth boxes are left over: (images, n, most boxes).
     """
-    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), len(IOU_THRESHOLDS), axis=1)
-    return take_best(table, free, np.ones((len(table.image), len(IOU_THRESHOLDS)), dtype=bool), IOU_THRESHOLDS), free
+    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), len(above), axis=1)
+    return take_best(table, free, np.ones((len(table.image), len(above)), dtype=bool), above), free
 
 
 def take_best(table: Arranged, free: NDArray[np.bool_], may: NDArray[np.bool_], above: Floats) -> NDArray[np.int64]:
-    """(boxes, 8) 1 where a box that `may` (boxes, 8) takes the best free truth box, with IoU > above (8,).
+    """As match_by_rank, for boxes that `may` (boxes, n) and true boxes that are `free`, which are then no longer.
 
-    free: (images, 8, most boxes); what is taken is no longer free there. All boxes of rank 0 (the most confident
-    of their images) are matched at once, then those of rank 1, ...
+    All boxes of rank 0 (the most confident of their images) are matched at once, then those of rank 1, ...
     """
     hits = np.zeros((len(table.boxes_xyxy), len(above)), dtype=np.int64)
     by_rank = np.argsort(table.rank, kind="stable")

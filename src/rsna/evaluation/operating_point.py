@@ -17,9 +17,10 @@ import pandas as pd
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
+from rsna.data.boxes import Floats
 from rsna.data.competition import LABELS_CSV
 from rsna.evaluation.bootstrap import MIDDLE
-from rsna.evaluation.metric import Floats, box_steps, of_images, top_confidences
+from rsna.evaluation.metric import box_steps, of_images, top_confidences
 from rsna.evaluation.prior import count_bins
 from rsna.evaluation.threshold import best_point, with_scaled_boxes
 

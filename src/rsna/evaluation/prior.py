@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rsna.data.boxes import Floats
 from rsna.evaluation.bootstrap import MIDDLE
-from rsna.evaluation.metric import Floats, top_confidences
+from rsna.evaluation.metric import top_confidences
 
 N_BINS = 10
 EM_STEPS = 300
@@ -20,10 +21,8 @@ def count_bins(top: pd.Series, positive: NDArray[np.bool_]) -> dict[str, list[fl
     kinds = {"positives": values[positive], "negatives": values[~positive]}
     edges = np.unique([np.quantile(kind, levels) for kind in kinds.values() if len(kind)])
     places = {name: np.searchsorted(edges, kind, side="right") for name, kind in kinds.items()}
-    return {
-        "edges": edges.tolist(),
-        **{k: np.bincount(v, minlength=len(edges) + 1).tolist() for k, v in places.items()},
-    }
+    counts = {name: np.bincount(place, minlength=len(edges) + 1).tolist() for name, place in places.items()}
+    return {"edges": edges.tolist(), **counts}
 
 
 def em_prior(probability: Floats, share: Floats, weights: Floats) -> Floats:

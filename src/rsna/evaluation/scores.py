@@ -15,16 +15,15 @@ from rsna.core.errors import UserError
 from rsna.core.files import file_lock, read_json, write_json
 from rsna.core.tables import write_table
 from rsna.data import competition
-from rsna.data.boxes import box_iou, xywh_to_xyxy
+from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, largest_box
 from rsna.evaluation.baselines import BASELINES, baselines
 from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.detection_curves import detection_scores
-from rsna.evaluation.metric import image_scores, of_images, threshold_sweep, top_confidences
+from rsna.evaluation.metric import image_scores, keep_confident, of_images, threshold_sweep, top_confidences
 from rsna.evaluation.operating_point import Images, choose_point
-from rsna.evaluation.threshold import OperatingPoint, best_score, cross_fit, mean_or_none, with_scaled_boxes
+from rsna.evaluation.threshold import best_score, cross_fit, mean_or_none, with_scaled_boxes
 
-Floats = NDArray[np.float64]
 # what others take from scores.json, and of what form
 NUMBER, MAYBE = int | float, int | float | None
 FOLD_JSON = {"fold": int, "images": int, "positives": int, "AUC": MAYBE, "IoU": MAYBE, "mAP": MAYBE}
@@ -116,10 +115,7 @@ class OutOfFold:
 
 
 def evaluate_run(cfg: Config) -> dict[str, Any] | None:
-    """Choose a run's operating point and score it: write scores.json, threshold.csv, surface.csv; return the scores.
-
-    None if they are current. Raises UserError where a file is missing or does not belong to the others.
-    """
+    """Choose a run's operating point, write scores.json and its tables; None if current. Raises UserError."""
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
         made = current_manifest(cfg, "evaluate")
@@ -157,7 +153,7 @@ def read_out_of_fold(cfg: Config) -> OutOfFold:
 def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
     """What scores.json holds but for the name."""
     predictions, folds, truth = found.predictions, found.folds, found.truth
-    kept = OperatingPoint(threshold).apply(predictions)
+    kept = keep_confident(predictions, threshold)
     image_score = image_scores(truth, kept).mean(axis=1)
     cross_fitted, points = cross_fit(predictions, truth, folds["fold"])
     view = folds["view"].astype(object).fillna("unknown").astype(str)

@@ -5,9 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from rsna.data.boxes import xywh_to_xyxy
+from rsna.data.boxes import Floats, xywh_to_xyxy
 from rsna.data.competition import AGE_BANDS, BOX_COLUMNS, largest_box
 from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.evaluation.bootstrap import interval
@@ -86,7 +85,7 @@ def scores_by_group(groups: pd.DataFrame, images: pd.DataFrame, n_resamples: int
     return pd.DataFrame(rows)
 
 
-def to_relative(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> NDArray[np.float64]:
+def to_relative(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> Floats:
     """Boxes in original pixels -> (n, 4) xyxy in [0, 1] of the cached image.
 
     geometry: index patientId, GEOMETRY_COLUMNS of a cache of this size (px). Boxes of other images are left out.

@@ -57,7 +57,7 @@ def best_point(predictions: pd.DataFrame, truth: pd.DataFrame, scales: Sequence[
     """The threshold and the box scale, of `scales`, with the highest mAP on these images; of equal scales the first."""
     sweeps = {scale: threshold_sweep(truth, with_scaled_boxes(predictions, scale)) for scale in scales}
     scale = max(sweeps, key=lambda scale: sweeps[scale]["score"].max())
-    return OperatingPoint(best_threshold(sweeps[scale]), scale, "the highest mAP on these images")
+    return OperatingPoint(best_threshold(sweeps[scale]), scale)
 
 
 def cross_fit(

@@ -22,6 +22,15 @@ SECONDS_FOR_KERNEL = 12 * 3600.0
 MAX_UNANSWERED = 10  # more failed requests in a row than a short failure of the network explains
 ENDED_BADLY = ("error", "failed", "deleted", "cancel")
 FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
+# beside the commands as they are printed
+COMMENTS = {
+    "create": "    # the first time; private unless you add --public",
+    "renew": "    # instead, if the dataset exists already",
+    "dataset status": "    # repeat until it says ready",
+    "push": "    # uploads the notebook and runs it",
+    "kernel status": "    # repeat until it says COMPLETE",
+    "submit": "    # a late submission is scored at once",
+}
 
 
 def commands_for(user: str, run: str, folder: Path, kind: str) -> dict[str, list[str]]:
@@ -39,19 +48,6 @@ def commands_for(user: str, run: str, folder: Path, kind: str) -> dict[str, list
         "fetch": [*kernels, "output", kernel, *fetched],
         "submit": [*submit, "-c", COMPETITION, "-f", str(output / "submission.csv"), "-m", run],
     }
-
-
-def instructions(commands: Mapping[str, Sequence[str]]) -> list[str]:
-    """The commands in order, as lines for a shell, each with a comment."""
-    comments = {
-        "create": "    # the first time; private unless you add --public",
-        "renew": "    # instead, if the dataset exists already",
-        "dataset status": "    # repeat until it says ready",
-        "push": "    # uploads the notebook and runs it",
-        "kernel status": "    # repeat until it says COMPLETE",
-        "submit": "    # a late submission is scored at once",
-    }
-    return [shlex.join(words) + comments.get(name, "") for name, words in commands.items()]
 
 
 def upload_and_submit(commands: Mapping[str, Sequence[str]]) -> None:

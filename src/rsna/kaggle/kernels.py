@@ -15,7 +15,7 @@ from rsna.core.files import content_hash, file_lock, read_json
 from rsna.core.stages import FREE_TO_USERS, STAGES
 from rsna.evaluation.scores import read_scores
 from rsna.kaggle.bundle import BUNDLE_JSON, user_slug, write_files, write_metadata
-from rsna.kaggle.client import commands_for, instructions
+from rsna.kaggle.client import COMMENTS, commands_for
 from rsna.kaggle.notebooks import Kernel, inference_notebook, training_notebook, write_kernel
 from rsna.models.registry import settings_of
 
@@ -125,8 +125,7 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
         write_kernel(inference_notebook(kernel), folder / "inference", kernel, "-inference")
     weights = weights_name(cfg) if names_file(cfg, "weights") else ""
     words = words if weights else [*words, f"weights={cfg.weights}"]
-    internet = cfg.weights == "imagenet"
-    kernel = Kernel(user, cfg.name, words, trains=trains, weights=weights, internet=internet)
+    kernel = Kernel(user, cfg.name, words, trains=trains, weights=weights, internet=cfg.weights == "imagenet")
     write_kernel(training_notebook(kernel), folder / "training", kernel, "-training")
 
 
@@ -173,7 +172,8 @@ def print_commands(bundle: Bundle) -> None:
         print("synthetic images: Kaggle has none of them; with the competition's files in input/ the commands are:")
     if not bundle.trained:
         print(f"run {bundle.cfg.name} is not trained: the training kernel trains it and ends with a submission")
-    print("\n".join(instructions(bundle.upload)))
+    for name, words in bundle.upload.items():
+        print(shlex.join(words) + COMMENTS.get(name, ""))
     if bundle.trained:
         push = commands_for(bundle.user, bundle.cfg.name, bundle.folder, "training")["push"]
         print(f"to train on Kaggle instead of here, push this notebook in place of the one above: {shlex.join(push)}")

@@ -15,16 +15,13 @@ from rsna.reporting.summary import digits
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a notebook is made from; words are settings as they stand on the command line, without paths.
-
-    trains: the runs that are trained: this one, or its members.
-    """
+    """What a notebook is made from."""
 
     user: str
     run: str
-    words: Sequence[str]
+    words: Sequence[str]  # settings as they stand on the command line, without paths
     scores: dict[str, Any] | None = None  # scores.json
-    trains: Sequence[str] = ()
+    trains: Sequence[str] = ()  # the runs that are trained: this one, or its members
     weights: str = ""  # name of a file of starting weights in the bundle
     internet: bool = False
 

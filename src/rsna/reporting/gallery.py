@@ -25,10 +25,7 @@ KINDS = {
 
 
 def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind: int) -> dict[str, list[str]]:
-    """The patientIds of each kind, in the order in which they are shown; an image is of one kind only.
-
-    scores: image scores by patientId, of the images that count.
-    """
+    """Kind -> patientIds in the order in which they are shown; scores: by patientId, of the images that count."""
     top = kept.groupby("patientId")["confidence"].max()
     area = (truth["width"] * truth["height"]).groupby(truth["patientId"]).max()
     # the sorts below keep the order of the ids among equals

@@ -18,12 +18,12 @@ from rsna.core.tables import read_numbers, read_table
 from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision, of_images
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
-from rsna.evaluation.runs import Run, compare_runs, find_runs, people_of, read_run, read_settings
+from rsna.evaluation.runs import Run, compare_runs, find_runs, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
-from rsna.reporting import error_sections, group_sections, sections, svg, training_sections
+from rsna.reporting import analysis_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
 from rsna.reporting.montage import cached_images
-from rsna.reporting.sections import ReportData, Table
+from rsna.reporting.sections import ReportData, Rows
 from rsna.reporting.summary import difference, digits
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -33,9 +33,8 @@ MANIFEST_JSON = {"settings": dict, "outputs": dict, **SUBMISSION_JSON}
 def write_report(cfg: Config) -> Path:
     """Write report.html of a run; cfg holds the settings it was made with. Raises UserError if it is not current."""
     data = read_data(cfg)
-    page = render("report.html.j2", **headline(data), **comparison_section(data), **all_sections(data))
     path = cfg.run_dir / "report.html"
-    write_text(page, path)
+    write_text(render("report.html.j2", **page_content(data)), path)
     return path
 
 
@@ -52,7 +51,7 @@ def read_data(cfg: Config) -> ReportData:
         sweep=read_numbers(run.folder / "threshold.csv", ["threshold", "score"], command(cfg, "evaluate")),
         surface=read_numbers(run.folder / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate")),
         histories=read_histories(run),
-        people=people_of(folds.reset_index()),
+        people=folds["group"].astype(str),
     )
 
 
@@ -62,19 +61,6 @@ def read_histories(run: Run) -> dict[int, pd.DataFrame]:
     columns = training_sections.HISTORY_COLUMNS
     begun = {k: path for k, path in paths.items() if path.is_file() and len(read_table(path, columns))}
     return {k: read_numbers(path, columns) for k, path in begun.items()}
-
-
-def headline(data: ReportData) -> dict[str, Any]:
-    """The numbers at the top."""
-    by_fold = pd.Series([fold["mAP"] for fold in data.run.scores["per_fold"]], dtype=float)
-    return {
-        "name": data.run.name,
-        "scores": data.run.scores,
-        "spread": f"± {by_fold.std():.4f} over {len(by_fold)} folds" if len(by_fold) > 1 else "one fold",
-        "patients": data.folds["group"].nunique(),
-        "submission": submission_sentence(data.cfg),
-        "synthetic": data.cfg.is_demo,
-    }
 
 
 def submission_sentence(cfg: Config) -> str:
@@ -94,8 +80,8 @@ def submission_sentence(cfg: Config) -> str:
     )
 
 
-def comparison_section(data: ReportData) -> dict[str, Any]:
-    """The report's table of baselines and of the other runs in working/."""
+def compare(data: ReportData) -> tuple[Rows, list[str]]:
+    """Rows for the run, baselines and the other runs in working/; and the names of runs that are left out."""
     scores, perfect = data.run.scores, largest_box(data.truth).assign(confidence=1.0)
     own = {"this run": scores["mAP"], **scores["baselines"]}
     own["a perfect largest box on each opacity"] = mean_average_precision(data.truth, perfect)
@@ -105,43 +91,41 @@ def comparison_section(data: ReportData) -> dict[str, Any]:
     for row in compare_runs(data.cfg, others, data.run, data.truth, data.people).to_dict("records"):
         paired = difference(row) or "no common image"
         rows.append([f"run {row['run']}", str(row["shared images"]), digits(row["mAP"]), paired])
-    caption = (
-        "Out of fold. Difference: that run minus this one, on the images that both have, each at its own threshold; "
-        "in brackets the 95 % interval over patients. One that contains 0 settles nothing."
-    )
-    return {
-        "comparison": Table(caption, ["", "images", "mAP", "difference to this run"], rows),
-        "left_out": sorted(name for name in refused if name != data.run.name),
-    }
+    return rows, sorted(name for name in refused if name != data.run.name)
 
 
 @svg.styled
-def all_sections(data: ReportData) -> dict[str, Any]:
-    """The plots, tables and images below the headline."""
-    confidence = (error_sections.calibration(data), error_sections.roc(data), error_sections.overlaps(data))
-    settings = [[key, str(value) or "''"] for key, value in read_settings(data.run.folder).items()]
-    caption = f"Settings of run {data.run.name}, of training, prediction and fusion"
+def page_content(data: ReportData) -> dict[str, Any]:
+    """The numbers, plots, tables and images of the page, by their names in the template."""
+    by_fold = pd.Series([fold["mAP"] for fold in data.run.scores["per_fold"]], dtype=float)
     return {
+        "name": data.run.name,
+        "scores": data.run.scores,
+        "spread": f"± {by_fold.std():.4f} over {len(by_fold)} folds" if len(by_fold) > 1 else "one fold",
+        "patients": data.folds["group"].nunique(),
+        "submission": submission_sentence(data.cfg),
+        "synthetic": data.cfg.is_demo,
         "command": partial(command, data.cfg),
-        "losses": error_sections.losses(data),
-        "threshold_plots": [sections.threshold(data), sections.surface(data)],
-        "threshold_table": sections.threshold_table(data),
+        "comparison": compare(data),
+        "losses": analysis_sections.losses(data),
+        "threshold": sections.threshold(data),
+        "surface": sections.surface(data),
+        "cross_fitted": sections.cross_fitted_rows(data),
         "training": training_sections.training(data),
-        "folds": sections.fold_table(data),
-        "confidence": [plot for plot in confidence if plot],
-        "groups": group_sections.groups(data),
-        "coverage": group_sections.coverage(data),
+        "folds": sections.fold_rows(data),
+        "calibration": analysis_sections.calibration(data),
+        "roc": analysis_sections.roc(data),
+        "overlaps": analysis_sections.overlaps(data),
+        "groups": analysis_sections.groups(data),
+        "coverage": analysis_sections.coverage(data),
         "kinds": KINDS,
         "tiles": make_tiles(data),
-        "settings": Table(caption, ["setting", "value"], settings),
+        "settings": [[key, str(value) or "''"] for key, value in read_settings(data.run.folder).items()],
     }
 
 
 def render(template: str, **words: Any) -> str:
-    """Fill a template. Everything is escaped but plots, which are drawn here and contain no names.
-
-    A content security policy forbids the page to fetch anything, and to run any script but its own.
-    """
+    """Fill a template. Everything is escaped but plots, which are drawn here and contain no names."""
     rules: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), **rules)
     environment.filters |= {"drawing": Markup, "digits": digits}

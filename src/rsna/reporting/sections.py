@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -18,27 +18,15 @@ from rsna.evaluation.threshold import plateau
 from rsna.reporting import svg
 from rsna.reporting.summary import digits
 
+Rows = list[list[str]]  # of a table; the first cell of each is its header
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure with what a reader needs: how to read it, a text alternative, and where its numbers come from."""
+
+class Plot(NamedTuple):
+    """A figure for the template, which says what it shows and how to read it."""
 
     name: str
-    title: str
     svg: str
-    how: str  # how to read it
     alt: str  # text alternative
-    source: str = "oof.csv"  # file that holds the numbers
-    writer: str = "ensemble"  # the command that writes that file
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under header cells; the first cell of each row is its header."""
-
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -88,14 +76,13 @@ def series_words(values: Sequence[float], digits: int = 3) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def fold_table(data: ReportData) -> Table:
+def fold_rows(data: ReportData) -> Rows:
     """The line of each fold."""
     rows = []
     for fold in data.run.scores["per_fold"]:
         scores = [digits(fold[key]) for key in ("AUC", "IoU", "mAP")]
         rows.append([f"fold {fold['fold']}", str(fold["images"]), str(fold["positives"]), *scores])
-    header = ["", "images", "with opacity", "AUC", "IoU", "mAP"]
-    return Table("Each fold, out of fold, at the threshold that all share", header, rows)
+    return rows
 
 
 def threshold(data: ReportData) -> Plot:
@@ -111,17 +98,9 @@ def threshold(data: ReportData) -> Plot:
     look: Any = {"ha": side, "va": "bottom", "color": svg.INK, "xytext": (0, 3), "textcoords": "offset points"}
     axis.annotate(f" {score:.3f} at {chosen:.3f}", (chosen, score), **look)
     axis.set(xlabel="confidence threshold", ylabel="mAP", ylim=(0, max(score, 0.01) * 1.25))
-    return Plot(
-        "threshold",
-        "mAP against the threshold",
-        svg.to_svg(figure, "threshold"),
-        how="Boxes below the threshold are not submitted. A broad maximum tolerates a threshold that is slightly off; "
-        "a narrow peak may be chance. The dashed line is the choice.",
-        alt=f"mAP against the confidence threshold: {score:.4f} at the chosen {chosen:.4f}; within 5 % "
-        f"of the highest from {near.min():.4f} to {near.max():.4f}.",
-        source="threshold.csv",
-        writer="evaluate",
-    )
+    alt = f"mAP against the confidence threshold: {score:.4f} at the chosen {chosen:.4f}; "
+    alt += f"within 5 % of the highest from {near.min():.4f} to {near.max():.4f}."
+    return Plot("threshold", svg.to_svg(figure, "threshold"), alt)
 
 
 def surface(data: ReportData) -> Plot:
@@ -129,34 +108,22 @@ def surface(data: ReportData) -> Plot:
     point, best = data.run.scores["operating_point"], data.surface.nlargest(1, "score").iloc[0]
     figure, (axis,) = svg.new_axes()
     cells = data.surface.pivot(index="box_scale", columns="threshold", values="score")
-    look: Any = {"cmap": "cividis", "shading": "nearest", "rasterized": True}
-    image = axis.pcolormesh(log_odds(cells.columns), cells.index, cells, **look)
+    image = axis.pcolormesh(log_odds(cells.columns), cells.index, cells, shading="nearest", rasterized=True)
     x, y = log_odds(point["threshold"]), point["box_scale"]
     axis.plot(x, y, "o", color=svg.RED, markersize=7, markeredgecolor=svg.PAPER)
     axis.set(xlabel="log-odds of the confidence threshold", ylabel="factor on the boxes' sides")
     axis.grid(visible=False)
     figure.colorbar(image, ax=axis, label="mAP")
-    words = f"{best['score']:.4f} at threshold {best['threshold']:.4f} and scale {best['box_scale']:g}"
-    return Plot(
-        "surface",
-        "mAP against threshold and box scale",
-        svg.to_svg(figure, "surface"),
-        how=f"Smoothed, on {point['chosen_on']}. The dot is the choice. box_scale=auto takes the brightest place.",
-        alt=f"Map of mAP over threshold and box scale: highest, {words}; the choice is threshold "
-        f"{point['threshold']:.4f} and scale {point['box_scale']:g}.",
-        source="surface.csv",
-        writer="evaluate",
-    )
+    alt = f"Map of mAP over threshold and box scale: highest, {best['score']:.4f} at threshold {best['threshold']:.4f} "
+    alt += f"and scale {best['box_scale']:g}; the choice is threshold {point['threshold']:.4f} and scale {y:g}."
+    return Plot("surface", svg.to_svg(figure, "surface"), alt)
 
 
-def threshold_table(data: ReportData) -> Table | None:
-    """The cross-fitted threshold and score of each fold; None with a single fold."""
+def cross_fitted_rows(data: ReportData) -> Rows:
+    """The cross-fitted threshold and score of each fold; none with a single fold."""
     chosen = data.run.scores["cross_fitted_thresholds"]
-    rows = [
+    return [
         [f"fold {fold['fold']}", *map(digits, (chosen.get(str(fold["fold"])), fold["cross_fitted_mAP"], fold["mAP"]))]
         for fold in data.run.scores["per_fold"]
         if fold["cross_fitted_mAP"] is not None
     ]
-    header = ["", "threshold chosen on the other folds", "mAP at that", "mAP at the common threshold"]
-    caption = "Cross-fitting: how much the choice depends on the images it is made on"
-    return Table(caption, header, rows) if rows else None

@@ -22,10 +22,7 @@ Row = tuple[str, Any, Any, Any, str]  # what it is, images, AUC, IoU, mAP
 
 
 def summary_table(cfg: Config) -> str:
-    """The results of a run: scores by fold, baselines, and the test score if it can be known.
-
-    Raises UserError for what is missing or not current.
-    """
+    """Scores by fold, baselines, and the test score if it can be known. Raises UserError for what is not current."""
     scores, submission = read_scores(cfg.run_dir, command(cfg, "evaluate")), read_submission(cfg)
     rows = [(f"fold {f['fold']}", f["images"], f["AUC"], f["IoU"], digits(f["mAP"])) for f in scores["per_fold"]]
     rows += out_of_fold_rows(scores)

@@ -28,7 +28,7 @@ STYLE: Any = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.grid": True, "axes.axisbelow": True, "grid.color": SOFT, "grid.alpha": 0.25, "grid.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    "axes.edgecolor": SOFT, "hatch.color": PAPER, "hatch.linewidth": 0.7,
+    "axes.edgecolor": SOFT, "hatch.color": PAPER, "hatch.linewidth": 0.7, "image.cmap": "cividis",
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
     "svg.hashsalt": "report",  # the same figure, the same bytes

@@ -60,10 +60,7 @@ def choose_rows(dataset: ImageDataset) -> list[int]:
 
 
 def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
-    """history.csv of each fold that is asked for, without the mAP of a model that predicts no boxes: it would be 0.
-
-    Raises UserError that names the command for a missing one, and for one of other files than those that are there.
-    """
+    """history.csv of each fold asked for; no mAP of a model without boxes: it would be 0. Raises UserError."""
     columns = ["epoch", "phase", *(column for curves in CURVES.values() for column in curves)]
     train = command(cfg, "train")
     for fold in cfg.fold_list:
@@ -96,10 +93,7 @@ def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path
 
 
 def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float) -> str:
-    """The scores after the last epoch, as their mean over the folds, beside the fast.ai post's figures.
-
-    all_negative: the accuracy of answering "no opacity" to every image.
-    """
+    """Mean scores after the last epoch beside the fast.ai post's; all_negative: accuracy of "no opacity" for all."""
     mean = pd.concat(history.tail(1) for history in histories.values()).mean(numeric_only=True)
     spread = f"mean over {len(histories)} folds" if len(histories) > 1 else "one fold"
     return (
@@ -148,6 +142,5 @@ def draw_study(table: pd.DataFrame, importance: dict[str, float], path: Path) ->
     left.legend()
     right.barh(list(importance)[::-1], list(importance.values())[::-1])
     right.set(title="importance of each setting", xlabel="fraction of the differences in mAP")
-    with write_then_rename(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    save_figure(figure, path)
     print(f"trials and importance -> {path}")

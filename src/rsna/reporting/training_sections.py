@@ -16,28 +16,21 @@ class Curve(NamedTuple):
     name: str
     title: str
     column: str  # of history.csv; for a loss without train_ and valid_
-    label: str  # of the axis
     how: str  # how to read it
+    label: str = ""  # of the axis, if it is not the column
 
 
-LOSS = Curve(
-    "loss", "Loss", "loss", "loss", "Where validation (dashed) rises while training falls, the network overfits."
-)
+LOSS = Curve("loss", "Loss", "loss", "Where validation (dashed) rises while training falls, the network overfits.")
+AT_BEST = "Each epoch is scored without test-time augmentation at its own best threshold: not the score at the top."
 SCORES = (
-    Curve("auc", "AUC", "AUC", "AUC", "How well confidence separates opacity from none: 1 is perfect, 0.5 is chance."),
-    Curve("iou", "IoU", "IoU", "mean IoU on positives", "Overlap of the most confident box with the largest true one."),
-    Curve(
-        "map",
-        "mAP while training",
-        "mAP",
-        "mAP",
-        "Each epoch is scored without test-time augmentation at its own best threshold: not the score at the top.",
-    ),
+    Curve("auc", "AUC", "AUC", "How well confidence separates opacity from none: 1 is perfect, 0.5 is chance."),
+    Curve("iou", "IoU", "IoU", "Overlap of the most confident box with the largest true one.", "mean IoU on positives"),
+    Curve("map", "mAP while training", "mAP", AT_BEST),
 )
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", *(curve.column for curve in SCORES)]
 
 
-def training(data: ReportData) -> list[Plot]:
+def training(data: ReportData) -> list[tuple[Curve, Plot]]:
     """Losses, their parts, and scores over the epochs, a line for each fold."""
     if not data.histories:
         return []
@@ -45,10 +38,10 @@ def training(data: ReportData) -> list[Plot]:
     first, *others = map(loss_parts, data.histories.values())
     shared = [part for part in first if all(part in other for other in others)]
     how = "The part of the loss that the model calls {}."
-    parts = [Curve(f"part{k}", f"Loss: {part}", part, part, how.format(part)) for k, part in enumerate(shared, 1)]
+    parts = [Curve(f"part{k}", f"Loss: {part}", part, how.format(part)) for k, part in enumerate(shared, 1)]
     sides = {"train_": "training", "valid_": "validation"}
-    losses = [training_plot(data, curve, sides) for curve in (LOSS, *parts)]
-    return losses + [training_plot(data, curve, {"": ""}) for curve in SCORES]
+    losses = [(curve, training_plot(data, curve, sides)) for curve in (LOSS, *parts)]
+    return losses + [(curve, training_plot(data, curve, {"": ""})) for curve in SCORES]
 
 
 def loss_parts(history: pd.DataFrame) -> list[str]:
@@ -71,7 +64,7 @@ def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot
             words = f"fold {fold}" + (f", {legend}" if legend else "")
             axis.plot(history["epoch"], history[column], dash, label=words, **look)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="epoch", ylabel=curve.label)
+    axis.set(xlabel="epoch", ylabel=curve.label or curve.column)
     if below:
         figure.legend(loc="outside lower center", ncols=2)
     else:
@@ -79,13 +72,6 @@ def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot
     last = list(columns)[-1]
     ends = [float(history[last].iloc[-1]) for history in data.histories.values()]
     n_epochs = max(map(len, data.histories.values()))
-    return Plot(
-        curve.name,
-        curve.title,
-        svg.to_svg(figure, curve.name),
-        curve.how,
-        alt=f"{curve.title} over {n_epochs} epochs, for each of {len(ends)} folds. {last} after the last epoch: "
-        f"{series_words(ends)}.",
-        source="fold*/history.csv",
-        writer="train",
-    )
+    alt = f"{curve.title} over {n_epochs} epochs, for each of {len(ends)} folds. "
+    alt += f"{last} after the last epoch: {series_words(ends)}."
+    return Plot(curve.name, svg.to_svg(figure, curve.name), alt)

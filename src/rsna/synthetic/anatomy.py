@@ -58,15 +58,13 @@ def lung_mask(body: Body, side: int, base: float) -> Map:
 def draw_trunk(body: Body, base: float) -> Map:
     """Soft tissue without lungs: thin at the skin, dense below the diaphragm."""
     right = np.array(BODY_OUTLINE) * (1 + body.fat, 1.0)
-    outline = np.concatenate([right, right[::-1] * (-1, 1)])
-    outline[:, 0] += MIDLINE
+    outline = np.array((MIDLINE, 0)) + np.concatenate([right, right[::-1] * (-1, 1)])
     solid = (fill(smooth_outline(outline), 1.0) > 0.5).astype(np.uint8)
     # the padding keeps tissue thick where the image's border, not the skin, cuts it
     padded = cv2.copyMakeBorder(solid, 40, 40, 40, 40, cv2.BORDER_REPLICATE)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[40:-40, 40:-40] / CANVAS
     thickness = 1 - np.exp(-depth / 0.035)
-    _, y = grid()
-    abdomen = step(y - base, 0.06)
+    abdomen = step(grid()[1] - base, 0.06)
     return ((SOFT_TISSUE + body.fat + ABDOMEN * abdomen) * thickness).astype(np.float32)
 
 
@@ -76,9 +74,8 @@ def draw_heart(body: Body, base: float, enlarged: float) -> Map:
     heart = ellipse(MIDLINE + 0.38 * half, base - 0.085, 1.02 * half, 0.72 * half + 0.03, 34, 4)
     knob = ellipse(MIDLINE + 0.055, body.apex + 0.2, 0.045, 0.05, 0, 3)
     trunk = ellipse(MIDLINE + 0.012, 0.4, 0.08, 0.4, 0, 6)
-    _, y = grid()
     # below the diaphragm the heart's lower border merges with the liver
-    above = 1 - 0.7 * step(y - base - 0.01, 0.012)
+    above = 1 - 0.7 * step(grid()[1] - base - 0.01, 0.012)
     return np.asarray((HEART * np.maximum(heart, 0.8 * knob) + MEDIASTINUM * trunk) * above, dtype=np.float32)
 
 
