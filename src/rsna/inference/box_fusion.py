@@ -9,13 +9,10 @@ from numpy.typing import NDArray
 
 from rsna.core.config import FusionSettings
 from rsna.core.errors import UserError
-from rsna.data.boxes import box_iou, xywh_to_xyxy, xyxy_to_xywh
+from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy, xyxy_to_xywh
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
 IMAGES_AT_ONCE = 5000  # some hundred MB where each has a hundred boxes
 
 

@@ -105,14 +105,12 @@ def predict_images(
     cfg: Config, model: Any, ids: list[str], split: str, title: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """As predict_dataset, of cached images; undecoded ones are reported and keep empty rows."""
-    index = read_index(cfg.cache_dir, cfg.size)
-    index = index[index["split"] == split]
+    index = read_index(cfg.cache_dir, cfg.size, split)
     all_ids, undecoded = pd.Series(ids, dtype=str), index.loc[index["status"] != "ok", "patientId"]
     usable, refused = all_ids[~all_ids.isin(undecoded)], all_ids[all_ids.isin(undecoded)]
     if len(refused):
         print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {refused.iloc[0]}")
-    no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
-    samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
+    samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split)
     return predict_dataset(cfg, model, ImageDataset(samples), ids, title)
 
 

@@ -42,8 +42,7 @@ def write_submission(cfg: Config) -> Submission | None:
     Raises UserError where the run's tables or scores are missing or do not belong to each other.
     """
     ids = read_sample(Path(cfg.input))
-    index = read_index(cfg.cache_dir, cfg.size)
-    shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
+    shapes = read_index(cfg.cache_dir, cfg.size, "test").set_index("patientId")[["rows", "cols"]]
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
         made = current_manifest(cfg, "make_submission")
