@@ -14,12 +14,12 @@ from rsna.core.artifacts import current_manifest, is_current, record, withdraw
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.files import file_lock, write_then_rename
+from rsna.data.boxes import Floats
 from rsna.data.cache import read_index
 from rsna.data.competition import read_folds
 from rsna.data.dataset import ImageDataset, make_samples
 from rsna.data.loader import make_loader
 from rsna.inference.predictor import load_model, to_numpy
-from rsna.inference.tta import Floats
 from rsna.models.backbone import normalise
 from rsna.models.device import explain_failures, pick_device
 

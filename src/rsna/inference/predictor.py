@@ -20,14 +20,14 @@ from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, file_lock, hash_of
 from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
 from rsna.core.tables import write_table
-from rsna.data.boxes import xyxy_to_xywh
+from rsna.data.boxes import Floats, xyxy_to_xywh
 from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_folds, read_sample, with_empty_rows
 from rsna.data.dataset import ImageDataset, Samples, make_samples
 from rsna.data.letterbox import cached_to_original
 from rsna.data.loader import make_loader
 from rsna.execution.processes import count_workers
-from rsna.inference.tta import Floats, TtaTransform, parse_transforms
+from rsna.inference.tta import TtaTransform, parse_transforms
 from rsna.models.checkpoint import load_checkpoint
 from rsna.models.device import explain_failures, mixed_precision, pick_device, pick_precision
 from rsna.models.registry import build_model
