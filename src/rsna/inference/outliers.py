@@ -4,8 +4,6 @@ The embedding is the mean of each feature map of the encoder, of all levels, as 
 the covariance is that of Ledoit and Wolf (2004), which holds for fewer images than features.
 """
 
-import io
-
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
@@ -63,11 +61,11 @@ def load_reference(cfg: Config) -> Reference:
     path, first = cfg.run_dir / "outliers.npz", cfg.fused_runs[0]
     with file_lock(cfg.run_dir, wait=True):
         if not is_current(cfg, "infer"):
-            made, buffer = current_manifest(cfg, "infer"), io.BytesIO()
-            np.savez(buffer, **fit(*(embed(first, images) for images in both_sides(first))))  # type: ignore[arg-type]
+            made = current_manifest(cfg, "infer")
+            reference = fit(*(embed(first, images) for images in both_sides(first)))
             withdraw(cfg, "infer")
-            with write_then_rename(path) as temporary:
-                temporary.write_bytes(buffer.getvalue())
+            with write_then_rename(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **reference)  # type: ignore[arg-type]
             record(cfg, "infer", made=made)
         with np.load(path, allow_pickle=False) as content:
             return dict(content)

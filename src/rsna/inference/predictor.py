@@ -33,6 +33,8 @@ from rsna.models.device import explain_failures, mixed_precision, pick_device, p
 from rsna.models.registry import build_model
 
 VIEW_COLUMNS = ["patientId", "view", *PREDICTION_COLUMNS[1:]]
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # VIEW_COLUMNS, a row per box; class probabilities, a row per image
+Views = list[tuple[Floats, Floats, Floats]]  # of each transform boxes (N, n, 4), scores (N, n), probabilities (N, c)
 # number of classes -> columns of the tables of images, in the order of the network's classes
 PROBABILITY_COLUMNS = {2: ["p_negative", "p_opacity"], 3: ["p_normal", "p_not_normal", "p_opacity"]}
 
@@ -101,9 +103,7 @@ def load_model(cfg: Config, fold: int) -> Any:
     return model
 
 
-def predict_images(
-    cfg: Config, model: Any, ids: list[str], split: str, title: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> Tables:
     """As predict_dataset, of cached images; undecoded ones are reported and keep empty rows."""
     index = read_index(cfg.cache_dir, cfg.size, split)
     all_ids, undecoded = pd.Series(ids, dtype=str), index.loc[index["status"] != "ok", "patientId"]
@@ -114,10 +114,8 @@ def predict_images(
     return predict_dataset(cfg, model, ImageDataset(samples), ids, title)
 
 
-def predict_dataset(
-    cfg: Config, model: Any, dataset: ImageDataset, ids: list[str], title: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """VIEW_COLUMNS and class probabilities of every view, for all `ids`; empty for those not in the dataset."""
+def predict_dataset(cfg: Config, model: Any, dataset: ImageDataset, ids: list[str], title: str) -> Tables:
+    """The tables of every view, for all `ids`; empty for those not in the dataset."""
     samples = dataset.samples
     transforms, columns = parse_transforms(cfg.tta, cfg.tta_scales), PROBABILITY_COLUMNS[cfg.num_classes]
     nothing = np.empty((0, 1, 4)), np.empty((0, 1)), np.empty((0, len(columns)))
@@ -131,9 +129,7 @@ def predict_dataset(
     return pd.concat(boxes)[VIEW_COLUMNS], pd.concat(images)[["patientId", "view", *columns]]
 
 
-def run_model(
-    cfg: Config, model: Any, dataset: ImageDataset, transforms: Sequence[TtaTransform], title: str
-) -> list[tuple[Floats, Floats, Floats]]:
+def run_model(cfg: Config, model: Any, dataset: ImageDataset, transforms: Sequence[TtaTransform], title: str) -> Views:
     """What predict_views returns, on the device and in the precision that the config asks for."""
     device = pick_device(cfg.device)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
@@ -145,13 +141,9 @@ def run_model(
 
 @torch.inference_mode()
 def predict_views(
-    model: Any,
-    batches: Iterable[dict[str, Any]],
-    transforms: Sequence[TtaTransform],
-    device: torch.device,
-    precision: torch.dtype,
-) -> list[tuple[Floats, Floats, Floats]]:
-    """For each transform boxes (N, n, 4) xyxy in [0, 1] of the image itself, scores (N, n), probabilities (N, c)."""
+    model: Any, batches: Iterable[Any], transforms: Sequence[TtaTransform], device: torch.device, precision: torch.dtype
+) -> Views:
+    """What a model makes of each view of the batches of a loader; boxes xyxy in [0, 1] of the image itself."""
     model.eval()
     collected: list[list[tuple[Floats, ...]]] = [[] for _ in transforms]
     for batch in batches:

@@ -59,12 +59,8 @@ def write_submission(cfg: Config) -> Submission | None:
             claim(cfg, temporary)
             boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
         counts: dict[str, Any] = {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
-        chosen: dict[str, Any] = {
-            "threshold": point.threshold,
-            "threshold_from": point.how_chosen,
-            "box_scale": point.box_scale,
-        }
-        record(cfg, "make_submission", made=made, **chosen, **counts)
+        chosen: dict[str, Any] = {"threshold": point.threshold, "threshold_from": point.how_chosen}
+        record(cfg, "make_submission", made=made, **chosen, box_scale=point.box_scale, **counts)
     return Submission(boxes, point, **counts)
 
 
