@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, set_prior
 from rsna.models.registry import register
 
 
@@ -34,9 +34,7 @@ class ClassifierModel(DetectionModel):
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the class rates."""
-        with torch.no_grad():
-            self.classifier.weight.mul_(0.1)
-            self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
+        set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
         """images (B, 1, S, S) uint8 -> logits (B, classes)."""

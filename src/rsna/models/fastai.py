@@ -9,7 +9,7 @@ from torchvision.ops import box_convert
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box, set_prior
 from rsna.models.registry import register
 
 MEASURED = 200  # training batches over which the weight of the cross-entropy is measured
@@ -53,12 +53,8 @@ class FastaiModel(DetectionModel):
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the mean box and the class rates."""
         # the last layer follows a normalisation: only its bias, by about the learning rate per step, moves the mean box
-        last = self.head[-1]
-        assert isinstance(last, nn.Linear)
         corners = box_convert(mean_largest_box(boxes_cxcywh), "cxcywh", "xyxy").clamp(0.01, 0.99)
-        with torch.no_grad():
-            last.weight.mul_(0.1)
-            last.bias.copy_(torch.cat([corners.logit(), class_rates.clamp(min=1e-3).log()]))
+        set_prior(self.head[-1], torch.cat([corners.logit(), class_rates.clamp(min=1e-3).log()]))
 
     def forward(self, images: Tensor) -> Outputs:
         """images (B, 1, S, S) uint8 -> boxes (B, 4) corners xyxy in pixels of the input, logits (B, classes)."""

@@ -6,6 +6,7 @@ label (B,) int64; row (B,) int64, the image's place in its samples.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,13 @@ class DetectionModel(nn.Module):
 
     def hold_loss_weights(self) -> None:
         """Stop measuring the weights of the loss and keep them: a range test needs one and the same loss."""
+
+
+@torch.no_grad()
+def set_prior(layer: Any, bias: Tensor, factor: float = 0.1) -> None:
+    """Start a linear layer or convolution with this bias, and with weights times factor that change little about it."""
+    layer.weight.mul_(factor)
+    layer.bias.copy_(bias)
 
 
 def mean_largest_box(boxes_cxcywh: BoxesOfImages) -> Tensor:

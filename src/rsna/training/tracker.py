@@ -61,14 +61,10 @@ class WandB:
 
     def __init__(self, cfg: Config, fold: int, settings: dict[str, str]) -> None:
         self.wandb = optional("wandb", REQUIREMENTS)
-        where = {
-            "project": PROJECT,
-            "dir": str(cfg.fold_dir(fold)),
-            "group": cfg.name,
-            "name": f"{cfg.name}-fold{fold}",
-        }
-        own = bytes_hash(os.fsencode(cfg.fold_dir(fold).absolute()))  # the same after a stop
-        self.run = self.wandb.init(**where, id=own, resume="allow", config=settings)
+        folder = cfg.fold_dir(fold)
+        names = {"project": PROJECT, "group": cfg.name, "name": f"{cfg.name}-fold{fold}"}
+        own = bytes_hash(os.fsencode(folder.absolute()))  # the same after a stop
+        self.run = self.wandb.init(**names, dir=str(folder), id=own, resume="allow", config=settings)
 
     def log(self, values: dict[str, float], epoch: int) -> None:
         self.run.log(values, step=epoch)
@@ -142,10 +138,6 @@ class Tracker:
         if sink := self.sink:
             self.attempt(lambda: sink.show(draw_sheet(run, data)[..., ::-1].copy(), len(run.history)))
 
-    def close(self) -> None:
-        if self.sink:
-            self.attempt(self.sink.close)
-
 
 @contextmanager
 def track(cfg: Config, fold: int) -> Iterator[Tracker]:
@@ -154,7 +146,8 @@ def track(cfg: Config, fold: int) -> Iterator[Tracker]:
     try:
         yield tracker
     finally:
-        tracker.close()
+        if tracker.sink:
+            tracker.attempt(tracker.sink.close)
 
 
 def revision() -> str:
