@@ -72,10 +72,9 @@ def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
     for fold, own in settings.items():
         for key in sorted(usual.keys() | own.keys()):
             if key not in FREE_TO_USERS and own.get(key) != usual.get(key):
-                raise UserError(
-                    f"{run.run_dir}: fold {fold} was made with {key}={own.get(key)}, fold {first} with "
-                    f"{key}={usual.get(key)}; train and predict all folds with the same settings, or set another name="
-                )
+                made = f"fold {fold} was made with {key}={own.get(key)}, fold {first} with {key}={usual.get(key)}"
+                remedy = "train and predict all folds with the same settings, or set another name="
+                raise UserError(f"{run.run_dir}: {made}; {remedy}")
 
 
 def write_tables(cfg: Config) -> dict[str, Any]:
@@ -106,10 +105,8 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
     runs = [run for run, views in tables if next(iter(views.values()))["confidence"].notna().any()]
     if not runs:
         names = ",".join(run.name for run in cfg.fused_runs)
-        raise UserError(
-            f"{names}: this model predicts no boxes; fuse it with a run that has some, such as: "
-            + command(cfg, "ensemble", name="both", runs=f"<detector>,{names}", gate="auto")
-        )
+        fused = command(cfg, "ensemble", name="both", runs=f"<detector>,{names}", gate="auto")
+        raise UserError(f"{names}: this model predicts no boxes; fuse it with a run that has some, such as: {fused}")
     return runs
 
 

@@ -16,8 +16,6 @@ from rsna.models.registry import register
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of model=classifier alone."""
-
     dropout: float = setting(0.2, "dropout before the last layer", limits=(0, 0.95))
 
 

@@ -18,8 +18,6 @@ HIDDEN = 256
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of model=fastai alone."""
-
     dropout: float = setting(0.5, "dropout before both layers of the head", limits=(0, 0.95))
     full_image_negatives: bool = setting(False, "regress images without a box to the whole image, as the post does")
 

@@ -35,13 +35,14 @@ from rsna.training.loop import Training, start_phase, train_epoch, validate
 from rsna.training.resume import load_saved, note_seconds, rank, resume, save_epoch
 from rsna.training.tracker import track
 
-OnEpoch = Callable[[list[dict[str, Any]]], None]
+History = list[dict[str, Any]]  # a row for each epoch
+OnEpoch = Callable[[History], None]
 
 
 def train_fold(cfg: Config, fold: int, on_epoch: OnEpoch | None = None) -> None:
     """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others.
 
-    on_epoch: called with the history, a row for each epoch, once an epoch is saved; what it raises stops the training.
+    on_epoch: called with the history once an epoch is saved; what it raises stops the training.
     """
     with file_lock(cfg.fold_dir(fold), wait=cfg.engine == "ray"), explain_failures(cfg):
         if is_current(cfg, "train", fold):
@@ -143,13 +144,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def run_epochs(
-    cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]
-) -> Iterator[list[dict[str, Any]]]:
-    """Train, validate, save; epoch by epoch, phase by phase. about: what else the checkpoints hold.
-
-    Yields the history after each epoch that is saved.
-    """
+def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]) -> Iterator[History]:
+    """Train, validate, save, and yield the history; epoch by epoch. about: what else the checkpoints hold."""
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
     steps, stream = len(train_loader) // len(epochs), iter(train_loader)
