@@ -1,8 +1,6 @@
 """An image-level classifier: class probabilities and no boxes. With other runs' boxes it acts as a gate."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ class ClassifierModel(DetectionModel):
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(settings.dropout)
-        self.classifier = nn.Linear(2 * cast(Sequence[int], encoder.out_channels)[-1], num_classes)
+        self.classifier = nn.Linear(2 * self.encoder.out_channels[-1], num_classes)
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the class rates."""

@@ -39,7 +39,7 @@ class FastaiModel(DetectionModel):
         super().__init__()
         self.encoder = encoder
         self.size, self.full_image_negatives = size, settings.full_image_negatives
-        n_features: int = self.encoder.out_channels[-1] * (size // 32) ** 2  # type: ignore[index, assignment]
+        n_features = self.encoder.out_channels[-1] * (size // 32) ** 2
         self.head = nn.Sequential(
             *(nn.Flatten(), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(n_features, HIDDEN)),
             *(nn.ReLU(), nn.BatchNorm1d(HIDDEN), nn.Dropout(settings.dropout), nn.Linear(HIDDEN, 4 + num_classes)),

@@ -24,7 +24,7 @@ class DetectionModel(nn.Module):
     An encoder whose children are called layer1 to layer4 can be frozen in part.
     """
 
-    encoder: nn.Module
+    encoder: Any  # a module, with the numbers of channels of its maps as out_channels
     measures_loss_weights = False  # whether the loss measures the weights of its parts while it trains
 
     def forward(self, images: Tensor) -> Outputs:

@@ -1,7 +1,6 @@
 """What single_box and detector share: a feature pyramid down to stride 8, a box and an objectness at each location."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ class PyramidModel(DetectionModel):
         """width: channels of the pyramid; convs: convolutions between the pyramid and what it predicts."""
         super().__init__()
         self.encoder = encoder
-        channels = cast(Sequence[int], self.encoder.out_channels)
+        channels = self.encoder.out_channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
         conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: the position
         self.fpn_conv = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
-from rsna.core.config import Config
+from rsna.core.config import AugmentSettings, Config
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock, write_text
 from rsna.core.phases import phase_at
@@ -133,7 +133,7 @@ def make_loaders(cfg: Config, fold: int, data: FoldData, device: torch.device, e
 
 def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
     """The training images of a fold, augmented as the settings say."""
-    augmentation = Augmentation(cfg.flip, cfg.rotate, cfg.translate, cfg.scale, cfg.brightness_contrast)
+    augmentation = Augmentation(**cfg.only(AugmentSettings))
     return ImageDataset(samples, augmentation, (cfg.seed, fold), memory.read if memory else None)
 
 
