@@ -84,7 +84,10 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
     names = [f.name for f in fields(kind)] if kind else []
     for key, value in given.items():
         if key not in names:
-            raise UserError(f"{key}={value}: there is no setting '{key}'; {suggestion(key, names)}")
+            close = difflib.get_close_matches(key, [*names, *NAMES], n=1)
+            name = RENAMED.get(key) or (close[0] if close else "")
+            remedy = f"did you mean {name}?" if name else "'help all' lists the settings"
+            raise UserError(f"{key}={value}: there is no setting '{key}'; {remedy}")
     assert kind is not None
     filled = fill(kind, given)
     for f in fields(kind):
@@ -92,13 +95,6 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
         if f.metadata["limits"] and not low <= getattr(filled, f.name) <= high:
             raise UserError(f"{f.name}={getattr(filled, f.name)}: must be from {low:g} to {high:g}")
     return {f.name: getattr(filled, f.name) for f in fields(kind) if getattr(filled, f.name) != f.default}
-
-
-def suggestion(key: str, others: list[str]) -> str:
-    """What to say about a setting that does not exist."""
-    close = difflib.get_close_matches(key, [*others, *NAMES], n=1)
-    name = RENAMED.get(key) or (close[0] if close else "")
-    return f"did you mean {name}?" if name else "'help all' lists the settings"
 
 
 def fill(kind: type, given: dict[str, str]) -> Any:

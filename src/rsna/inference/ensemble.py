@@ -56,14 +56,11 @@ def check_predictions(cfg: Config) -> None:
                 rebuild = other if cfg.runs else command(run, "train", fold=str(fold)) + " and predict"
                 missing = f"{run.fold_dir(fold)}: no finished predictions of fold {fold}"
                 raise UserError(f"{missing}; run: {rebuild}, or choose the folds to fuse: fold=...")
-            settings[fold] = require(run, "predict", fold)["settings"] | training_settings(run, fold)
+            settings[fold] = require(run, "predict", fold)["settings"]
+            path = manifest_path(run, "train", fold)
+            if path.is_file():
+                settings[fold] |= read_manifest(path, command(run, "train", fold=str(fold)))["settings"]
         check_alike(run, settings)
-
-
-def training_settings(run: Config, fold: int) -> dict[str, Any]:
-    """Those that a fold was trained with; none where that is not at hand."""
-    path = manifest_path(run, "train", fold)
-    return read_manifest(path, command(run, "train", fold=str(fold)))["settings"] if path.is_file() else {}
 
 
 def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
