@@ -95,10 +95,7 @@ def png_path(cache_dir: Path, source: Path) -> Path:
 
 
 def keep_current(known: pd.DataFrame, paths: pd.Series, cfg: Config) -> pd.DataFrame:
-    """The rows of the sources whose DICOM and PNG are as the row says: not written since they were read, or read now.
-
-    paths: of the sources, by key.
-    """
+    """The rows of the sources (by key) whose DICOM and PNG are as the row says: not written since, or read now."""
     usable = known[(known["status"] == "ok") & (known["version"] == str(VERSION))]
     paths = paths[paths.index.isin(usable.index)]
     rows = usable.loc[paths.index]
