@@ -38,7 +38,8 @@ def current_manifest(cfg: Config, name: str, fold: int | None = None) -> Manifes
     if FusionSettings in stage.settings:
         settings["fold_list"] = cfg.fold_list
     inputs = {key: hash_of(path) for key, path in files_of(stage.inputs, cfg, fold).items()}
-    return as_json({"command": name, "version": stage.version, "settings": settings, "inputs": inputs})
+    said = {"command": name, "version": stage.version, "settings": settings, "inputs": inputs}
+    return json.loads(json.dumps(said))  # as it comes back from the file
 
 
 def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
@@ -68,9 +69,9 @@ def record(cfg: Config, name: str, fold: int | None = None, made: Manifest | Non
 
     made: current_manifest as of the start, where inputs may have changed since; results: what else it says.
     """
-    outputs = {key: hash_of(path) for key, path in files_of(STAGES[name].outputs, cfg, fold).items()}
-    outputs = {key: value for key, value in outputs.items() if value != ABSENT}
-    content = {**(made or current_manifest(cfg, name, fold)), "outputs": outputs, **as_json(results)}
+    paths = files_of(STAGES[name].outputs, cfg, fold)
+    outputs = {key: hash_of(path) for key, path in paths.items() if path.is_file()}
+    content = {**(made or current_manifest(cfg, name, fold)), "outputs": outputs, **results}
     write_json(content, manifest_path(cfg, name, fold))
 
 
@@ -203,8 +204,3 @@ def fill(template: str, cfg: Config, fold: int | None) -> str:
 def names_file(cfg: Config, key: str) -> bool:
     """Whether a setting of FILE_OR_WORD is a file."""
     return getattr(cfg, key) not in FILE_OR_WORD[key]
-
-
-def as_json(content: Any) -> Any:
-    """The content as it comes back from a JSON file."""
-    return json.loads(json.dumps(content))
