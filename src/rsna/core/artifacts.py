@@ -197,8 +197,7 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
 
 
 def fill(template: str, cfg: Config, fold: int | None) -> str:
-    words = {**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold}
-    return re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), template)
+    return template.format_map({**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold})
 
 
 def names_file(cfg: Config, key: str) -> bool:
