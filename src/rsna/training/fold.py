@@ -95,11 +95,11 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
     seen = people_of_checkpoint(Path(cfg.weights)) if names_file(cfg, "weights") else set()
     shared = seen & set(data.valid_people)
     if shared:
-        raise UserError(
-            f"weights={cfg.weights} was trained on {len(shared)} people of this fold's {len(data.valid_people)} "
-            f"validation people, such as {min(shared)!r}: the scores would be too high; on the same folds take the "
-            "checkpoint of this fold, else remove their images from one of the two sets"
+        people = (
+            f"{len(shared)} people of this fold's {len(data.valid_people)} validation people, such as {min(shared)!r}"
         )
+        remedy = "on the same folds take the checkpoint of this fold, else remove their images from one of the two sets"
+        raise UserError(f"weights={cfg.weights} was trained on {people}: the scores would be too high; {remedy}")
     return sorted(seen | set(data.train_people))
 
 
