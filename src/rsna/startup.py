@@ -67,9 +67,8 @@ def run(main: Callable[[Any], None]) -> None:
 
     `help` and `help all` print the settings and end with status 0; a wrong setting ends in one line and status 2.
     """
-    from rsna.core.command_line import parse
+    from rsna.core.command_line import help_text, parse
     from rsna.core.errors import UserError
-    from rsna.core.help import help_text
     from rsna.models.registry import check_name, names, settings_of
 
     words = sys.argv[1:]

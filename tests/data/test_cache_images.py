@@ -400,7 +400,7 @@ def test_others_may_read_the_index_while_refused_images_are_tried_again(root, ca
             seen.append(str(error).split(";")[0])
         return parse_dicom(content)
 
-    monkeypatch.setattr(cache, "parse_dicom", look)
+    monkeypatch.setattr(cache.dicom, "parse_dicom", look)
     assert run(root, capsys)[0] == (0, 49, 1)
     assert seen == [50]
     source(root).write_bytes(source(root, "train1").read_bytes())

@@ -7,7 +7,7 @@ moved, copied or unzipped is still current, and so is what another machine made 
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rsna.core.files import ABSENT, hash_of, read_json, write_json
 from rsna.core.stages import STAGES
 from rsna.core.validation import check, parse_weights
 
+Manifest = dict[str, Any]
 # types in a manifest that stand for those of the settings; box_scale was a number in earlier versions
 NUMBERS = ((int, float), (float, str))
 
@@ -27,7 +28,7 @@ def manifest_path(cfg: Config, name: str, fold: int | None = None) -> Path:
     return Path(fill(STAGES[name].manifest, cfg, fold))
 
 
-def current_manifest(cfg: Config, name: str, fold: int | None = None) -> dict[str, Any]:
+def current_manifest(cfg: Config, name: str, fold: int | None = None) -> Manifest:
     """What a manifest would say if the command ran now: command, version, settings and hashes of the inputs."""
     stage = STAGES[name]
     settings = cfg.only(*stage.settings)
@@ -37,7 +38,8 @@ def current_manifest(cfg: Config, name: str, fold: int | None = None) -> dict[st
     if FusionSettings in stage.settings:
         settings["fold_list"] = cfg.fold_list
     inputs = {key: hash_of(path) for key, path in files_of(stage.inputs, cfg, fold).items()}
-    return as_json({"command": name, "version": stage.version, "settings": settings, "inputs": inputs})
+    said = {"command": name, "version": stage.version, "settings": settings, "inputs": inputs}
+    return json.loads(json.dumps(said))  # as it comes back from the file
 
 
 def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
@@ -62,22 +64,20 @@ def withdraw(cfg: Config, name: str, fold: int | None = None) -> None:
     manifest_path(cfg, name, fold).unlink(missing_ok=True)
 
 
-def record(
-    cfg: Config, name: str, fold: int | None = None, made: Mapping[str, Any] | None = None, **results: Any
-) -> None:
+def record(cfg: Config, name: str, fold: int | None = None, made: Manifest | None = None, **results: Any) -> None:
     """Write the manifest of a finished command, whose outputs are in place.
 
     made: current_manifest as of the start, where inputs may have changed since; results: what else it says.
     """
-    outputs = {key: hash_of(path) for key, path in files_of(STAGES[name].outputs, cfg, fold).items()}
-    outputs = {key: value for key, value in outputs.items() if value != ABSENT}
-    content = {**(made or current_manifest(cfg, name, fold)), "outputs": outputs, **as_json(results)}
+    paths = files_of(STAGES[name].outputs, cfg, fold)
+    outputs = {key: hash_of(path) for key, path in paths.items() if path.is_file()}
+    content = {**(made or current_manifest(cfg, name, fold)), "outputs": outputs, **results}
     write_json(content, manifest_path(cfg, name, fold))
 
 
 def require(
     cfg: Config, name: str, fold: int | None = None, settings: bool = False, ignore: Iterable[str] = ()
-) -> dict[str, Any]:
+) -> Manifest:
     """The manifest of a command whose outputs are about to be read, after checking it and all that it was made from.
 
     Raises UserError, with the command to run, where an output is missing or was changed, or an input is not the one
@@ -110,11 +110,8 @@ def require_upstream(cfg: Config, name: str, fold: int | None = None) -> None:
                 require(run, upstream, k)
 
 
-def check_files(found: dict[str, Any], cfg: Config, name: str, fold: int | None, remedy: str) -> None:
-    """Raise UserError if an output was changed since, or an input is not the one that was read.
-
-    What is gone is not compared: who reads it says so.
-    """
+def check_files(found: Manifest, cfg: Config, name: str, fold: int | None, remedy: str) -> None:
+    """Raise UserError if an output was changed since, or an input is another one; what is gone is not compared."""
     outputs = files_of(STAGES[name].outputs, cfg, fold)
     for key, path in outputs.items():
         if path.is_file() and found["outputs"].get(key) != hash_of(path):
@@ -134,7 +131,7 @@ def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tup
     return [(run, k) for run in (cfg.fused_runs if name == "ensemble" else [cfg]) for k in folds]
 
 
-def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
+def with_settings(cfg: Config, manifest: Manifest) -> Config:
     """The config with the settings that a manifest says, so that its files are found where they were written."""
     settings = dict(manifest["settings"])
     folds = settings.pop("fold_list", None)
@@ -153,7 +150,7 @@ def with_settings(cfg: Config, manifest: dict[str, Any]) -> Config:
     return made
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any], ignore: Iterable[str] = ()) -> str:
+def differences(found: Manifest, wanted: Manifest, ignore: Iterable[str] = ()) -> str:
     """What differs between two manifests, as `size: 512 -> 256; folds/folds.csv: 1a2b -> 3c4d`; empty if nothing.
 
     An input that is not there now is not compared: it cannot have been read as another one.
@@ -165,7 +162,7 @@ def differences(found: dict[str, Any], wanted: dict[str, Any], ignore: Iterable[
     return "; ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys)
 
 
-def read_manifest(path: Path, rebuild: str = "") -> dict[str, Any]:
+def read_manifest(path: Path, rebuild: str = "") -> Manifest:
     """Raises UserError, with the command to run, for what is no manifest, such as one of an earlier version."""
     found = read_json(path, rebuild, {"settings": dict, "inputs": dict, "outputs": dict})
     settings, usual = found["settings"], vars(Config())
@@ -200,15 +197,9 @@ def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> 
 
 
 def fill(template: str, cfg: Config, fold: int | None) -> str:
-    words = {**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold}
-    return re.sub(r"\{(\w+)\}", lambda match: str(words[match[1]]), template)
+    return template.format_map({**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold})
 
 
 def names_file(cfg: Config, key: str) -> bool:
     """Whether a setting of FILE_OR_WORD is a file."""
     return getattr(cfg, key) not in FILE_OR_WORD[key]
-
-
-def as_json(content: Any) -> Any:
-    """The content as it comes back from a JSON file."""
-    return json.loads(json.dumps(content))

@@ -1,20 +1,20 @@
-"""`key=value` words into a checked Config, and a Config back into the command to type."""
+"""`key=value` words into a checked Config, a Config back into the command to type, and what `help` prints."""
 
 import difflib
 import os
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsna.core.config import FILE_OR_WORD, NAMES, WORKSPACE, Config
+from rsna.core.config import FILE_OR_WORD, GROUPS, NAMES, WORKSPACE, Config
 from rsna.core.errors import UserError
-from rsna.core.presets import preset_words
+from rsna.core.presets import PRESETS, preset_words
 from rsna.core.validation import check, parse_weights
 
 PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "labels", "test_labels", "output", "wheels")
@@ -84,7 +84,10 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
     names = [f.name for f in fields(kind)] if kind else []
     for key, value in given.items():
         if key not in names:
-            raise UserError(f"{key}={value}: there is no setting '{key}'; {suggestion(key, names)}")
+            close = difflib.get_close_matches(key, [*names, *NAMES], n=1)
+            name = RENAMED.get(key) or (close[0] if close else "")
+            remedy = f"did you mean {name}?" if name else "'help all' lists the settings"
+            raise UserError(f"{key}={value}: there is no setting '{key}'; {remedy}")
     assert kind is not None
     filled = fill(kind, given)
     for f in fields(kind):
@@ -92,13 +95,6 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
         if f.metadata["limits"] and not low <= getattr(filled, f.name) <= high:
             raise UserError(f"{f.name}={getattr(filled, f.name)}: must be from {low:g} to {high:g}")
     return {f.name: getattr(filled, f.name) for f in fields(kind) if getattr(filled, f.name) != f.default}
-
-
-def suggestion(key: str, others: list[str]) -> str:
-    """What to say about a setting that does not exist."""
-    close = difflib.get_close_matches(key, [*others, *NAMES], n=1)
-    name = RENAMED.get(key) or (close[0] if close else "")
-    return f"did you mean {name}?" if name else "'help all' lists the settings"
 
 
 def fill(kind: type, given: dict[str, str]) -> Any:
@@ -152,3 +148,23 @@ def differing_settings(cfg: Config) -> dict[str, Any]:
     differing = {key: getattr(cfg, key) for key in NAMES if getattr(cfg, key) != getattr(usual, key)}
     own = {key: value for key, value in cfg.model_settings.items() if str(value).lower() != preset.get(key)}
     return differing | own
+
+
+def help_text(models: Mapping[str, type] | None = None) -> str:
+    """The common settings; or, given the settings of each model by its name, all of them."""
+    everything = models is not None
+    lines = ["settings, written key=value" + ("" if everything else "; 'help all' lists every one") + ":"]
+    for group in GROUPS:
+        lines += [line_of(f) for f in fields(group) if everything or f.metadata["common"]]
+    for name, group in (models or {}).items():
+        lines += [f"of model={name}:", *(line_of(f) for f in fields(group))]
+    for name, overrides in PRESETS.items() if everything else ():
+        words = " ".join(f"{key}={value}" for key, value in overrides.items())
+        lines.append(f"preset={name} is: {words}".replace(str(WORKSPACE), "<workspace>"))
+    return "\n".join(lines)
+
+
+def line_of(field: Field[Any]) -> str:
+    """`  lr=0.001     peak learning rate ...`"""
+    default = str(field.default).replace(str(WORKSPACE), "<workspace>") or "''"
+    return f"  {field.name + '=' + default:<36} {field.metadata['meaning']}"

@@ -126,9 +126,9 @@ def fits(value: Any, form: Any) -> bool:
         return isinstance(value, list) and len(value) == len(forms) and all(map(fits, value, forms))
     if isinstance(value, float) and not math.isfinite(value):
         return isinstance(value, form) and math.isnan(value) and isinstance(None, form)
-    return (
-        isinstance(value, form) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) > 2**53)
-    )
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) > 2**53):
+        return False
+    return isinstance(value, form)
 
 
 def bytes_hash(content: bytes) -> str:

@@ -47,18 +47,13 @@ def parse_phase(word: str) -> Phase:
         raise UserError(f"phases: '{epochs}' epochs in '{word}': a whole number from 1; {HOW}")
     if schedule not in SCHEDULES:
         raise UserError(f"phases: there is no schedule '{schedule}'; there is {', '.join(SCHEDULES)}")
-    return Phase(part, int(epochs), parse_lrs(lrs, word), schedule)
-
-
-def parse_lrs(text: str, word: str) -> tuple[float, ...]:
-    """`1e-5/1e-4/1e-3` -> three learning rates. Raises UserError."""
     try:
-        lrs = tuple(float(lr) for lr in text.split("/"))
+        numbers = tuple(float(lr) for lr in lrs.split("/"))
     except ValueError:
-        lrs = (math.nan,)
-    if not all(0 < lr <= 10 for lr in lrs) or len(lrs) > STAGES + 2:
-        raise UserError(f"phases: lrs '{text}' in '{word}': one to {STAGES + 2} numbers up to 10, joined by /; {HOW}")
-    return lrs
+        numbers = (math.nan,)
+    if not all(0 < lr <= 10 for lr in numbers) or len(numbers) > STAGES + 2:
+        raise UserError(f"phases: lrs '{lrs}' in '{word}': one to {STAGES + 2} numbers up to 10, joined by /; {HOW}")
+    return Phase(part, int(epochs), numbers, schedule)
 
 
 def phase_at(phases: list[Phase], epoch: int) -> tuple[Phase, int]:

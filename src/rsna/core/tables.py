@@ -38,9 +38,8 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
         remedy = f"; run: {rebuild}" if rebuild else f"; {source}" if source else ""
         raise UserError(f"{path}: no such file{remedy}")
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(
-            f"{path}: larger than {MAX_BYTES:,} bytes, which no table of this competition is; fetch it again"
-        )
+        problem = f"larger than {MAX_BYTES:,} bytes, which no table of this competition is"
+        raise UserError(f"{path}: {problem}; fetch it again")
     try:
         head: pd.DataFrame = pd.read_csv(path, header=None, nrows=1, dtype=str, **PLAIN_CSV)
         names = head.loc[0].fillna("").str.strip()

@@ -36,9 +36,8 @@ def parse_weights(text: str) -> dict[str, float]:
     for part in text.split(",") if text else []:
         name, colon, weight = part.partition(":")
         if not NAME.fullmatch(name) or name in weights or not in_range(weight if colon else "1", (), 0.001, 1000):
-            raise UserError(
-                f"'{text}': names of runs (members=: of presets), each once, a weight after a colon: a,b:0.25"
-            )
+            how = "names of runs (members=: of presets), each once, a weight after a colon: a,b:0.25"
+            raise UserError(f"'{text}': {how}")
         weights[name] = float(weight or 1)
     return weights
 

@@ -5,19 +5,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from rsna.core.config import AugmentSettings
 from rsna.data.boxes import Floats, affine_boxes, clip_boxes
 from rsna.data.windowing import GreyImage
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """How far an image may change; see the settings of the same names."""
-
-    flip: float  # probability of a horizontal flip
-    rotate: float  # degrees
-    translate: float  # largest translation, fraction of the side
-    scale: float  # largest relative change of scale
-    brightness_contrast: float  # largest relative change
+class Augmentation(AugmentSettings):
+    """What the settings do to an image and its boxes."""
 
     def __call__(self, image: GreyImage, boxes_xyxy: Floats, rng: np.random.Generator) -> tuple[GreyImage, Floats]:
         """The augmented image and its boxes (n, 4), in the same order and clipped; one outside has a side of 0."""

@@ -24,17 +24,8 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, naming, write_then_rename
 from rsna.core.tables import as_numbers, read_table, write_table
+from rsna.data import dicom
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
-from rsna.data.dicom import (
-    SECONDS_PER_FILE,
-    UnreadableDicom,
-    as_unreadable,
-    describe,
-    parse_dicom,
-    read_file,
-    read_pixels,
-    time_limit,
-)
 from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
 from rsna.data.windowing import GreyImage
 from rsna.execution.processes import map_files
@@ -104,10 +95,7 @@ def png_path(cache_dir: Path, source: Path) -> Path:
 
 
 def keep_current(known: pd.DataFrame, paths: pd.Series, cfg: Config) -> pd.DataFrame:
-    """The rows of the sources whose DICOM and PNG are as the row says: not written since they were read, or read now.
-
-    paths: of the sources, by key.
-    """
+    """The rows of the sources (by key) whose DICOM and PNG are as the row says: not written since, or read now."""
     usable = known[(known["status"] == "ok") & (known["version"] == str(VERSION))]
     paths = paths[paths.index.isin(usable.index)]
     rows = usable.loc[paths.index]
@@ -163,21 +151,21 @@ def make_images(paths: pd.Series, current: pd.DataFrame, known: pd.DataFrame, cf
     return read_rows(journal)
 
 
-def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = SECONDS_PER_FILE) -> Row:
+def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = dicom.SECONDS_PER_FILE) -> Row:
     """Write the PNG of one DICOM and return its row of the index; never raises for a bad DICOM."""
     known: Row = {}
     try:
         if not ID.fullmatch(path.stem):
-            raise UnreadableDicom("the file's name has other characters than letters, digits, '_', '.' and '-'")
-        with as_unreadable(), time_limit(seconds):
+            raise dicom.UnreadableDicom("the file's name has other characters than letters, digits, '_', '.' and '-'")
+        with dicom.as_unreadable(), dicom.time_limit(seconds):
             seen = see(path)
             # the bytes that are hashed are the ones that are decoded, even if the file is replaced meanwhile
-            content = read_file(path)
+            content = dicom.read_file(path)
             known |= {"source_hash": bytes_hash(content)}
-            dataset = parse_dicom(content)
-            known |= describe(dataset)
+            dataset = dicom.parse_dicom(content)
+            known |= dicom.describe(dataset)
             image, geometry = decode_square(dataset, size)
-    except UnreadableDicom as error:
+    except dicom.UnreadableDicom as error:
         return refuse(path, cache_dir, str(error), **known)
     png = png_path(cache_dir, path)
     png_hash = write_png(image, png)
@@ -199,7 +187,7 @@ def new_row(path: Path, **known: Any) -> Row:
 def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
     """The dataset's image as uint8 (size, size), and where it lies in it. Raises UnreadableDicom."""
     width, height, geometry = fit_letterbox(int(dataset.Rows), int(dataset.Columns), size)
-    return letterbox(read_pixels(dataset, (width, height)), width, height, size), geometry
+    return letterbox(dicom.read_pixels(dataset, (width, height)), width, height, size), geometry
 
 
 def write_png(image: GreyImage, path: Path) -> str:
@@ -235,8 +223,8 @@ def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
     return np.asarray(image, np.uint8)
 
 
-def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
-    """INDEX_COLUMNS of a finished cache of this size, a row per image (refused: no geometry). Raises UserError."""
+def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
+    """INDEX_COLUMNS of a finished cache: the images of a split or of both (refused: no geometry). Raises UserError."""
     if (cache_dir / JOURNAL_CSV).exists():
         raise UserError(f"{cache_dir}: the image cache is unfinished; run: {REBUILD}")
     path = cache_dir / INDEX_CSV
@@ -254,7 +242,8 @@ def read_index(cache_dir: Path, size: int) -> pd.DataFrame:
     if wrong.any():
         name = table.loc[wrong, "patientId"].iloc[0]
         raise UserError(f"{path}, patientId {name}: not as it was written; delete it and run: {REBUILD}")
-    return table.assign(**numbers)
+    table = table.assign(**numbers)
+    return table[table["split"] == split] if split else table
 
 
 def read_known(cache_dir: Path) -> pd.DataFrame:

@@ -36,7 +36,12 @@ class Samples:
     hashes: Sequence[str] = ()  # of the files, as the index says; without it they are not compared
 
 
-def make_samples(ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame, labels: Any = 0) -> Samples:
+NO_BOXES = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
+
+
+def make_samples(
+    ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame = NO_BOXES, labels: Any = 0
+) -> Samples:
     """Join patientIds, the index (rows of one split), truth boxes and class indices; cache: the folder of the PNGs.
 
     Raises UserError for an image that is not in the cache, or was refused, and for a truth box that leaves its image.
@@ -110,8 +115,7 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
     require_upstream(cfg, "train", fold)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     truth = read_truth(Path(cfg.input))
-    index = read_index(cfg.cache_dir, cfg.size)
-    index = index[index["split"] == "train"]
+    index = read_index(cfg.cache_dir, cfg.size, "train")
     refused = set(index.loc[index["status"] != "ok", "patientId"])
     folds = folds[~folds["patientId"].isin(refused)]
     parts, people = [], []

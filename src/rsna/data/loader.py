@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from rsna.data.cache import read_png
@@ -96,10 +97,8 @@ def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Samples -> a batch: image (B, 1, S, S), boxes (B, N >= 1, 4), mask (B, N) bool, label (B,), row (B,)."""
-    # padding and boxes outside the image are zeros, and False in mask
-    boxes = torch.zeros(len(samples), max(1, *(len(sample["boxes"]) for sample in samples)), 4)
-    for k, sample in enumerate(samples):
-        boxes[k, : len(sample["boxes"])] = sample["boxes"]
+    # padding and boxes outside the image are zeros, and False in mask; there is room for one box at least
+    boxes = pad_sequence([*(sample["boxes"] for sample in samples), torch.zeros(1, 4)], batch_first=True)[:-1]
     mask = (boxes[..., 2:] > 0).all(dim=-1)
     others = default_collate([{key: sample[key] for key in sample if key != "boxes"} for sample in samples])
     return {**others, "boxes": boxes * mask[..., None], "mask": mask}

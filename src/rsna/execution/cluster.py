@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from rsna.core.config import Config
 from rsna.core.errors import UserError, explanation
 from rsna.execution.machines import Cluster, cluster_of
@@ -51,9 +53,7 @@ def run_batches(
 
 
 def run_batch(function: Callable[[Path], Any], batch: Sequence[Path]) -> list[Any]:
-    import cv2
-
-    cv2.setNumThreads(1)  # the task has one core
+    cv2.setNumThreads(1)  # there is a process per core
     return [function(path) for path in batch]
 
 

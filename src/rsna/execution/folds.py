@@ -126,8 +126,7 @@ def run_fold(function: Work, cfg: Config, fold: int) -> None:
         line = explanation(error)
         if not line:
             raise
-        print(line, file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(line)  # multiprocessing prints it
 
 
 def explain_exit(status: int) -> str:

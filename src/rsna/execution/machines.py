@@ -51,9 +51,8 @@ def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"engine=ray address={address}: {reason}; start a cluster with: ray start --head, and see docs/cluster.md"
-        ) from None
+        remedy = "start a cluster with: ray start --head, and see docs/cluster.md"
+        raise UserError(f"engine=ray address={address}: {reason}; {remedy}") from None
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
     if not nodes:
         raise UserError(f"engine=ray address={address}: no machine of the cluster has a core for tasks")
@@ -102,10 +101,8 @@ def check_machines(ray: Any, addresses: dict[str, str], working: Path, others: S
             if wrong := [key for key, value in here.items() if there[key] != value and key != "locked"]:
                 raise UserError(explain_difference(address, wrong[0], there[wrong[0]], here[wrong[0]]))
             if not there["locked"]:
-                print(
-                    f"machine {address}: locks in {working} do not reach it; start no second command on this "
-                    "workspace while this one works"
-                )
+                remedy = "start no second command on this workspace while this one works"
+                print(f"machine {address}: locks in {working} do not reach it; {remedy}")
 
 
 def describe_machine(token: Path, others: Sequence[str]) -> dict[str, str | bool]:
@@ -131,8 +128,6 @@ def version_of(package: str) -> str:
 def explain_difference(address: str, what: str, there: str | bool, here: str | bool) -> str:
     """What to do about a machine that has something else."""
     if "/" in what:
-        return (
-            f"machine {address} does not see the same files in {what}; share this folder with it under the same path "
-            "(NFS, FSx, Lustre), or take it out of the cluster"
-        )
+        remedy = "share this folder with it under the same path (NFS, FSx, Lustre), or take it out of the cluster"
+        return f"machine {address} does not see the same files in {what}; {remedy}"
     return f"machine {address} has {what} {there}, here it is {here}; install the same versions everywhere"

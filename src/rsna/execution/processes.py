@@ -19,7 +19,9 @@ from rsna.core.config import Config
 from rsna.execution import cluster, machines
 
 Result = TypeVar("Result")
+OfFile = Callable[[Path], Result]
 Batches = Iterator[tuple[Sequence[Path], list[Result] | None]]  # files and what a function makes of each
+Pool = Callable[..., Batches[Result]]  # run_pool, or what does the same on a cluster
 # files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed
 BATCH = 8
 
@@ -36,11 +38,7 @@ def count_workers(workers: int, jobs: int = 1) -> int:
 
 
 def map_files(
-    function: Callable[[Path], Result],
-    paths: Sequence[Path],
-    cfg: Config,
-    description: str,
-    crashed: Callable[[Path], Result] | None = None,
+    function: OfFile[Result], paths: Sequence[Path], cfg: Config, title: str, crashed: OfFile[Result] | None = None
 ) -> Iterator[Result]:
     """Yield function(path) of every path, in their order, with a progress bar on a terminal, gone at the end.
 
@@ -54,15 +52,11 @@ def map_files(
     pool = partial(cluster.run_batches, cfg) if on_cluster else run_pool
     results = run_isolated(function, paths, processes, pool, crashed) if processes else map(function, paths)
     hidden = None if paths else True  # None: where there is no terminal
-    yield from tqdm(results, total=len(paths), desc=description, unit="file", leave=False, disable=hidden)
+    yield from tqdm(results, total=len(paths), desc=title, unit="file", leave=False, disable=hidden)
 
 
 def run_isolated(
-    function: Callable[[Path], Result],
-    paths: Sequence[Path],
-    processes: int,
-    pool: Callable[..., Batches[Result]],
-    crashed: Callable[[Path], Result] | None,
+    function: OfFile[Result], paths: Sequence[Path], processes: int, pool: Pool[Result], crashed: OfFile[Result] | None
 ) -> Iterator[Result]:
     """As map_files. When a worker dies, the batches that may have killed it go on one file and process at a time."""
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
@@ -82,14 +76,14 @@ def run_isolated(
             yield results[0] if results is not None else crashed(path)  # type: ignore[misc]
 
 
-def run_pool(function: Callable[[Path], Result], batches: Sequence[Sequence[Path]], processes: int) -> Batches[Result]:
+def run_pool(function: OfFile[Result], batches: Sequence[Sequence[Path]], processes: int) -> Batches[Result]:
     """Yield (batch, its results) as they are finished; None for the batches that a died worker left undone."""
     # OpenCV's threads do not survive a fork: a worker that inherits them hangs as soon as it sets their number
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     pool = ProcessPoolExecutor(processes, initializer=prepare_worker)
     try:
-        futures = deque(pool.submit(run_batch, function, batch) for batch in batches)
+        futures = deque(pool.submit(cluster.run_batch, function, batch) for batch in batches)
         cv2.setNumThreads(threads)
         for batch in batches:
             # taken off the queue, so that results are not held until the last batch is done
@@ -103,13 +97,8 @@ def run_pool(function: Callable[[Path], Result], batches: Sequence[Sequence[Path
         pool.shutdown(cancel_futures=True)
 
 
-def run_batch(function: Callable[[Path], Result], batch: Sequence[Path]) -> list[Result]:
-    return [function(path) for path in batch]
-
-
 def prepare_worker() -> None:
-    """One thread per process, since there is a process per core; and the parent alone decides when to stop."""
-    cv2.setNumThreads(1)
+    """The parent alone decides when to stop."""
     # Ctrl-C reaches every process of the terminal; workers finish their batch instead of printing tracebacks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, daemon=True).start()

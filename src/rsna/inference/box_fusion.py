@@ -9,13 +9,10 @@ from numpy.typing import NDArray
 
 from rsna.core.config import FusionSettings
 from rsna.core.errors import UserError
-from rsna.data.boxes import box_iou, xywh_to_xyxy, xyxy_to_xywh
+from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy, xyxy_to_xywh
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
 IMAGES_AT_ONCE = 5000  # some hundred MB where each has a hundred boxes
 
 
@@ -47,12 +44,8 @@ def fuse_tables(
             raise UserError(f"{len(unlike)} images are in one table and not in another, such as {min(unlike)}")
     stacked = pd.concat([table.assign(model=k) for k, table in enumerate(tables)]).dropna(subset=["confidence"])
     image, names = pd.factorize(stacked["patientId"])
-    votes = Votes(
-        xywh_to_xyxy(stacked[BOX_COLUMNS].to_numpy(dtype=float)),
-        stacked["confidence"].to_numpy(dtype=float),
-        stacked["model"].to_numpy(),
-        image,
-    )
+    boxes_xyxy = xywh_to_xyxy(stacked[BOX_COLUMNS].to_numpy(dtype=float))
+    votes = Votes(boxes_xyxy, stacked["confidence"].to_numpy(dtype=float), stacked["model"].to_numpy(), image)
     model_weights, fused = np.asarray(weights or np.ones(len(tables)), dtype=float), []
     order = np.argsort(image, kind="stable")
     for rows in np.split(order, np.searchsorted(image[order], range(IMAGES_AT_ONCE, len(names), IMAGES_AT_ONCE))):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from rsna.core.artifacts import current_manifest, is_current, manifest_path, read_manifest, record, require, withdraw
 from rsna.core.command_line import command
-from rsna.core.config import Config, FusionSettings
+from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock
 from rsna.core.stages import FREE_TO_USERS
@@ -56,15 +56,11 @@ def check_predictions(cfg: Config) -> None:
                 rebuild = other if cfg.runs else command(run, "train", fold=str(fold)) + " and predict"
                 missing = f"{run.fold_dir(fold)}: no finished predictions of fold {fold}"
                 raise UserError(f"{missing}; run: {rebuild}, or choose the folds to fuse: fold=...")
-            settings[fold] = require(run, "predict", fold)["settings"] | training_settings(run, fold)
+            settings[fold] = require(run, "predict", fold)["settings"]
+            path = manifest_path(run, "train", fold)
+            if path.is_file():
+                settings[fold] |= read_manifest(path, command(run, "train", fold=str(fold)))["settings"]
         check_alike(run, settings)
-
-
-def training_settings(run: Config, fold: int) -> dict[str, Any]:
-    """Those that a fold was trained with, but for those that may differ between folds."""
-    path = manifest_path(run, "train", fold)
-    settings = read_manifest(path, command(run, "train", fold=str(fold)))["settings"] if path.is_file() else {}
-    return {key: value for key, value in settings.items() if key not in FREE_TO_USERS}
 
 
 def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
@@ -73,10 +69,9 @@ def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
     for fold, own in settings.items():
         for key in sorted(usual.keys() | own.keys()):
             if key not in FREE_TO_USERS and own.get(key) != usual.get(key):
-                raise UserError(
-                    f"{run.run_dir}: fold {fold} was made with {key}={own.get(key)}, fold {first} with "
-                    f"{key}={usual.get(key)}; train and predict all folds with the same settings, or set another name="
-                )
+                made = f"fold {fold} was made with {key}={own.get(key)}, fold {first} with {key}={usual.get(key)}"
+                remedy = "train and predict all folds with the same settings, or set another name="
+                raise UserError(f"{run.run_dir}: {made}; {remedy}")
 
 
 def write_tables(cfg: Config) -> dict[str, Any]:
@@ -103,21 +98,19 @@ def write_tables(cfg: Config) -> dict[str, Any]:
 
 def runs_with_boxes(cfg: Config) -> list[Config]:
     """The runs whose models predict boxes; the others have a say in the class probabilities only. Raises UserError."""
-    fold = cfg.fold_list[0]
-    runs = [run for run in cfg.fused_runs if boxes_of_views(run, fold, "valid")[0]["confidence"].notna().any()]
+    tables = [(run, read_views(run.fold_dir(cfg.fold_list[0]) / "valid.csv")) for run in cfg.fused_runs]
+    runs = [run for run, views in tables if next(iter(views.values()))["confidence"].notna().any()]
     if not runs:
         names = ",".join(run.name for run in cfg.fused_runs)
-        raise UserError(
-            f"{names}: this model predicts no boxes; fuse it with a run that has some, such as: "
-            + command(cfg, "ensemble", name="both", runs=f"<detector>,{names}", gate="auto")
-        )
+        fused = command(cfg, "ensemble", name="both", runs=f"<detector>,{names}", gate="auto")
+        raise UserError(f"{names}: this model predicts no boxes; fuse it with a run that has some, such as: {fused}")
     return runs
 
 
 def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, tta: bool = True) -> Fused:
     """One fold's predictions of `valid` or `test`: the views of each run fused, then the runs; without TTA one view."""
     views = slice(None) if tta else slice(1)
-    boxes = [boxes_of_views(run, fold, part)[views] for run in runs]
+    boxes = [[*read_views(run.fold_dir(fold) / f"{part}.csv").values()][views] for run in runs]
     images = [mean_of_views(run.fold_dir(fold) / f"{part}_images.csv", views) for run in cfg.fused_runs]
     return fuse_views(cfg, runs, boxes, images)
 
@@ -142,16 +135,9 @@ def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None]:
     return choose_gate(oof, truth, folds[oof.images.index])
 
 
-def fuse_models(
-    tables: list[pd.DataFrame], settings: FusionSettings, weights: list[float] | None = None
-) -> pd.DataFrame:
+def fuse_models(tables: list[pd.DataFrame], cfg: Config, weights: list[float] | None = None) -> pd.DataFrame:
     """The fused table of several runs or folds; that of a single one as it is."""
-    return fuse_tables(tables, settings, weights) if len(tables) > 1 else tables[0]
-
-
-def boxes_of_views(run: Config, fold: int, part: str) -> list[pd.DataFrame]:
-    """The boxes of a fold's `valid` or `test` images, a table for each view, the plain one first."""
-    return list(read_views(run.fold_dir(fold) / f"{part}.csv").values())
+    return fuse_tables(tables, cfg, weights) if len(tables) > 1 else tables[0]
 
 
 def read_views(path: Path) -> dict[str, pd.DataFrame]:

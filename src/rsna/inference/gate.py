@@ -29,15 +29,12 @@ class Gate:
     alpha: float = 1.0
     beta: float = 0.0
 
-    def probability(self, images: pd.DataFrame) -> pd.Series:
-        """p of images with columns p_opacity and, where known, p_not_normal; it is at most 1."""
-        return images["p_opacity"] + self.beta * images.get("p_not_normal", 0.0)
-
     def apply(self, boxes: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-        """The predictions `boxes` with gated confidences; images: by patientId, see probability."""
+        """The predictions `boxes` with gated confidences; images: p_opacity and perhaps p_not_normal by patientId."""
         if self.alpha == 1:
             return boxes
-        p = self.probability(images).reindex(boxes["patientId"]).to_numpy()
+        p_of_image = images["p_opacity"] + self.beta * images.get("p_not_normal", 0.0)
+        p = p_of_image.reindex(boxes["patientId"]).to_numpy()
         return boxes.assign(confidence=boxes["confidence"] ** self.alpha * p ** (1 - self.alpha))
 
 

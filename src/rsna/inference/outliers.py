@@ -4,11 +4,7 @@ The embedding is the mean of each feature map of the encoder, of all levels, as 
 the covariance is that of Ledoit and Wolf (2004), which holds for fewer images than features.
 """
 
-import io
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.covariance import LedoitWolf
 
@@ -16,12 +12,12 @@ from rsna.core.artifacts import current_manifest, is_current, record, withdraw
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.files import file_lock, write_then_rename
+from rsna.data.boxes import Floats
 from rsna.data.cache import read_index
-from rsna.data.competition import BOX_COLUMNS, read_folds
+from rsna.data.competition import read_folds
 from rsna.data.dataset import ImageDataset, make_samples
 from rsna.data.loader import make_loader
 from rsna.inference.predictor import load_model, to_numpy
-from rsna.inference.tta import Floats
 from rsna.models.backbone import normalise
 from rsna.models.device import explain_failures, pick_device
 
@@ -65,11 +61,11 @@ def load_reference(cfg: Config) -> Reference:
     path, first = cfg.run_dir / "outliers.npz", cfg.fused_runs[0]
     with file_lock(cfg.run_dir, wait=True):
         if not is_current(cfg, "infer"):
-            made, buffer = current_manifest(cfg, "infer"), io.BytesIO()
-            np.savez(buffer, **fit(*(embed(first, images) for images in both_sides(first))))  # type: ignore[arg-type]
+            made = current_manifest(cfg, "infer")
+            reference = fit(*(embed(first, images) for images in both_sides(first)))
             withdraw(cfg, "infer")
-            with write_then_rename(path) as temporary:
-                temporary.write_bytes(buffer.getvalue())
+            with write_then_rename(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **reference)  # type: ignore[arg-type]
             record(cfg, "infer", made=made)
         with np.load(path, allow_pickle=False) as content:
             return dict(content)
@@ -77,10 +73,9 @@ def load_reference(cfg: Config) -> Reference:
 
 def both_sides(cfg: Config) -> list[ImageDataset]:
     """Training images of the first fold, and images that it holds out. Raises UserError if they are not cached."""
-    folds, index = read_folds(cfg.folds_csv, command(cfg, "make_folds")), read_index(cfg.cache_dir, cfg.size)
-    index = index[(index["split"] == "train") & (index["status"] == "ok")]
+    folds, index = read_folds(cfg.folds_csv, command(cfg, "make_folds")), read_index(cfg.cache_dir, cfg.size, "train")
+    index = index[index["status"] == "ok"]
     folds = folds[folds["patientId"].isin(index["patientId"])].sample(frac=1, random_state=cfg.seed)
-    no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
     held_out = folds["fold"] == cfg.fold_list[0]
     sides = [folds.loc[side, "patientId"].iloc[:MOST_IMAGES].reset_index(drop=True) for side in (~held_out, held_out)]
-    return [ImageDataset(make_samples(ids, index, Path(cfg.cache_dir, "train"), no_truth)) for ids in sides]
+    return [ImageDataset(make_samples(ids, index, cfg.cache_dir / "train")) for ids in sides]

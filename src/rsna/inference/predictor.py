@@ -20,19 +20,21 @@ from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, file_lock, hash_of
 from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
 from rsna.core.tables import write_table
-from rsna.data.boxes import xyxy_to_xywh
+from rsna.data.boxes import Floats, xyxy_to_xywh
 from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, read_folds, read_sample, with_empty_rows
 from rsna.data.dataset import ImageDataset, Samples, make_samples
 from rsna.data.letterbox import cached_to_original
 from rsna.data.loader import make_loader
 from rsna.execution.processes import count_workers
-from rsna.inference.tta import Floats, TtaTransform, parse_transforms
+from rsna.inference.tta import TtaTransform, parse_transforms
 from rsna.models.checkpoint import load_checkpoint
 from rsna.models.device import explain_failures, mixed_precision, pick_device, pick_precision
 from rsna.models.registry import build_model
 
 VIEW_COLUMNS = ["patientId", "view", *PREDICTION_COLUMNS[1:]]
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # VIEW_COLUMNS, a row per box; class probabilities, a row per image
+Views = list[tuple[Floats, Floats, Floats]]  # of each transform boxes (N, n, 4), scores (N, n), probabilities (N, c)
 # number of classes -> columns of the tables of images, in the order of the network's classes
 PROBABILITY_COLUMNS = {2: ["p_negative", "p_opacity"], 3: ["p_normal", "p_not_normal", "p_opacity"]}
 
@@ -101,25 +103,19 @@ def load_model(cfg: Config, fold: int) -> Any:
     return model
 
 
-def predict_images(
-    cfg: Config, model: Any, ids: list[str], split: str, title: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> Tables:
     """As predict_dataset, of cached images; undecoded ones are reported and keep empty rows."""
-    index = read_index(cfg.cache_dir, cfg.size)
-    index = index[index["split"] == split]
+    index = read_index(cfg.cache_dir, cfg.size, split)
     all_ids, undecoded = pd.Series(ids, dtype=str), index.loc[index["status"] != "ok", "patientId"]
     usable, refused = all_ids[~all_ids.isin(undecoded)], all_ids[all_ids.isin(undecoded)]
     if len(refused):
         print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {refused.iloc[0]}")
-    no_truth = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
-    samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split, no_truth)
+    samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split)
     return predict_dataset(cfg, model, ImageDataset(samples), ids, title)
 
 
-def predict_dataset(
-    cfg: Config, model: Any, dataset: ImageDataset, ids: list[str], title: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """VIEW_COLUMNS and class probabilities of every view, for all `ids`; empty for those not in the dataset."""
+def predict_dataset(cfg: Config, model: Any, dataset: ImageDataset, ids: list[str], title: str) -> Tables:
+    """The tables of every view, for all `ids`; empty for those not in the dataset."""
     samples = dataset.samples
     transforms, columns = parse_transforms(cfg.tta, cfg.tta_scales), PROBABILITY_COLUMNS[cfg.num_classes]
     nothing = np.empty((0, 1, 4)), np.empty((0, 1)), np.empty((0, len(columns)))
@@ -133,9 +129,7 @@ def predict_dataset(
     return pd.concat(boxes)[VIEW_COLUMNS], pd.concat(images)[["patientId", "view", *columns]]
 
 
-def run_model(
-    cfg: Config, model: Any, dataset: ImageDataset, transforms: Sequence[TtaTransform], title: str
-) -> list[tuple[Floats, Floats, Floats]]:
+def run_model(cfg: Config, model: Any, dataset: ImageDataset, transforms: Sequence[TtaTransform], title: str) -> Views:
     """What predict_views returns, on the device and in the precision that the config asks for."""
     device = pick_device(cfg.device)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
@@ -147,13 +141,9 @@ def run_model(
 
 @torch.inference_mode()
 def predict_views(
-    model: Any,
-    batches: Iterable[dict[str, Any]],
-    transforms: Sequence[TtaTransform],
-    device: torch.device,
-    precision: torch.dtype,
-) -> list[tuple[Floats, Floats, Floats]]:
-    """For each transform boxes (N, n, 4) xyxy in [0, 1] of the image itself, scores (N, n), probabilities (N, c)."""
+    model: Any, batches: Iterable[Any], transforms: Sequence[TtaTransform], device: torch.device, precision: torch.dtype
+) -> Views:
+    """What a model makes of each view of the batches of a loader; boxes xyxy in [0, 1] of the image itself."""
     model.eval()
     collected: list[list[tuple[Floats, ...]]] = [[] for _ in transforms]
     for batch in batches:

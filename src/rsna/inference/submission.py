@@ -42,8 +42,7 @@ def write_submission(cfg: Config) -> Submission | None:
     Raises UserError where the run's tables or scores are missing or do not belong to each other.
     """
     ids = read_sample(Path(cfg.input))
-    index = read_index(cfg.cache_dir, cfg.size)
-    shapes = index[index["split"] == "test"].set_index("patientId")[["rows", "cols"]]
+    shapes = read_index(cfg.cache_dir, cfg.size, "test").set_index("patientId")[["rows", "cols"]]
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
         made = current_manifest(cfg, "make_submission")
@@ -60,12 +59,8 @@ def write_submission(cfg: Config) -> Submission | None:
             claim(cfg, temporary)
             boxes = check_submission(temporary, ids, shapes).dropna(subset=["confidence"])
         counts: dict[str, Any] = {"images": len(ids), "images_with_box": boxes["patientId"].nunique()}
-        chosen: dict[str, Any] = {
-            "threshold": point.threshold,
-            "threshold_from": point.how_chosen,
-            "box_scale": point.box_scale,
-        }
-        record(cfg, "make_submission", made=made, **chosen, **counts)
+        chosen: dict[str, Any] = {"threshold": point.threshold, "threshold_from": point.how_chosen}
+        record(cfg, "make_submission", made=made, **chosen, box_scale=point.box_scale, **counts)
     return Submission(boxes, point, **counts)
 
 

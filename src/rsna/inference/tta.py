@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from rsna.data.boxes import hflip_boxes
-
-Floats = NDArray[np.float64]
+from rsna.data.boxes import Floats, hflip_boxes
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,8 @@ def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = 
         reason = f"not a checkpoint of this version ({type(error).__name__})"
         raise UserError(f"{path}: {reason}; delete it and run: {train}") from None
     if changes:
-        raise UserError(
-            f"{path} comes from other settings or files ({changes}); set them back, or give this run another "
-            f"name=, or delete {path.parent}"
-        )
+        remedy = f"set them back, or give this run another name=, or delete {path.parent}"
+        raise UserError(f"{path} comes from other settings or files ({changes}); {remedy}")
     return content
 
 

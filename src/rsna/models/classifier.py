@@ -1,8 +1,6 @@
 """An image-level classifier: class probabilities and no boxes. With other runs' boxes it acts as a gate."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +8,12 @@ from torch.nn.functional import cross_entropy
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, set_prior
 from rsna.models.registry import register
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of model=classifier alone."""
-
     dropout: float = setting(0.2, "dropout before the last layer", limits=(0, 0.95))
 
 
@@ -30,13 +26,11 @@ class ClassifierModel(DetectionModel):
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(settings.dropout)
-        self.classifier = nn.Linear(2 * cast(Sequence[int], encoder.out_channels)[-1], num_classes)
+        self.classifier = nn.Linear(2 * self.encoder.out_channels[-1], num_classes)
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the class rates."""
-        with torch.no_grad():
-            self.classifier.weight.mul_(0.1)
-            self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
+        set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
         """images (B, 1, S, S) uint8 -> logits (B, classes)."""

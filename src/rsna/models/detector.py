@@ -22,8 +22,6 @@ CANDIDATES, MAX_BOXES = 64, 6  # locations that are looked at, and boxes that ar
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of model=detector alone."""
-
     box_weight: float = setting(1.0, "weight of the box loss", limits=(1e-8, 1e4))
     dropout: float = setting(0.2, "dropout before the last layer of the classifier", limits=(0, 0.95))
     fpn_channels: int = setting(128, "channels of the feature pyramid, a multiple of 16", limits=(16, 4096))

@@ -56,17 +56,15 @@ def explain_failures(cfg: Config) -> Iterator[None]:
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, MemoryError, OSError, EOFError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(str(error)):
-            raise UserError(
-                f"out of memory at batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs} memory={cfg.memory}: "
-                "lower one of them; batch_size and size belong to a run: give it another name="
-            ) from None
+            used = f"batch_size={cfg.batch_size} size={cfg.size} jobs={cfg.jobs} memory={cfg.memory}"
+            remedy = "lower one of them; batch_size and size belong to a run: give it another name="
+            raise UserError(f"out of memory at {used}: {remedy}") from None
         # PyTorch noticed that a loader process died, or the connection to it broke
         if isinstance(error, ConnectionError | EOFError) or DEAD_LOADER.search(str(error)):
             with contextlib.suppress(RuntimeError):
                 time.sleep(0.5)  # PyTorch's signal handler raises for the same process as well, perhaps only now
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise UserError(
-                f"a loader process was killed, probably by the kernel for lack of memory ({reason}): lower workers= or "
-                f"memory= (now {cfg.workers} and {cfg.memory}); what was finished is kept"
-            ) from None
+            cause = f"a loader process was killed, probably by the kernel for lack of memory ({reason})"
+            remedy = f"lower workers= or memory= (now {cfg.workers} and {cfg.memory})"
+            raise UserError(f"{cause}: {remedy}; what was finished is kept") from None
         raise

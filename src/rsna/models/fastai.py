@@ -9,7 +9,7 @@ from torchvision.ops import box_convert
 
 from rsna.core.config import setting
 from rsna.models.backbone import normalise
-from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box
+from rsna.models.protocol import BoxesOfImages, DetectionModel, Outputs, Targets, mean_largest_box, set_prior
 from rsna.models.registry import register
 
 MEASURED = 200  # training batches over which the weight of the cross-entropy is measured
@@ -18,8 +18,6 @@ HIDDEN = 256
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of model=fastai alone."""
-
     dropout: float = setting(0.5, "dropout before both layers of the head", limits=(0, 0.95))
     full_image_negatives: bool = setting(False, "regress images without a box to the whole image, as the post does")
 
@@ -41,7 +39,7 @@ class FastaiModel(DetectionModel):
         super().__init__()
         self.encoder = encoder
         self.size, self.full_image_negatives = size, settings.full_image_negatives
-        n_features: int = self.encoder.out_channels[-1] * (size // 32) ** 2  # type: ignore[index, assignment]
+        n_features = self.encoder.out_channels[-1] * (size // 32) ** 2
         self.head = nn.Sequential(
             *(nn.Flatten(), nn.ReLU(), nn.Dropout(settings.dropout), nn.Linear(n_features, HIDDEN)),
             *(nn.ReLU(), nn.BatchNorm1d(HIDDEN), nn.Dropout(settings.dropout), nn.Linear(HIDDEN, 4 + num_classes)),
@@ -53,12 +51,8 @@ class FastaiModel(DetectionModel):
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
         """Start with the mean box and the class rates."""
         # the last layer follows a normalisation: only its bias, by about the learning rate per step, moves the mean box
-        last = self.head[-1]
-        assert isinstance(last, nn.Linear)
         corners = box_convert(mean_largest_box(boxes_cxcywh), "cxcywh", "xyxy").clamp(0.01, 0.99)
-        with torch.no_grad():
-            last.weight.mul_(0.1)
-            last.bias.copy_(torch.cat([corners.logit(), class_rates.clamp(min=1e-3).log()]))
+        set_prior(self.head[-1], torch.cat([corners.logit(), class_rates.clamp(min=1e-3).log()]))
 
     def forward(self, images: Tensor) -> Outputs:
         """images (B, 1, S, S) uint8 -> boxes (B, 4) corners xyxy in pixels of the input, logits (B, classes)."""

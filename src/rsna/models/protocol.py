@@ -6,6 +6,7 @@ label (B,) int64; row (B,) int64, the image's place in its samples.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class DetectionModel(nn.Module):
     An encoder whose children are called layer1 to layer4 can be frozen in part.
     """
 
-    encoder: nn.Module
+    encoder: Any  # a module, with the numbers of channels of its maps as out_channels
     measures_loss_weights = False  # whether the loss measures the weights of its parts while it trains
 
     def forward(self, images: Tensor) -> Outputs:
@@ -46,6 +47,13 @@ class DetectionModel(nn.Module):
 
     def hold_loss_weights(self) -> None:
         """Stop measuring the weights of the loss and keep them: a range test needs one and the same loss."""
+
+
+@torch.no_grad()
+def set_prior(layer: Any, bias: Tensor, factor: float = 0.1) -> None:
+    """Start a linear layer or convolution with this bias, and with weights times factor that change little about it."""
+    layer.weight.mul_(factor)
+    layer.bias.copy_(bias)
 
 
 def mean_largest_box(boxes_cxcywh: BoxesOfImages) -> Tensor:

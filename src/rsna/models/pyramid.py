@@ -1,14 +1,13 @@
 """What single_box and detector share: a feature pyramid down to stride 8, a box and an objectness at each location."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rsna.models.backbone import normalise
-from rsna.models.protocol import DetectionModel, Outputs
+from rsna.models.protocol import DetectionModel, Outputs, set_prior
 
 MAX_CENTER_OFFSET = 0.15  # of a box's centre from its location, fraction of the image
 
@@ -20,11 +19,14 @@ class PyramidModel(DetectionModel):
         """width: channels of the pyramid; convs: convolutions between the pyramid and what it predicts."""
         super().__init__()
         self.encoder = encoder
-        channels = cast(Sequence[int], self.encoder.out_channels)
+        channels = self.encoder.out_channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
         conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: the position
         self.fpn_conv = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
-        self.tower = nn.Sequential(*(layer for _ in range(convs) for layer in conv_norm_relu(width)))
+        self.tower = nn.Sequential()
+        for _ in range(convs):  # with a normalisation that does not depend on the batch, which is small
+            conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+            self.tower.extend([conv, nn.GroupNorm(16, width), nn.ReLU()])
         self.objectness = nn.Conv2d(width, 1, 1)
         self.box_head = nn.Conv2d(width, 4, 1)
         self.classifier = nn.Linear(channels[-1] + width, num_classes)
@@ -32,14 +34,9 @@ class PyramidModel(DetectionModel):
 
     def set_priors(self, p_objectness: Tensor, log_size: Tensor, class_rates: Tensor) -> None:
         """Start with this objectness (1,), the log of a box's width and height (2,), and the class rates (classes,)."""
-        assert self.box_head.bias is not None
-        assert self.objectness.bias is not None
-        with torch.no_grad():
-            self.objectness.bias.copy_(p_objectness.clamp(0.01, 0.99).logit())
-            self.box_head.weight.mul_(0.1)
-            self.box_head.bias.copy_(torch.cat([torch.zeros(2), log_size]))
-            self.classifier.weight.mul_(0.1)
-            self.classifier.bias.copy_(class_rates.clamp(min=1e-3).log())
+        set_prior(self.objectness, p_objectness.clamp(0.01, 0.99).logit(), factor=1.0)
+        set_prior(self.box_head, torch.cat([torch.zeros(2), log_size]))
+        set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
         """images (B, 1, S, S) uint8 -> logits (B, classes); of L locations objectness logits (B, L), boxes (B, L, 4)
@@ -59,11 +56,6 @@ class PyramidModel(DetectionModel):
         pooled = torch.cat([features[-1].mean((2, 3)), attended], dim=1)
         logits = self.classifier(self.dropout(pooled)).float()
         return {"logits": logits, "objectness": objectness, "boxes": boxes, "centres": centres}
-
-
-def conv_norm_relu(width: int) -> tuple[nn.Module, ...]:
-    """A convolution with a normalisation that does not depend on the batch, which is small."""
-    return nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(16, width), nn.ReLU()
 
 
 def top_down(lateral: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:

@@ -18,8 +18,6 @@ ASSIGNMENT_SIGMA = 0.15  # of the Gaussian that assigns locations around the tru
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of model=single_box alone."""
-
     box_weight: float = setting(1.0, "weight of the box and location losses", limits=(1e-8, 1e4))
     dropout: float = setting(0.2, "dropout before the last layer of the classifier", limits=(0, 0.95))
     fpn_channels: int = setting(128, "channels of the feature pyramid", limits=(1, 4096))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
-from rsna.core.config import Config
+from rsna.core.config import AugmentSettings, Config
 from rsna.core.errors import UserError
 from rsna.core.files import file_lock, write_text
 from rsna.core.phases import phase_at
@@ -35,13 +35,14 @@ from rsna.training.loop import Training, start_phase, train_epoch, validate
 from rsna.training.resume import load_saved, note_seconds, rank, resume, save_epoch
 from rsna.training.tracker import track
 
-OnEpoch = Callable[[list[dict[str, Any]]], None]
+History = list[dict[str, Any]]  # a row for each epoch
+OnEpoch = Callable[[History], None]
 
 
 def train_fold(cfg: Config, fold: int, on_epoch: OnEpoch | None = None) -> None:
     """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others.
 
-    on_epoch: called with the history, a row for each epoch, once an epoch is saved; what it raises stops the training.
+    on_epoch: called with the history once an epoch is saved; what it raises stops the training.
     """
     with file_lock(cfg.fold_dir(fold), wait=cfg.engine == "ray"), explain_failures(cfg):
         if is_current(cfg, "train", fold):
@@ -94,11 +95,11 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
     seen = people_of_checkpoint(Path(cfg.weights)) if names_file(cfg, "weights") else set()
     shared = seen & set(data.valid_people)
     if shared:
-        raise UserError(
-            f"weights={cfg.weights} was trained on {len(shared)} people of this fold's {len(data.valid_people)} "
-            f"validation people, such as {min(shared)!r}: the scores would be too high; on the same folds take the "
-            "checkpoint of this fold, else remove their images from one of the two sets"
+        people = (
+            f"{len(shared)} people of this fold's {len(data.valid_people)} validation people, such as {min(shared)!r}"
         )
+        remedy = "on the same folds take the checkpoint of this fold, else remove their images from one of the two sets"
+        raise UserError(f"weights={cfg.weights} was trained on {people}: the scores would be too high; {remedy}")
     return sorted(seen | set(data.train_people))
 
 
@@ -132,7 +133,7 @@ def make_loaders(cfg: Config, fold: int, data: FoldData, device: torch.device, e
 
 def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
     """The training images of a fold, augmented as the settings say."""
-    augmentation = Augmentation(cfg.flip, cfg.rotate, cfg.translate, cfg.scale, cfg.brightness_contrast)
+    augmentation = Augmentation(**cfg.only(AugmentSettings))
     return ImageDataset(samples, augmentation, (cfg.seed, fold), memory.read if memory else None)
 
 
@@ -143,13 +144,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def run_epochs(
-    cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]
-) -> Iterator[list[dict[str, Any]]]:
-    """Train, validate, save; epoch by epoch, phase by phase. about: what else the checkpoints hold.
-
-    Yields the history after each epoch that is saved.
-    """
+def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]) -> Iterator[History]:
+    """Train, validate, save, and yield the history; epoch by epoch. about: what else the checkpoints hold."""
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
     steps, stream = len(train_loader) // len(epochs), iter(train_loader)

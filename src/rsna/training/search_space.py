@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from rsna.core.command_line import command, parse
@@ -32,10 +32,11 @@ def parse_space(cfg: Config) -> dict[str, Suggest]:
             raise UserError(f"space: {word}: {known}; help all lists them")
         if found and types[key] in (int, float) and float(found[1]) < float(found[2]):
             low, high = (types[key](float(number)) for number in found.group(1, 2))
-            space[key] = partial(suggest_number, key, low, high, bool(found[3]))
+            suggest = "suggest_int" if types[key] is int else "suggest_float"
+            space[key] = methodcaller(suggest, key, low, high, log=bool(found[3]))
             choices = [str(low), str(high)]
         elif len(choices) > 1:
-            space[key] = partial(suggest_choice, key, choices)
+            space[key] = methodcaller("suggest_categorical", key, choices)
         else:
             raise UserError(f"space: {word}: must be {key}=low..high, {key}=low..high:log or {key}=a|b|c")
         for value in choices:
@@ -43,16 +44,6 @@ def parse_space(cfg: Config) -> dict[str, Suggest]:
     if not space:
         raise UserError('space=: must not be empty, such as space="lr=1e-4..3e-3:log encoder_lr=.1..1"')
     return space
-
-
-def suggest_number(key: str, low: float, high: float, log: bool, trial: Any) -> Any:
-    """A number of a trial, whole if the ends are."""
-    suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
-    return suggest(key, low, high, log=log)
-
-
-def suggest_choice(key: str, choices: list[str], trial: Any) -> str:
-    return str(trial.suggest_categorical(key, choices))
 
 
 def trial_config(cfg: Config, name: str, values: dict[str, Any], **more: str) -> Config:

@@ -7,10 +7,10 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,85 +28,64 @@ PROJECT = "rsna-pneumonia"
 PER_ROW, BOXES = 4, 2  # of the sheet: images with an opacity, then as many without; predicted boxes on each
 
 
-class Sink(Protocol):
-    """What a tracking service takes."""
+@dataclass(frozen=True)
+class Sink:
+    """What a tracking service takes, of an epoch."""
 
-    def log(self, values: dict[str, float], epoch: int) -> None: ...
-    def show(self, picture: Picture, epoch: int) -> None: ...  # (H, W, 3), red, green, blue
-    def close(self) -> None: ...
+    log: Callable[[dict[str, float], int], Any]
+    show: Callable[[Picture, int], Any]  # (H, W, 3), red, green, blue
+    close: Callable[[], Any]
 
 
-class TensorBoard:
+def open_tensorboard(cfg: Config, fold: int, settings: dict[str, str]) -> Sink:
     """Event files in the fold's folder: tensorboard --logdir working/<name>."""
+    optional("tensorboard", REQUIREMENTS)
+    writer = optional("torch.utils.tensorboard", REQUIREMENTS).SummaryWriter(cfg.fold_dir(fold) / "tensorboard")
+    writer.add_text("settings", "\n\n".join(f"{key}={value}" for key, value in settings.items()))
 
-    def __init__(self, cfg: Config, fold: int, settings: dict[str, str]) -> None:
-        optional("tensorboard", REQUIREMENTS)
-        writer = optional("torch.utils.tensorboard", REQUIREMENTS).SummaryWriter
-        self.writer = writer(cfg.fold_dir(fold) / "tensorboard")
-        self.writer.add_text("settings", "\n\n".join(f"{key}={value}" for key, value in settings.items()))
-
-    def log(self, values: dict[str, float], epoch: int) -> None:
+    def log(values: dict[str, float], epoch: int) -> None:
         for key, value in values.items():
-            self.writer.add_scalar(key, value, epoch)
+            writer.add_scalar(key, value, epoch)
 
-    def show(self, picture: Picture, epoch: int) -> None:
-        self.writer.add_image("validation", picture, epoch, dataformats="HWC")
-
-    def close(self) -> None:
-        self.writer.close()
+    return Sink(log, partial(writer.add_image, "validation", dataformats="HWC"), writer.close)
 
 
-class WandB:
+def open_wandb(cfg: Config, fold: int, settings: dict[str, str]) -> Sink:
     """A run of Weights & Biases; without a network by WANDB_MODE=offline, in the fold's folder."""
+    wandb, folder = optional("wandb", REQUIREMENTS), cfg.fold_dir(fold)
+    names = {"project": PROJECT, "group": cfg.name, "name": f"{cfg.name}-fold{fold}"}
+    own = bytes_hash(os.fsencode(folder.absolute()))  # the same after a stop
+    run = wandb.init(**names, dir=str(folder), id=own, resume="allow", config=settings)
 
-    def __init__(self, cfg: Config, fold: int, settings: dict[str, str]) -> None:
-        self.wandb = optional("wandb", REQUIREMENTS)
-        where = {
-            "project": PROJECT,
-            "dir": str(cfg.fold_dir(fold)),
-            "group": cfg.name,
-            "name": f"{cfg.name}-fold{fold}",
-        }
-        own = bytes_hash(os.fsencode(cfg.fold_dir(fold).absolute()))  # the same after a stop
-        self.run = self.wandb.init(**where, id=own, resume="allow", config=settings)
+    def show(picture: Picture, epoch: int) -> None:
+        run.log({"validation": wandb.Image(picture)}, step=epoch)
 
-    def log(self, values: dict[str, float], epoch: int) -> None:
-        self.run.log(values, step=epoch)
-
-    def show(self, picture: Picture, epoch: int) -> None:
-        self.run.log({"validation": self.wandb.Image(picture)}, step=epoch)
-
-    def close(self) -> None:
-        self.run.finish()
+    return Sink(run.log, show, run.finish)
 
 
-class MLflow:
+def open_mlflow(cfg: Config, fold: int, settings: dict[str, str]) -> Sink:
     """A run in MLFLOW_TRACKING_URI, by default the files in working/mlruns."""
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow advises against files, which need no server
+    files, name = (Path(cfg.working) / "mlruns").absolute().as_uri(), f"{cfg.name}-fold{fold}"
+    client = optional("mlflow", REQUIREMENTS).MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", files))
+    found = client.get_experiment_by_name(PROJECT)
+    experiment = found.experiment_id if found else client.create_experiment(PROJECT)
+    earlier = client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)
+    own = (earlier[0] if earlier else client.create_run(experiment, run_name=name)).info.run_id
+    for key, value in settings.items():
+        client.set_tag(own, key, value)  # a parameter could not change in a second training
 
-    def __init__(self, cfg: Config, fold: int, settings: dict[str, str]) -> None:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # mlflow advises against files, which need no server
-        files, name = (Path(cfg.working) / "mlruns").absolute().as_uri(), f"{cfg.name}-fold{fold}"
-        mlflow = optional("mlflow", REQUIREMENTS)
-        self.client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", files))
-        found = self.client.get_experiment_by_name(PROJECT)
-        experiment = found.experiment_id if found else self.client.create_experiment(PROJECT)
-        earlier = self.client.search_runs([experiment], f"attributes.run_name = '{name}'", max_results=1)
-        self.id = (earlier[0] if earlier else self.client.create_run(experiment, run_name=name)).info.run_id
-        for key, value in settings.items():
-            self.client.set_tag(self.id, key, value)  # a parameter could not change in a second training
-
-    def log(self, values: dict[str, float], epoch: int) -> None:
+    def log(values: dict[str, float], epoch: int) -> None:
         for key, value in values.items():
-            self.client.log_metric(self.id, key, value, step=epoch)
+            client.log_metric(own, key, value, step=epoch)
 
-    def show(self, picture: Picture, epoch: int) -> None:
-        self.client.log_image(self.id, picture, f"validation-{epoch}.png")
+    def show(picture: Picture, epoch: int) -> None:
+        client.log_image(own, picture, f"validation-{epoch}.png")
 
-    def close(self) -> None:
-        self.client.set_terminated(self.id)
+    return Sink(log, show, partial(client.set_terminated, own))
 
 
-SINKS: dict[str, Callable[..., Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+SINKS: dict[str, Callable[..., Sink]] = {"tensorboard": open_tensorboard, "wandb": open_wandb, "mlflow": open_mlflow}
 
 
 class Tracker:
@@ -142,10 +121,6 @@ class Tracker:
         if sink := self.sink:
             self.attempt(lambda: sink.show(draw_sheet(run, data)[..., ::-1].copy(), len(run.history)))
 
-    def close(self) -> None:
-        if self.sink:
-            self.attempt(self.sink.close)
-
 
 @contextmanager
 def track(cfg: Config, fold: int) -> Iterator[Tracker]:
@@ -154,7 +129,8 @@ def track(cfg: Config, fold: int) -> Iterator[Tracker]:
     try:
         yield tracker
     finally:
-        tracker.close()
+        if tracker.sink:
+            tracker.attempt(tracker.sink.close)
 
 
 def revision() -> str:
