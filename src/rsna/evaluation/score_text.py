@@ -20,7 +20,7 @@ from rsna.evaluation.threshold import best_point
 def print_scores(scores: dict[str, Any], path: Path) -> None:
     """Print everything that decides between runs; path: the file that holds all of it."""
     folds = pd.DataFrame(scores["per_fold"]).rename(columns={"cross_fitted_mAP": "cross-fitted mAP"})
-    print(folds.to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
+    print(folds.fillna(np.nan).to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
     print_map(scores, f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else "")
     print(by_name("mAP by view position", scores["per_view_position"]))
     print_point(scores)

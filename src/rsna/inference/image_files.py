@@ -52,7 +52,7 @@ def find_images(text: str, output: Path) -> list[Path]:
 
 def safe_name(file: str) -> str:
     """A name for what is made of a file: its own and, as others may have it too, a hash of its path."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", Path(file).stem)[:80] + "_" + bytes_hash(os.fsencode(file))[:8]
+    return re.sub(r"[^A-Za-z0-9-]+", "_", Path(file).stem)[:80] + "_" + bytes_hash(os.fsencode(file))[:8]
 
 
 def output_folder(cfg: Config) -> Path:

@@ -121,7 +121,7 @@ def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFra
         prior, low, high = estimate_prior(point["bins"], by_fold, *point["resampling"])
         words = f"estimated, 95 % interval {low:.1%} to {high:.1%}"
         if low <= share <= high:
-            why = f"; not corrected for the fraction of positives: {prior:.1%} ({words}) settles no difference"
+            why = f"; not corrected for the fraction of positives: {prior:.1%} ({words}) does not clearly differ"
             return scores["threshold"], f"{why} from the {share:.1%} out of fold"
     prior = prior or float(cfg.prior)
     surface = read_numbers(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))

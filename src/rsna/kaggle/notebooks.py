@@ -62,7 +62,7 @@ def training_notebook(kernel: Kernel) -> Any:
         f"# Pneumonia detection: training of run `{kernel.run}`\n\n"
         "Trains the folds on the competition's images and ends with a submission. It needs a GPU"
         + (", and internet for the pretrained weights.\n\n" if kernel.internet else " and no internet.\n\n")
-        + "A session ends after 12 hours, and a fold that is not finished by then is lost: train fewer folds at a time "
+        + "A session ends after 12 hours, and what is not finished by then is not kept: train fewer folds at a time "
         "if they do not fit (`fold=0..1` in the settings).",
         "## Settings",
         code.SETTINGS

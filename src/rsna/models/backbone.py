@@ -1,5 +1,6 @@
 """The encoder for images of one channel, and its initial weights."""
 
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,6 @@ from rsna.core.errors import UserError
 
 # statistics of ImageNet's grey levels, which pretrained encoders expect; close to those of chest radiographs
 MEAN, STD = 0.449, 0.226
-REMEDIES = (
-    "either download the weights on another machine (torchvision's resnet34-b627a593.pth, or model.safetensors of "
-    "smp-hub/resnet34.imagenet on the Hugging Face hub) and set weights=<file>, or train from random weights "
-    "with weights=none"
-)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -44,12 +40,17 @@ def make_encoder(name: str, weights: str) -> nn.Module:
 
 
 def download_encoder(name: str) -> nn.Module:
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of its attempts; the error below says it once
     try:
         return smp.encoders.get_encoder(name, in_channels=1, depth=5, weights="imagenet")
     except KeyError:
-        raise UserError(f"weights=imagenet: there are none for encoder={name}; {REMEDIES}") from None
+        raise UserError(f"weights=imagenet: there are none for encoder={name}; set weights=none or a file") from None
     except Exception as error:  # the hub's client raises a dozen kinds of its own and of its HTTP library
-        raise UserError(f"weights=imagenet could not be fetched ({first_line(error)}); {REMEDIES}") from None
+        source = smp.encoders.encoders[name]["pretrained_settings"]["imagenet"]["repo_id"]
+        raise UserError(
+            f"weights=imagenet could not be fetched ({first_line(error)}); elsewhere download model.safetensors of "
+            f"{source} from the Hugging Face hub and set weights=<file>, or train from random weights with weights=none"
+        ) from None
 
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
@@ -69,7 +70,7 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, without the prefix `encoder.`; nothing in the file is executed."""
     if not path.is_file():
-        raise UserError(f"weights={path}: no such file; {REMEDIES}")
+        raise UserError(f"weights={path}: no such file")
     try:
         tensors = path.suffix == ".safetensors"
         if zipfile.is_zipfile(path):  # as torch writes them, uncompressed

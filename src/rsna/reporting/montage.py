@@ -21,11 +21,11 @@ from rsna.inference.tiles import GREEN, YELLOW, Colour, Picture, draw_tile, stac
 
 Rows = dict[str, list[str]]  # title -> patientIds
 PER_ROW = 4  # at the width of a README the captions stay readable
-COLOURS = 64  # mostly greys
+COLOURS = 256  # mostly greys; with fewer, soft tissue has contours
 
 
 def write_montage(picture: Picture, path: Path) -> None:
-    """Write a montage as PNG of COLOURS colours: a fifth of the size, with no difference that shows."""
+    """Write a montage as PNG of COLOURS colours, less than half the size."""
     image = Image.fromarray(picture[..., ::-1].copy())
     reduced = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with write_then_rename(path) as temporary:

@@ -39,7 +39,9 @@ def draw_batch_sheet(cfg: Config, fold: int) -> Picture:
     """The same images of a fold as they are augmented in several epochs, one row each, with all their boxes."""
     dataset = make_train_set(cfg, fold, load_fold(cfg, fold).train)
     rows = choose_rows(dataset)
-    names = CLASSES if cfg.num_classes == 3 else ["no opacity", "opacity"]
+    # what two of them begin with leaves no room below an image
+    classes = [name.removeprefix("No Lung Opacity / ") for name in CLASSES]
+    names = classes if cfg.num_classes == 3 else ["no opacity", "opacity"]
     sheet: list[list[Picture]] = [[] for _ in range(EPOCHS)]
     for epoch, row in product(range(EPOCHS), rows):
         sample = dataset[epoch, row]

@@ -63,7 +63,7 @@ def load_saved_weights(cfg: Config, fold: int, model: DetectionModel) -> None:
         model.load_state_dict(saved["model"])
         print(f"fold {fold}: from {path}, after epoch {saved['epoch']}")
     else:
-        finished = f"{path} has finished its epochs; " if saved else ""
+        finished = "training has finished, so the test starts " if saved else ""
         print(f"fold {fold}: {finished}from the initial weights")
 
 

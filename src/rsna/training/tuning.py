@@ -29,6 +29,7 @@ from rsna.inference.predictor import predict_fold
 from rsna.training.fold import train_fold
 from rsna.training.search_space import parse_space, trial_config, words_of
 
+PLACES = ("preset", "root", "input", "folds", "working")  # the settings that say where compare finds things
 BEFORE_PRUNING = 5  # trials that run to the end first, so that there is a median to compare with
 
 
@@ -177,8 +178,10 @@ def check_winner(cfg: Config, study: Any) -> None:
     if failed:
         raise UserError(f"a check of the best trial {next(iter(failed.values()))}; the same command goes on with it")
     again, *elsewhere = map(score_of, checks)
-    kept = f"{(again - middle) / (best.value - middle):.0%} of its lead" if best.value > middle else "no lead"
-    print(f"the same settings with seed={cfg.seed + 1}: mAP {again:.4f}, which keeps {kept} over the median")
+    kept = "is not above the median: the lead was luck"
+    if best.value > middle and again > middle:
+        kept = f"keeps {(again - middle) / (best.value - middle):.0%} of its lead over the median"
+    print(f"the same settings with seed={cfg.seed + 1}: mAP {again:.4f}, which {kept}")
     if elsewhere:
         new, old = elsewhere
         print(f"on fold {unseen[0]}, which the search has not seen: mAP {new:.4f}; with the usual settings {old:.4f}")
@@ -186,7 +189,8 @@ def check_winner(cfg: Config, study: Any) -> None:
         print("no fold is left that the search has not seen; leave one out, such as fold=0..3")
     changes = {key: str(value) for key, value in best.params.items()} | {"name": f"{cfg.name}_best", "fold": "all"}
     print(f"to train it: {shlex.join(['./run.sh', *words_of(cfg, **changes)])}")
-    print(f"all trials: {shlex.join(['./run.sh', 'compare', f'root={cfg.root}', f'working={cfg.run_dir}/trials'])}")
+    places = [word for word in words_of(cfg, working=f"{cfg.run_dir}/trials") if word.partition("=")[0] in PLACES]
+    print(f"all trials: {shlex.join(['./run.sh', 'compare', *places])}")
 
 
 def check_run(cfg: Config, _: int) -> None:
