@@ -70,7 +70,7 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, without the prefix `encoder.`; nothing in the file is executed."""
     if not path.is_file():
-        raise UserError(f"weights={path}: no such file")
+        raise UserError(f"weights={path}: no such file; set another, or weights=none for random weights")
     try:
         tensors = path.suffix == ".safetensors"
         if zipfile.is_zipfile(path):  # as torch writes them, uncompressed
