@@ -13,7 +13,7 @@ from rsna.inference.gate import describe_gate
 def main(cfg: Config) -> None:
     made, state = fuse_run(cfg), "current"
     if made:
-        models = f"{len(cfg.fold_list)} folds of {len(cfg.fused_runs)} run(s)"
+        models = f"fold {', '.join(map(str, cfg.fold_list))} of {', '.join(run.name for run in cfg.fused_runs)}"
         state = f"{models}, {made['oof']} out-of-fold and {made['test']} test images"
         if cfg.gate == "auto":
             print(f"ensemble: {describe_gate(made['gate'])}")

@@ -97,7 +97,7 @@ def test_numbers_agree_from_stage_to_stage(world, tmp_path):
     assert f"mAP {scores['mAP']:.4f}" in again.stdout
     for text in (said["evaluate"].stdout, again.stdout):
         assert f"AP50 {scores['AP50']:.4f}" in text
-        assert f"mean {scores['FROC']['mean']:.3f}" in text
+        assert f"mean: {scores['FROC']['mean']:.3f}" in text
     test = stage("evaluate", root, f"predictions={root}/submissions/tiny.csv", f"labels={root}/test_labels.csv")
     score = re.search(r"mAP (\d\.\d{4}), 95", test.stdout)[1]
     assert re.search(rf"submission, test images\s+8\s+{score}", said["summary"].stdout)

@@ -65,7 +65,7 @@ def print_detection_scores(scores: dict[str, Any]) -> None:
 
 
 def by_name(title: str, values: dict[str, float], digits: int = 4) -> str:
-    return f"{title}: " + "  ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
+    return f"{title}: " + "  ".join(f"{name}: {value:.{digits}f}" for name, value in values.items())
 
 
 def score_file(cfg: Config) -> None:

@@ -84,7 +84,7 @@ def compare(data: ReportData) -> tuple[Rows, list[str]]:
     """Rows for the run, baselines and the other runs in working/; and the names of runs that are left out."""
     scores, perfect = data.run.scores, largest_box(data.truth).assign(confidence=1.0)
     own = {"this run": scores["mAP"], **scores["baselines"]}
-    own["a perfect largest box on each opacity"] = mean_average_precision(data.truth, perfect)
+    own["a perfect largest box on each positive image"] = mean_average_precision(data.truth, perfect)
     rows = [[name, str(len(data.run.ids)), digits(value), "-"] for name, value in own.items()]
     runs, refused = find_runs(data.cfg)
     others = [run for run in runs if run.folder != data.run.folder]

@@ -100,8 +100,8 @@ def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float
     spread = f"mean over {len(histories)} folds" if len(histories) > 1 else "one fold"
     return (
         f"validation scores after the last epoch, {spread}; L1 in pixels of a 512 px image:\n"
-        f"  accuracy {mean['accuracy']:.4f} (post: .8278; 'no opacity' for every image: {all_negative:.4f})\n"
-        f"  L1 {digits(mean['L1_post'], '.1f')} with the whole image as the truth of negatives (post: 39.1)\n"
+        f"  accuracy {mean['accuracy']:.4f} (fast.ai post: .8278; 'no opacity' for every image: {all_negative:.4f})\n"
+        f"  L1 {digits(mean['L1_post'], '.1f')} with the whole image as the truth of negatives (fast.ai post: 39.1)\n"
         f"  L1 {digits(mean['L1'], '.1f')} and IoU {digits(mean['IoU'])} on positives, AUC {digits(mean['AUC'])}, "
         f"mAP {digits(mean['mAP'])}"
     )
