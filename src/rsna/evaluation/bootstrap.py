@@ -40,10 +40,7 @@ def paired_interval(
 
 
 def resampled_means(by_person: Floats, n_resamples: int, seed: int) -> Floats:
-    """(..., 2, people) sum and count of each person's scores -> (n_resamples, ...) mean score of people drawn anew.
-
-    They are drawn with replacement; NaN for a resample in which no image counts.
-    """
+    """(..., 2, people) sum, count of each person's scores -> (n_resamples, ...) means; NaN where no image counts."""
     rng = np.random.default_rng(seed)
     n_people = by_person.shape[-1]
     draws = (rng.integers(0, n_people, n_people) for _ in range(n_resamples))

@@ -42,10 +42,7 @@ class Images(NamedTuple):
 
 
 def calibration_images(every: Images, calibrate: str, labelled: pd.Index) -> tuple[Images, str]:
-    """Those of all images that calibrate= names, and that in words; labelled: patientIds in the order of the labels.
-
-    Raises UserError where it names images that cannot be used.
-    """
+    """The images that calibrate= names, and that in words; labelled: ids in the labels' order. Raises UserError."""
     if calibrate == "auto":
         calibrate = "test_like" if len(labelled) == CHALLENGE_IMAGES else "all"
     if calibrate == "all":

@@ -1,7 +1,5 @@
 """The report's sections on errors (where score is lost, calibration, ROC, overlap of boxes) and groups of images."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
@@ -64,8 +62,7 @@ def calibration(data: ReportData) -> Plot:
     figure, (axis,) = svg.new_axes()
     axis.plot([0, 1], [0, 1], ":", color=svg.SOFT, linewidth=1.2)
     span = [(bins["share"] - bins["low"]).clip(lower=0), (bins["high"] - bins["share"]).clip(lower=0)]
-    look: Any = {"color": svg.BLUE, "marker": "o", "markersize": 4, "linewidth": 1.4, "capsize": 2}
-    axis.errorbar(bins["confidence"], bins["share"], span, **look)
+    axis.errorbar(bins["confidence"], bins["share"], span, marker="o", markersize=4, capsize=2)
     axis.annotate("perfectly calibrated", (0.88, 0.97), ha="right", va="top", color=svg.INK, fontsize=9)
     axis.set(xlabel="mean confidence", ylabel="fraction with an opacity", xlim=(0, 1), ylim=(0, 1))
     error, brier = analysis.calibration_error(bins), brier_score_loss(positive, data.top)
@@ -83,7 +80,7 @@ def roc(data: ReportData) -> Plot | None:
     figure, (axis,) = svg.new_axes()
     shown = analysis.thin(curve, "false_alarms", "found")
     axis.plot([0, 1], [0, 1], ":", color=svg.SOFT, linewidth=1.2)
-    axis.plot(shown["false_alarms"], shown["found"], color=svg.BLUE, linewidth=1.4)
+    axis.plot(shown["false_alarms"], shown["found"])
     axis.plot(*([value] for value in at), "o", color=svg.RED, markersize=6)
     axis.annotate("threshold ", at, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=svg.INK)
     axis.set(xlabel="false alarms on images without opacity", ylabel="opacities found", xlim=(0, 1), ylim=(0, 1.01))
@@ -99,7 +96,7 @@ def overlaps(data: ReportData) -> Plot | None:
         return None
     figure, (axis,) = svg.new_axes()
     axis.axvspan(IOU_THRESHOLDS[0], IOU_THRESHOLDS[-1], color=svg.ORANGE, alpha=0.18, linewidth=0)
-    axis.hist(iou, bins=(np.arange(21) / 20).tolist(), color=svg.BLUE, edgecolor=svg.PAPER, linewidth=0.5)
+    axis.hist(iou, bins=(np.arange(21) / 20).tolist(), edgecolor=svg.PAPER, linewidth=0.5)
     axis.set(xlabel="IoU with the true box", ylabel="boxes", xlim=(0, 1))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     alt = f"{len(iou)} boxes: median IoU {np.median(iou):.3f}; "

@@ -43,8 +43,7 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
 def make_tiles(data: ReportData) -> list[dict[str, Any]]:
     """The chosen images as tiles; one that the cache refused is left out."""
     chosen = choose(data.scores, data.truth, data.run.kept, PER_KIND)
-    known = ((kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index)
-    return [make_tile(data, kind, name) for kind, name in known]
+    return [make_tile(data, kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index]
 
 
 def make_tile(data: ReportData, kind: str, name: str) -> dict[str, Any]:

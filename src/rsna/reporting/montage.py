@@ -74,10 +74,7 @@ def choose_submitted(table: pd.DataFrame, seed: int) -> Rows:
 
 
 def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFrame, Colour]]) -> Picture:
-    """A montage of cached images with all their boxes of these tables, the confidences of the last one below.
-
-    Images that the cache refused are left out. Raises UserError if none is left.
-    """
+    """A montage of those that are cached (UserError if none is), with these boxes; below, confidences of the last."""
     known = cached_images(cfg, split)
     tiles: dict[str, list[Picture]] = {}
     for title, name in ((title, name) for title, names in rows.items() for name in names if name in known.index):

@@ -91,7 +91,7 @@ def threshold(data: ReportData) -> Plot:
     near = plateau(data.sweep)
     figure, (axis,) = svg.new_axes()
     curve = thin(data.sweep.sort_values("threshold"), "threshold", "score")
-    axis.plot(curve["threshold"], curve["score"], color=svg.BLUE, linewidth=1.4)
+    axis.plot(curve["threshold"], curve["score"])
     axis.axvline(chosen, color=svg.RED, linestyle="--", linewidth=1.2)
     axis.plot([chosen], [score], "o", color=svg.RED, markersize=6)
     side = "left" if chosen < 0.5 * sum(axis.get_xlim()) else "right"

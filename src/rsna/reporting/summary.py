@@ -78,8 +78,7 @@ def test_rows(cfg: Config) -> list[Row]:
     if not scores["per_iou"]:
         return [("submission, test images", len(ids), None, None, "no truth and no box")]
     low, high = scores["interval"]
-    known = read_truth(Path(cfg.input))
-    simple = baselines(known, pd.Series(0, index=ids), kept, truth)
+    simple = baselines(read_truth(Path(cfg.input)), pd.Series(0, index=ids), kept, truth)
     return [
         ("submission, test images", len(ids), None, None, f"{scores['mAP']:.4f}"),
         ("  95 % interval, images resampled", len(ids), None, None, f"{low:.4f} to {high:.4f}"),
@@ -96,9 +95,8 @@ def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
     for run in runs:
         fused = {key.split("/")[0] for key in read_manifest(run.folder / "ensemble.json")["inputs"]}
         refused |= dict.fromkeys(fused & set(refused), f"it is fused in {run.name} and was not scored alone")
-    truth = read_truth(Path(cfg.input))
     people = people_of(read_folds(cfg.folds_csv, command(cfg, "make_folds")))
-    table = compare_runs(cfg, runs, runs[0], truth, people)
+    table = compare_runs(cfg, runs, runs[0], read_truth(Path(cfg.input)), people)
     settings = differing_settings({run.name: read_settings(run.folder) for run in runs})
     table["settings"] = [" ".join(f"{key}={value}" for key, value in settings[name].items()) for name in table["run"]]
     return table, refused

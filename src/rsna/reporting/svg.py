@@ -9,7 +9,7 @@ import io
 import re
 from typing import Any
 
-from matplotlib import style
+from matplotlib import rcsetup, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,6 +29,7 @@ STYLE: Any = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": SOFT, "grid.alpha": 0.25, "grid.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.edgecolor": SOFT, "hatch.color": PAPER, "hatch.linewidth": 0.7, "image.cmap": "cividis",
+    "axes.prop_cycle": rcsetup.cycler(color=SERIES), "lines.linewidth": 1.4,
     "text.parse_math": False,  # a name with two dollar signs is a name
     "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
     "svg.hashsalt": "report",  # the same figure, the same bytes

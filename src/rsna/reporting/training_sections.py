@@ -59,7 +59,7 @@ def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot
     figure, (axis,) = svg.new_axes(3.0 + 0.19 * below)
     for k, (fold, history) in enumerate(data.histories.items()):
         marker = "osD^v"[k % 5] if len(history) <= 40 else None
-        look: Any = {"color": svg.SERIES[k % 6], "marker": marker, "markersize": 3, "linewidth": 1.4}
+        look: Any = {"color": svg.SERIES[k % 6], "marker": marker, "markersize": 3}
         for dash, (column, legend) in zip(svg.DASHES, columns.items(), strict=False):
             words = f"fold {fold}" + (f", {legend}" if legend else "")
             axis.plot(history["epoch"], history[column], dash, label=words, **look)
