@@ -1,6 +1,7 @@
 """Trackers show what history.csv holds, change no result, and stop nothing when they fail."""
 
 import sys
+import time
 
 import cv2
 import numpy as np
@@ -61,6 +62,9 @@ def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     follow(settings(tmp_path, "wandb"))
     (run,) = (tmp_path / "working/run/fold0/wandb").glob("offline-run-*/*.wandb")
+    ends = time.monotonic() + 30  # wandb's own process writes it
+    while b"valid_loss" not in run.read_bytes() and time.monotonic() < ends:
+        time.sleep(0.1)
     assert b"valid_loss" in run.read_bytes()
     assert len(list(run.parent.glob("files/media/images/validation_1_*.png"))) == 1
 
