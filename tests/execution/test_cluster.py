@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers.commands import SRC, run_command
 
@@ -116,6 +117,26 @@ def test_a_lost_machine_changes_no_byte(nodes, local, fresh):
     assert_same_files(local, fresh, made)
     assert "train: fold 0, 1 current" in run_here("train", fresh), "either engine goes on from the other's files"
     assert list((fresh / "working").glob(".*-*")) == [], "nothing of the cluster's is left behind"
+
+
+@pytest.mark.slow
+def test_trials_of_a_search_on_the_cluster(nodes, local, tmp_path):
+    """As many at a time as there is room for; one whose node dies goes on as the same trial."""
+    pytest.importorskip("optuna", reason="pip install -r requirements-tune.txt")
+    root = Path(shutil.copytree(local, tmp_path / "workspace"))
+    second = nodes.add_node(**NODE)
+    words = ["name=search", "fold=0", "trials=3", "bootstrap=10", "space=lr=1e-4..1e-2:log"]
+    search = start("tune", root, nodes, *words)
+    said = read_until(search, r"epoch 1/3")
+    nodes.remove_node(second, allow_graceful=False)
+    status, out, err = finish(search)
+    assert (status, err) == (0, "")
+    lines = "".join(said) + out
+    assert len(re.findall(r"its machine was lost", lines)) == 1
+    assert sorted(re.findall(r"trial (\d): complete", lines)) == ["0", "1", "2"]
+    states = pd.read_csv(root / "working/search/trials.csv")["state"]
+    assert states.tolist() == ["COMPLETE"] * 3
+    assert "to train it: ./run.sh " in out
 
 
 def test_a_fold_that_fails_leaves_the_other_alone_and_is_not_tried_again(nodes, local, fresh):
