@@ -47,8 +47,9 @@ def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
     environment = {"py_modules": [str(CODE)], "env_vars": threads}
     try:
         warnings.simplefilter("ignore", UserWarning)  # Ray's own lines about what the error below says
-        knock(address)
-        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        if not ray.is_initialized():  # by the check of another folder of runs
+            knock(address)
+            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         remedy = "start a cluster with: ray start --head, and see docs/cluster.md"
