@@ -125,7 +125,7 @@ def test_trials_of_a_search_on_the_cluster(nodes, local, tmp_path):
     pytest.importorskip("optuna", reason="pip install -r requirements-tune.txt")
     root = Path(shutil.copytree(local, tmp_path / "workspace"))
     second = nodes.add_node(**NODE)
-    words = ["name=search", "fold=0", "trials=3", "bootstrap=10", "space=lr=1e-4..1e-2:log"]
+    words = ["name=search", "fold=0", "trials=3", "bootstrap=10", "space=lr=1e-4..1e-3:log"]
     search = start("tune", root, nodes, *words)
     said = read_until(search, r"epoch 1/3")
     nodes.remove_node(second, allow_graceful=False)
