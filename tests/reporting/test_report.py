@@ -1,5 +1,6 @@
 """The report as a file, and in a headless browser where there is one."""
 
+import base64
 import html
 import json
 import os
@@ -21,6 +22,7 @@ from rsna.evaluation.runs import as_made
 from rsna.reporting.gallery import KINDS, PER_KIND, choose
 from rsna.reporting.report import TEMPLATES, policy, render, write_report
 from rsna.reporting.sections import plateau
+from rsna.reporting.training_pictures import draw_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -275,6 +277,20 @@ def test_parts_of_the_loss_are_shown_whatever_their_names(tmp_path):
     text = report(words(tmp_path)).read_text()
     assert "<h3>Loss: objectness</h3>" in text
     assert "Loss: offset" not in text
+
+
+def test_the_search_behind_the_settings_is_shown(tmp_path):
+    """In the report of the run that tune says how to train, and in no other."""
+    _, labels = make_competition(tmp_path, 40)
+    for name in ("lrs_best", "other"):
+        make_run(tmp_path, make_predictions(labels), name)
+    (search := tmp_path / "working/lrs").mkdir()
+    table = pd.DataFrame({"number": [0, 1], "state": "COMPLETE", "value": [0.1, 0.2]})
+    draw_study(table, {"lr": 0.8, "flip": 0.2}, search / "tune.png")
+    pages = {name: report([*words(tmp_path), f"name={name}"]).read_text() for name in ("lrs_best", "other")}
+    shown = re.findall(r'<img src="data:image/png;base64,([^"]+)"', pages["lrs_best"])
+    assert (search / "tune.png").read_bytes() in map(base64.b64decode, shown)
+    assert "The search for these settings" not in pages["other"]
 
 
 def test_a_submission_of_older_scores_is_called_stale(tmp_path):

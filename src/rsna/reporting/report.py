@@ -80,6 +80,14 @@ def submission_sentence(cfg: Config) -> str:
     )
 
 
+def search_picture(cfg: Config) -> str:
+    """tune.png of the search whose best settings a run has, by the name that tune gives it, as data:; else empty."""
+    path = Path(cfg.working) / cfg.name.removesuffix("_best") / "tune.png"
+    if not cfg.name.endswith("_best") or not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
 def compare(data: ReportData) -> tuple[Rows, list[str]]:
     """Rows for the run, baselines and the other runs in working/; and the names of runs that are left out."""
     scores, perfect = data.run.scores, largest_box(data.truth).assign(confidence=1.0)
@@ -112,6 +120,7 @@ def page_content(data: ReportData) -> dict[str, Any]:
         "surface": sections.surface(data),
         "cross_fitted": sections.cross_fitted_rows(data),
         "training": training_sections.training(data),
+        "search": search_picture(data.cfg),
         "folds": sections.fold_rows(data),
         "calibration": analysis_sections.calibration(data),
         "roc": analysis_sections.roc(data),
