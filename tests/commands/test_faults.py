@@ -202,9 +202,8 @@ def test_two_trainings_at_the_same_moment_end_as_one(reference):
         for _ in range(2)
     ]
     said = [process.communicate() for process in both]
-    # one finds fold 0 taken and goes on with fold 1; there the other may come while it is still at work
+    # one finds fold 0 taken: it waits some seconds, then goes on with fold 1; there the other may come meanwhile
     refused = ["is at work there" in err for _, err in said]
-    assert any(refused)
     assert [process.returncode for process in both] == [int(value) for value in refused], said
     assert contents(reference.root) == contents(reference.states / "predict")
 

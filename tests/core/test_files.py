@@ -1,17 +1,21 @@
 """Files are whole or absent; tables and JSON are checked when they are read."""
 
 import bz2
+import contextlib
 import errno
 import fcntl
 import gzip
 import lzma
 import os
+import subprocess
+import sys
 import threading
 import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.sequence import ROOT
 
 from rsna.core.errors import UserError, explanation
 from rsna.core.files import file_lock, read_json, write_text, write_then_rename
@@ -223,3 +227,28 @@ def test_a_full_disk_is_blamed_on_the_file_that_is_written(tmp_path):
     assert "None" not in explanation(OSError(errno.ENOSPC, "No space left on device"))
     copied = OSError(errno.ENOSPC, "No space left on device", "source.py", None, "bundle/source.py")
     assert "device: bundle/source.py; make room" in explanation(copied)
+
+
+@contextlib.contextmanager
+def held_by_another(folder, seconds):
+    """A process that holds the lock of a folder for some seconds, and then ends."""
+    code = (
+        "import sys, time, pathlib; from rsna.core.files import file_lock\nwith file_lock(pathlib.Path(sys.argv[1])):\n"
+    )
+    code += "    print('held', flush=True); time.sleep(float(sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(folder), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(ROOT / "src")}) as holder:
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+        holder.kill()
+
+
+def test_a_process_that_ends_soon_is_waited_for(tmp_path):
+    """As the fold of a command that was killed, which may still be in the middle of a write."""
+    with held_by_another(tmp_path, 0.5), file_lock(tmp_path, patience=20):
+        pass
+
+
+def test_a_process_that_works_on_is_named(tmp_path):
+    with held_by_another(tmp_path, 60) as holder, pytest.raises(UserError, match=f"process {holder.pid} is at work"):
+        lock(tmp_path)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -185,9 +186,10 @@ def hash_of_index(path: Path, split: str) -> str:
 
 
 @contextlib.contextmanager
-def file_lock(folder: Path, wait: bool = False) -> Iterator[None]:
+def file_lock(folder: Path, wait: bool = False, patience: float = 5) -> Iterator[None]:
     """Let one process at a time write into a folder; a second one waits for it, or stops with a UserError.
 
+    It stops after `patience` seconds: the fold of a command that was killed a moment ago may still be writing a file.
     The kernel drops the lock of a process that ends in whatever way, and child processes do not inherit it.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,13 +198,12 @@ def file_lock(folder: Path, wait: bool = False) -> Iterator[None]:
         if not re.fullmatch(r"(process \d+)?", said):
             raise UserError(f"{folder / '.lock'}: not a lock of this program; move it elsewhere")
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = f"another {said or 'process'}"
-            if not wait:
-                raise UserError(f"{folder}: {holder} is at work there; wait for it, or set another name=") from None
-            print(f"waiting for {holder} that works in {folder}", flush=True)
-            fcntl.lockf(lock, fcntl.LOCK_EX)
+            if not try_lock(lock, 0 if wait else patience):
+                holder = f"another {said or 'process'}"
+                if not wait:
+                    raise UserError(f"{folder}: {holder} is at work there; wait for it, or set another name=")
+                print(f"waiting for {holder} that works in {folder}", flush=True)
+                fcntl.lockf(lock, fcntl.LOCK_EX)
         except OSError as error:
             problem = f"its file system has no locks ({error.strerror}), which keep two commands apart"
             raise UserError(f"{folder}: {problem}; move it to a local disk") from None
@@ -213,3 +214,16 @@ def file_lock(folder: Path, wait: bool = False) -> Iterator[None]:
             yield
         finally:
             lock.truncate(0)
+
+
+def try_lock(file: IO[str], patience: float) -> bool:
+    """Lock a file, or return False if another process holds its lock for `patience` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.05)

@@ -118,7 +118,7 @@ def take_trial(optuna: Any, study: Any, cfg: Config) -> Iterator[Any]:
 def is_free(folder: Path) -> bool:
     """Whether no process holds the lock of a folder."""
     try:
-        with file_lock(folder):
+        with file_lock(folder, patience=0):
             return True
     except UserError:
         return False
