@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from rsna.core.artifacts import record
 from rsna.core.command_line import parse
 from rsna.core.config import WORKSPACE, Config
+from rsna.core.sources import INDEX_CSV, see
 from rsna.core.tables import write_table
 from rsna.data import competition
-from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, SPLITS, cache_image, read_known, see
+from rsna.data.cache import INDEX_COLUMNS, JOURNAL_CSV, SPLITS, cache_image, read_known
 from rsna.data.competition import BOX_COLUMNS, CLASSES, HEADER_COLUMNS, LABEL_COLUMNS, TRAIN_IMAGES
 
 FOLDS, SIZE, VIEWS = 5, 512, ("plain", "hflip")

@@ -4,6 +4,7 @@ The pairs come from the table of provenance, so that a new command is covered on
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rsna.core.artifacts import files_of, manifest_path, read_manifest
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.files import hash_of
-from rsna.core.stages import STAGES
+from rsna.core.stages import STAGES, TEST_IMAGES, TRAIN_IMAGES
 
 # commands that write no manifest, and the one whose outputs they show
 READERS = {
@@ -49,7 +50,8 @@ def change(path):
         if split:
             rows = path.read_text().splitlines(keepends=True)
             place = next(k for k, row in enumerate(rows) if f",{split}," in row)
-            lines = [*rows[:place], rows[place].replace("0000000000000000", "00000000000000ff"), *rows[place + 1 :]]
+            rows[place] = re.sub(r"\b[0-9a-f]{16}\b", "00000000000000ff", rows[place])
+            lines = rows
         content = "".join(lines).encode()
     elif path.name == "scores.json":
         content = path.read_bytes() + b"\n"
@@ -94,3 +96,35 @@ def test_after_a_change_a_command_refuses_or_makes_all_anew(finished, tmp_path, 
         assert list(untrue(cfg, command)) == []
     assert not said or re.search("run: |restore|delete|name=", said)
     assert "\n" not in said
+
+
+OF_IMAGES = [
+    (command, template.partition("#")[2]) for command, template in PAIRS if template in (TRAIN_IMAGES, TEST_IMAGES)
+]
+
+
+@pytest.mark.parametrize(("command", "split"), OF_IMAGES)
+def test_after_a_dicom_was_replaced_every_command_names_it(finished, tmp_path, monkeypatch, capsys, command, split):
+    copy_workspace(finished, tmp_path / "w")
+    without_networks(monkeypatch)
+    cfg = parse(settings(tmp_path / "w"))
+    images = tmp_path / f"w/input/stage_2_{split}_images"
+    replaced = max(images.iterdir())
+    before = replaced.stat()
+    text = replaced.read_text()
+    replaced.unlink()
+    replaced.write_text(text[::-1])
+    os.utime(replaced, ns=(before.st_atime_ns, before.st_mtime_ns))  # of equal size and time
+    with pytest.raises(UserError, match="run: .*cache_images") as caught:
+        run_main(command, cfg)
+    assert f"{replaced}: not the file that was cached; restore it, or run: " in str(caught.value)
+
+
+def test_a_dicom_that_was_copied_or_touched_or_is_gone_changes_nothing(finished, tmp_path, monkeypatch, capsys):
+    copy_workspace(finished, tmp_path / "w")
+    cfg = parse(settings(tmp_path / "w"))
+    gone, touched, *_ = (tmp_path / "w/input/stage_2_train_images").iterdir()
+    gone.unlink()
+    touched.touch()
+    run_main("summary", cfg)
+    assert f"run {cfg.name}" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from PIL import Image
 from rsna.core.artifacts import current_manifest, record
 from rsna.core.command_line import parse
 from rsna.core.files import content_hash
+from rsna.core.sources import SEEN_CSV, see
 from rsna.data.competition import HEADERS_CSV, MAPPING_JSON, SAMPLE_CSV
 from rsna.execution import folds
 from rsna.inference import new_images, outliers, predictor
@@ -41,10 +42,12 @@ def make_workspace(root):
     test = [f"test{k}" for k in range(20)]
     pd.DataFrame({"patientId": test, "PredictionString": ""}).to_csv(source / SAMPLE_CSV, index=False)
     rows = pd.read_csv(index, dtype=str)
-    hashes = [f"{k:016x}" for k in range(len(rows))]
-    others = rows.iloc[: len(test)].assign(patientId=test, split="test")
-    rows = pd.concat([rows.assign(source_hash=hashes), others.assign(source_hash=hashes[: len(test)])])
-    rows.to_csv(index, index=False)
+    rows = pd.concat([rows, rows.iloc[: len(test)].assign(patientId=test, split="test")])
+    cached = [make_source(source, *row) for row in zip(rows["split"], rows["patientId"], strict=True)]
+    rows.assign(source_hash=[content_hash(path) for path in cached]).to_csv(index, index=False)
+    pd.Series([see(path, recent=True) for path in cached], name=content_hash(index)).to_csv(
+        index.with_name(SEEN_CSV), index=False
+    )
     (root / "new").mkdir()
     Image.fromarray(np.arange(64 * 48).reshape(64, 48).astype(np.uint8)).save(root / "new/image.png")
     cfg = parse(settings(root))
@@ -55,6 +58,14 @@ def make_workspace(root):
     for name in ("ensemble", "evaluate", "make_submission", "report"):
         run_main(name, cfg)
     return cfg
+
+
+def make_source(folder, split, name):
+    """A file in place of a DICOM: what was cached of it is made up."""
+    path = folder / f"stage_2_{split}_images" / f"{name}.dcm"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{split} {name}")
+    return path
 
 
 def make_trained_fold(cfg, fold):

@@ -16,7 +16,8 @@ from rsna.core.command_line import command
 from rsna.core.config import FILE_OR_WORD, Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, hash_of, read_json, write_json
-from rsna.core.stages import STAGES
+from rsna.core.sources import changed_source
+from rsna.core.stages import STAGES, TEST_IMAGES, TRAIN_IMAGES
 from rsna.core.validation import check, parse_weights
 
 Manifest = dict[str, Any]
@@ -37,9 +38,20 @@ def current_manifest(cfg: Config, name: str, fold: int | None = None) -> Manifes
             settings[key] = "a file"  # its content is among the inputs
     if FusionSettings in stage.settings:
         settings["fold_list"] = cfg.fold_list
-    inputs = {key: hash_of(path) for key, path in files_of(stage.inputs, cfg, fold).items()}
+    inputs = hash_inputs(cfg, name, fold)
     said = {"command": name, "version": stage.version, "settings": settings, "inputs": inputs}
     return json.loads(json.dumps(said))  # as it comes back from the file
+
+
+def hash_inputs(cfg: Config, name: str, fold: int | None = None) -> dict[str, str]:
+    """The content hash of each input by its name. Raises UserError if a DICOM is not the one that was cached."""
+    for template in {TRAIN_IMAGES, TEST_IMAGES} & {*STAGES[name].inputs}:
+        split = template.partition("#")[2]
+        if changed := changed_source(cfg.cache_dir, Path(cfg.input) / f"stage_2_{split}_images", split):
+            raise UserError(
+                f"{changed}: not the file that was cached; restore it, or run: {command(cfg, 'cache_images')}"
+            )
+    return {key: hash_of(path) for key, path in files_of(STAGES[name].inputs, cfg, fold).items()}
 
 
 def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
@@ -116,8 +128,8 @@ def check_files(found: Manifest, cfg: Config, name: str, fold: int | None, remed
     for key, path in outputs.items():
         if path.is_file() and found["outputs"].get(key) != hash_of(path):
             raise UserError(f"{path}: not as {name} wrote it; {remedy}")
-    for key, path in files_of(STAGES[name].inputs, cfg, fold).items():
-        said, now = found["inputs"].get(key), hash_of(path)
+    for key, now in hash_inputs(cfg, name, fold).items():
+        said = found["inputs"].get(key)
         if said != now and now != ABSENT:
             output = next(iter(outputs.values()))
             raise UserError(f"{output}: made from another {key} ({said} -> {now}); {remedy}")

@@ -9,7 +9,6 @@ import csv
 import io
 import os
 import re
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pydicom.dataset import FileDataset
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, naming, write_then_rename
+from rsna.core.sources import INDEX_CSV, SEEN_CSV, see
 from rsna.core.tables import as_numbers, read_table, write_table
 from rsna.data import dicom
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
@@ -37,14 +37,11 @@ ID = re.compile(r"\w[\w.-]*")  # what can become the name of a PNG and a field o
 VERSION = 2  # raise it when the same DICOM gives another PNG than before: caches are then made anew
 REBUILD = "./run.sh cache_images, with the same settings"
 PNG_END = b"IEND\xaeB`\x82"
-INDEX_CSV = "index.csv"
 JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv takes their place when all is done
 INDEX_COLUMNS = ["patientId", "split", "rows", "cols", "transfer_syntax", "photometric", "status", "reason"]
 INDEX_COLUMNS += [*GEOMETRY_COLUMNS, "source_hash", "png_hash", "version"]  # the last three: is it still the right one
 HASHES = ["source_hash", "png_hash"]
 JOURNAL_COLUMNS = [*INDEX_COLUMNS, "seen"]  # what `see` said of both files when they were read
-SEEN_CSV = ".seen.csv"  # that column for the rows of the index, whose hash is its name; it differs between copies
-RECENT_NS = 2 * 10**9  # the coarsest clock of a file system, that of FAT, ticks every two seconds
 # a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
 MAX_REFUSED = 0.05
 NAMED_REFUSALS = 5
@@ -106,23 +103,6 @@ def keep_current(known: pd.DataFrame, paths: pd.Series, cfg: Config) -> pd.DataF
     hashes, said = map_files(work, paths[unknown].tolist(), cfg, "cached images"), rows.loc[unknown, HASHES]
     unlike = (pd.DataFrame([*hashes], said.index, HASHES, dtype=str) != said).any(axis=1)
     return rows.assign(seen=seen).drop(index=unlike.index[unlike])
-
-
-def see(path: str | Path, recent: bool = False) -> str:
-    """What changes whenever a file is written or replaced, even by one of equal size and time.
-
-    Empty for a file that is not there, and for one written in the last seconds, unless `recent` is true: a further
-    change within the same tick of the clock would leave it the same.
-    """
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ""
-    last = max(found.st_mtime_ns, found.st_ctime_ns)
-    if not recent and last > time.time_ns() - RECENT_NS:
-        return ""
-    # the time of the last change of the inode cannot be set
-    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns};"
 
 
 def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
