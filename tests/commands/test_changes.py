@@ -115,7 +115,7 @@ def test_after_a_dicom_was_replaced_every_command_names_it(finished, tmp_path, m
     replaced.unlink()
     replaced.write_text(text[::-1])
     os.utime(replaced, ns=(before.st_atime_ns, before.st_mtime_ns))  # of equal size and time
-    with pytest.raises(UserError, match="run: .*cache_images") as caught:
+    with pytest.raises(UserError, match=r"run: .*cache_images") as caught:
         run_main(command, cfg)
     assert f"{replaced}: not the file that was cached; restore it, or run: " in str(caught.value)
 
