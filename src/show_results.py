@@ -1,4 +1,4 @@
-"""Draw out-of-fold images with true (green) and predicted (yellow) boxes: best, worst, missed, false alarms, random.
+"""Draw out-of-fold images with true (blue) and predicted (orange) boxes: best, worst, missed, false alarms, random.
 
 python src/show_results.py [name=...]   -> working/<name>/results.png
 """
@@ -12,7 +12,7 @@ from rsna.reporting.montage import results_montage, write_montage
 def main(cfg: Config) -> None:
     path = cfg.run_dir / "results.png"
     write_montage(results_montage(as_made(cfg)), path)
-    print(f"out of fold: true boxes green, predicted boxes yellow -> {path}")
+    print(f"out of fold: true boxes blue, predicted boxes orange -> {path}")
 
 
 if __name__ == "__main__":

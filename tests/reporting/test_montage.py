@@ -8,7 +8,7 @@ from helpers.run_files import make_competition, make_predictions, make_run, word
 
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.inference.tiles import CAPTION, GAP, GREEN, TILE, YELLOW, draw_tile, stack_rows
+from rsna.inference.tiles import BLUE, CAPTION, GAP, NAME, ORANGE, TILE, draw_tile, stack_rows
 from rsna.reporting.montage import (
     PER_ROW,
     choose_results,
@@ -22,14 +22,23 @@ from rsna.reporting.montage import (
 def test_all_boxes_are_drawn_where_they_are():
     image = np.zeros((512, 512), np.uint8)
     boxes = np.array([[20, 40, 100, 200], [300, 300, 512, 512]], dtype=float)
-    tile = draw_tile(image, [(boxes, GREEN), (boxes[:0], YELLOW)], "0.91 0.40", "best")
+    tile = draw_tile(image, [(boxes, BLUE), (boxes[:0], ORANGE)], "0.91 0.40", "best")
     assert tile.shape == (TILE + CAPTION, TILE, 3)
-    green = (tile == GREEN).all(axis=2)
+    blue = (tile == BLUE).all(axis=2)
     for x, y in ((10, 20), (50, 100), (150, 150), (255, 255)):
-        assert green[y, x], "a corner"
-    assert not green[60, 30], "boxes are outlines"
-    assert not (tile[:TILE] == YELLOW).all(axis=2).any()
+        assert blue[y, x], "a corner"
+    assert not blue[60, 30], "boxes are outlines"
+    assert not (tile[:TILE] == ORANGE).all(axis=2).any()
     assert tile[TILE:].any(), "the caption is below the image"
+
+
+def test_a_name_as_long_as_a_uuid_has_a_line_of_its_own():
+    tile = draw_tile(np.zeros((64, 64), np.uint8), [], name="0004cfab-14fd-4e49-80ba-63a80b6bddd6")
+    assert tile.shape == (TILE + CAPTION + NAME, TILE, 3)
+    line = tile[TILE + CAPTION - 2 :]
+    assert line[:, TILE * 4 // 5 : -4].any()
+    assert not line[:, -4:].any(), "it ends before the edge"
+    assert not tile[:TILE].any()
 
 
 def test_rows_of_any_length_are_padded():
@@ -66,14 +75,14 @@ def test_montage_of_a_run_is_deterministic_and_asks_for_current_files(tmp_path):
     montage = results_montage(cfg)
     assert montage.shape[1] == PER_ROW * TILE + (PER_ROW - 1) * GAP
     assert (montage == results_montage(cfg)).all()
-    assert (montage == GREEN).all(axis=2).any()
-    assert (montage == YELLOW).all(axis=2).any()
+    assert (montage == BLUE).all(axis=2).any()
+    assert (montage == ORANGE).all(axis=2).any()
     path = tmp_path / "montage.png"
     write_montage(montage, path)
     found = cv2.imread(str(path)).astype(int)
     assert np.abs(found - montage).mean() < 4, "fewer colours, the same picture"
-    green = (montage == GREEN).all(axis=2)
-    assert np.abs(found[green] - GREEN).max() < 16
+    blue = (montage == BLUE).all(axis=2)
+    assert np.abs(found[blue] - BLUE).max() < 16
     with pytest.raises(UserError, match="none of the test images is there; nothing to draw"):
         submission_montage(cfg)
     cfg.submission_csv.write_text("patientId,PredictionString\nx,\n")

@@ -17,6 +17,7 @@ from helpers.run_files import make_competition, make_predictions, make_run, word
 from rsna.core.artifacts import record
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
+from rsna.core.stages import STAGES
 from rsna.evaluation.metric import image_scores
 from rsna.evaluation.runs import as_made
 from rsna.reporting.gallery import KINDS, PER_KIND, choose
@@ -159,7 +160,10 @@ def test_figures_have_words_and_tables_have_heads(outline):
 def test_every_figure_names_the_command(made):
     commands = re.findall(r"made by <code>(.*?)</code>", made.read_text())
     assert len(commands) == 15
-    assert all(command.startswith("./run.sh ") and "name=first" in command for command in commands)
+    *stages, report = commands
+    assert set(stages) <= STAGES.keys()
+    assert report.startswith("./run.sh report ")
+    assert "name=first" in report
 
 
 def test_the_same_files_make_the_same_page(made):
@@ -177,7 +181,7 @@ def test_the_gallery_shows_each_image_once_and_in_order():
     ).assign(x=0.0, y=0.0, width=10.0)
     scores = image_scores(truth, kept).mean(axis=1)
     chosen = choose(scores, truth, kept, per_kind=3)
-    assert chosen == {"best": ["p0", "p1"], "worst": ["p3", "p2"], "false alarm": ["n1", "n0"], "miss": ["p5", "p4"]}
+    assert chosen == {"best": ["p0", "p1"], "worst": ["p3", "p2"], "false alarm": ["n1", "n0"], "missed": ["p5", "p4"]}
     assert list(chosen) == list(KINDS)
 
 
@@ -466,7 +470,7 @@ def test_everything_with_the_keyboard_alone(browser, made):
     from selenium.webdriver.common.keys import Keys
 
     open_page(browser, made)
-    choose_kind(browser, "miss")
+    choose_kind(browser, "missed")
     n_shown = len(visible_kinds(browser))
     assert n_shown > 2
     browser.execute_script("document.querySelector('.filters [name=boxes]').focus()")
@@ -483,7 +487,7 @@ def test_everything_with_the_keyboard_alone(browser, made):
     assert position.text == f"1 of {n_shown}"
     press(browser, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert position.text == f"3 of {n_shown}"
-    assert viewer.find_element("css selector", ".words").text.startswith("miss")
+    assert viewer.find_element("css selector", ".words").text.startswith("missed")
     press(browser, Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     assert position.text == f"{n_shown} of {n_shown}", "before the first comes the last"
     last = viewer.find_element("css selector", "code").text

@@ -65,6 +65,41 @@ def test_a_study_goes_on_only_with_its_own_settings(tmp_path):
         open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "epochs=3"))
 
 
+def test_a_study_does_not_go_on_with_other_folds(tmp_path):
+    cfg = settings(tmp_path)
+    cfg.run_dir.mkdir(parents=True)
+    cfg.folds_csv.parent.mkdir()
+    cfg.folds_csv.write_text("one")
+    open_study(optuna, cfg)
+    open_study(optuna, cfg)
+    cfg.folds_csv.write_text("another")
+    with pytest.raises(UserError, match=r"was begun with other content of folds/folds\.csv; set another name="):
+        open_study(optuna, cfg)
+
+
+def test_a_search_whose_first_trials_all_fail_stops(tmp_path):
+    cfg = settings(tmp_path, "lr=1e-4..1e-2:log", "trials=30")
+    cfg.run_dir.mkdir(parents=True)
+    study = open_study(optuna, cfg)
+    for _ in range(3):
+        with take_trial(optuna, study, cfg) as trial:
+            assert trial is not None
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    with take_trial(optuna, study, cfg) as trial:
+        assert trial is None
+
+
+def test_a_search_that_began_well_goes_on_after_failures(tmp_path):
+    cfg = settings(tmp_path, "lr=1e-4..1e-2:log", "trials=30")
+    cfg.run_dir.mkdir(parents=True)
+    study = open_study(optuna, cfg)
+    for state in ("COMPLETE", "FAIL", "FAIL", "FAIL"):
+        with take_trial(optuna, study, cfg) as trial:
+            study.tell(trial, 0.1 if state == "COMPLETE" else None, optuna.trial.TrialState[state])
+    with take_trial(optuna, study, cfg) as trial:
+        assert trial is not None
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

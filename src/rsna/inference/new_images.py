@@ -43,6 +43,8 @@ def predict_files(cfg: Config, paths: Sequence[Path]) -> pd.DataFrame:
     print(f"threshold {point.threshold:.4f} ({point.how_chosen}); sides of the boxes times {point.box_scale:g}")
     usual = f"{1 - reference['false_alarms']:.1%} of {reference['held_out']:.0f} held-out images"
     print(f"flagged as unlike the training images: what is farther from them than {usual}")
+    n_networks = len(cfg.fold_list) * len(cfg.fused_runs)
+    print(f"{len(paths)} files; each image goes through {n_networks} networks", flush=True)
     read = partial(read_image, sizes=[member.size for member in cfg.fused_runs])
     crashed, parts = partial(NewImage, refused="the process that decoded it died"), []
     for start in range(0, len(paths), AT_ONCE):

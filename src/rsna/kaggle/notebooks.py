@@ -49,7 +49,7 @@ def inference_notebook(kernel: Kernel) -> Any:
         "On the same kind of device this is the file that was made at home. GPU and CPU round differently (mixed "
         "precision, order of sums): then confidences can differ in the third digit and boxes by about a pixel.",
         code.COMPARE,
-        "## Predictions on test images\n\nThe most and the least confident, and some at random; yellow: predicted "
+        "## Predictions on test images\n\nThe most and the least confident, and some at random; orange: predicted "
         "boxes and their confidences.",
         code.PICTURES,
     )
@@ -78,8 +78,8 @@ def training_notebook(kernel: Kernel) -> Any:
         code.FINISH,
         "## What to keep\n\nDownload `run/` from the output into your workspace; the commands there continue from it.",
         code.KEEP,
-        "## History and predictions\n\nLosses and scores over the epochs; then true (green) and "
-        "out-of-fold predicted (yellow) boxes.",
+        "## History and predictions\n\nLosses and scores over the epochs; then true (blue) and "
+        "out-of-fold predicted (orange) boxes.",
         code.HISTORY,
     )
 

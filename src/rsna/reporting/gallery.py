@@ -20,7 +20,7 @@ KINDS = {
     "best": "an opacity that was boxed, highest score first",
     "worst": "an opacity with a box that scores low, lowest score first",
     "false alarm": "a box on an image without an opacity, most confident first",
-    "miss": "an opacity without a box, largest opacity first",
+    "missed": "an opacity without a box, largest opacity first",
 }
 
 
@@ -36,7 +36,7 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
     rest = boxed.iloc[n_best:].sort_index().sort_values(["score", "top"], ascending=[True, False])
     alarms = ranks[~positive].sort_values("top", ascending=False, kind="stable")
     missed = ranks[positive & ranks["top"].isna()].sort_values("area", ascending=False, kind="stable")
-    chosen = {"best": boxed.iloc[:n_best], "worst": rest, "false alarm": alarms, "miss": missed}
+    chosen = {"best": boxed.iloc[:n_best], "worst": rest, "false alarm": alarms, "missed": missed}
     return {kind: table.index.tolist()[:per_kind] for kind, table in chosen.items()}
 
 

@@ -17,7 +17,7 @@ from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import image_scores, of_images
 from rsna.evaluation.runs import read_run
-from rsna.inference.tiles import GREEN, YELLOW, Colour, Picture, draw_tile, stack_rows
+from rsna.inference.tiles import BLUE, ORANGE, Colour, Picture, draw_tile, stack_rows
 
 Rows = dict[str, list[str]]  # title -> patientIds
 PER_ROW = 4  # at the width of a README the captions stay readable
@@ -33,11 +33,11 @@ def write_montage(picture: Picture, path: Path) -> None:
 
 
 def results_montage(cfg: Config) -> Picture:
-    """Out-of-fold images with true (green) and predicted (yellow) boxes. Raises UserError if scores are not current."""
+    """Out-of-fold images with true (blue) and predicted (orange) boxes. Raises UserError if scores are not current."""
     run = read_run(cfg)
     truth = of_images(read_truth(Path(cfg.input)), run.ids)
     rows = choose_results(truth, run.kept, run.ids, cfg.seed)
-    return draw_rows(cfg, "train", rows, [(truth, GREEN), (run.kept, YELLOW)])
+    return draw_rows(cfg, "train", rows, [(truth, BLUE), (run.kept, ORANGE)])
 
 
 def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed: int) -> Rows:
@@ -61,7 +61,7 @@ def submission_montage(cfg: Config) -> Picture:
     """Test images with the boxes of the submission. Raises UserError if it is not current, or no image is cached."""
     require(cfg, "make_submission")
     table = of_images(parse_submission(cfg.submission_csv), cached_images(cfg, "test").index)
-    return draw_rows(cfg, "test", choose_submitted(table, cfg.seed), [(table.dropna(subset=["confidence"]), YELLOW)])
+    return draw_rows(cfg, "test", choose_submitted(table, cfg.seed), [(table.dropna(subset=["confidence"]), ORANGE)])
 
 
 def choose_submitted(table: pd.DataFrame, seed: int) -> Rows:
@@ -85,7 +85,7 @@ def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFra
             boxes_xyxy = xywh_to_xyxy(own[BOX_COLUMNS].to_numpy(dtype=float))
             boxes.append((original_to_cached(boxes_xyxy, geometry), colour))
         confidences = own["confidence"].sort_values(ascending=False)
-        tile = draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title)
+        tile = draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title, name=name)
         tiles.setdefault(title, []).append(tile)
     if not tiles:
         raise UserError(f"{cfg.cache_dir}: none of the {split} images is there; nothing to draw")

@@ -15,7 +15,7 @@ from rsna.data.competition import BOX_COLUMNS
 from rsna.data.letterbox import fit_letterbox, original_to_cached
 from rsna.execution.processes import map_files
 from rsna.inference.image_files import read_image, safe_name
-from rsna.inference.tiles import YELLOW, Picture, draw_tile, stack_rows
+from rsna.inference.tiles import ORANGE, Picture, draw_tile, stack_rows
 from rsna.reporting.montage import PER_ROW, write_montage
 from rsna.reporting.structured_report import write_reports
 
@@ -72,7 +72,7 @@ def write_overlay(path: Path, table: pd.DataFrame, folder: Path) -> Picture:
     geometry = np.array(fit_letterbox(*image.shape, SIDE)[2])
     boxes_xyxy = original_to_cached(xywh_to_xyxy(own[BOX_COLUMNS].dropna().to_numpy(dtype=float)), geometry)
     values, flag = " ".join(f"{value:.2f}" for value in own["confidence"].dropna()[:3]), own["flag"].iloc[0]
-    boxes = [(boxes_xyxy, FLAGGED if flag else YELLOW)]
+    boxes = [(boxes_xyxy, FLAGGED if flag else ORANGE)]
     note = "research use only" + (f"; flagged: {flag}" if flag else "")
     write_montage(draw_tile(image.squares[0], boxes, values, note, SIDE), folder / f"{safe_name(str(path))}.png")
     return draw_tile(image.squares[0], boxes, values, ("! " if flag else "") + path.stem[:12])

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from rsna.core.tables import read_numbers, read_table
 from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision, of_images
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
-from rsna.evaluation.runs import Run, compare_runs, find_runs, read_run, read_settings
+from rsna.evaluation.runs import Run, compare_runs, find_runs, manifests, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
+from rsna.models.registry import settings_of
 from rsna.reporting import analysis_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
 from rsna.reporting.montage import cached_images
@@ -93,9 +95,10 @@ def compare(data: ReportData) -> tuple[Rows, list[str]]:
     scores, perfect = data.run.scores, largest_box(data.truth).assign(confidence=1.0)
     own = {"this run": scores["mAP"], **scores["baselines"]}
     own["a perfect largest box on each positive image"] = mean_average_precision(data.truth, perfect)
-    rows = [[name, str(len(data.run.ids)), digits(value), "-"] for name, value in own.items()]
+    rows = [[name, str(len(data.run.ids)), digits(value)] for name, value in own.items()]
     runs, refused = find_runs(data.cfg)
     others = [run for run in runs if run.folder != data.run.folder]
+    rows = [[*row, "-"] for row in rows] if others else rows
     for row in compare_runs(data.cfg, others, data.run, data.truth, data.people).to_dict("records"):
         paired = difference(row) or "no common image"
         rows.append([f"run {row['run']}", str(row["shared images"]), digits(row["mAP"]), paired])
@@ -129,8 +132,18 @@ def page_content(data: ReportData) -> dict[str, Any]:
         "coverage": analysis_sections.coverage(data),
         "kinds": KINDS,
         "tiles": make_tiles(data),
-        "settings": [[key, str(value) or "''"] for key, value in read_settings(data.run.folder).items()],
+        "settings": setting_rows(data.run.folder),
     }
+
+
+def setting_rows(folder: Path) -> Rows:
+    """The settings of a run, also those of its model that have their defaults; of a file its content hash."""
+    settings = read_settings(folder)
+    if model := settings.get("model"):
+        settings = {f.name: f.default for f in fields(settings_of(model))} | settings
+    hashes = {key: value for manifest in manifests(folder) for key, value in manifest["inputs"].items()}
+    said = {key: f"a file ({hashes.get(key)})" if value == "a file" else value for key, value in settings.items()}
+    return [[key, str(value) or "''"] for key, value in said.items()]
 
 
 def render(template: str, **words: Any) -> str:

@@ -18,13 +18,13 @@ from rsna.core.tables import read_table
 from rsna.data.boxes import box_area, cxcywh_to_xyxy
 from rsna.data.competition import CLASSES
 from rsna.data.dataset import ImageDataset, load_fold
-from rsna.inference.tiles import GREEN, Picture, draw_tile, stack_rows
+from rsna.inference.tiles import BLUE, Picture, draw_tile, stack_rows
 from rsna.reporting.summary import digits
 from rsna.reporting.training_sections import loss_parts
 from rsna.training.fold import make_train_set
 from rsna.training.lr_finder import STEPS, suggested_lr
 
-PER_ROW, EPOCHS = 6, 4  # of the sheet of augmented images
+PER_ROW, EPOCHS = 6, 4  # at most, of the sheet of augmented images
 CURVES = {
     "loss": ["train_loss", "valid_loss"],
     "learning rate of the head, each epoch's highest": ["lr"],
@@ -42,13 +42,14 @@ def draw_batch_sheet(cfg: Config, fold: int) -> Picture:
     # what two of them begin with leaves no room below an image
     classes = [name.removeprefix("No Lung Opacity / ") for name in CLASSES]
     names = classes if cfg.num_classes == 3 else ["no opacity", "opacity"]
-    sheet: list[list[Picture]] = [[] for _ in range(EPOCHS)]
-    for epoch, row in product(range(EPOCHS), rows):
+    epochs = range(min(EPOCHS, cfg.total_epochs))
+    sheet: list[list[Picture]] = [[] for _ in epochs]
+    for epoch, row in product(epochs, rows):
         sample = dataset[epoch, row]
         image = sample["image"][0].numpy()
         boxes_xyxy = cxcywh_to_xyxy(sample["boxes"].numpy().astype(float)) * len(image)
         inside = boxes_xyxy[box_area(boxes_xyxy) > 0]
-        sheet[epoch].append(draw_tile(image, [(inside, GREEN)], f"epoch {epoch + 1}", names[sample["label"]]))
+        sheet[epoch].append(draw_tile(image, [(inside, BLUE)], f"epoch {epoch + 1}", names[sample["label"]]))
     return stack_rows(sheet)
 
 
@@ -141,6 +142,7 @@ def draw_study(table: pd.DataFrame, importance: dict[str, float], path: Path) ->
     left.plot(done["number"], done["value"], "o", label="trial")
     left.step(done["number"], done["value"].cummax(), where="post", label="best so far")
     left.set(title=f"{len(done)} of {len(table)} trials were finished", xlabel="trial", ylabel="mAP")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend()
     right.barh(list(importance)[::-1], list(importance.values())[::-1])
     right.set(title="importance of each setting", xlabel="fraction of the differences in mAP")

@@ -47,9 +47,11 @@ def find_lr(cfg: Config, fold: int) -> pd.DataFrame:
         tables = []
         for number, phase in enumerate(cfg.phase_list, 1):
             table = range_test(cfg, copy.deepcopy(model), loader, phase)
+            peak = f"{suggested_lr(table):.0e}"
+            advice = f"a peak of {peak} in phases=" if cfg.phases else f"lr={peak} (now lr={cfg.lr:g})"
             print(
                 f"phase {number}, {phase}: the loss falls most steeply at {steepest_lr(table):.1e} and diverges above "
-                f"{highest_lr(table):.1e}; try a peak of about {suggested_lr(table):.0e}"
+                f"{highest_lr(table):.1e}; try at most {advice}"
             )
             tables.append(table.assign(phase=number, part=phase.part))
         return pd.concat(tables)

@@ -20,7 +20,7 @@ from rsna.core.errors import UserError, optional
 from rsna.core.files import bytes_hash
 from rsna.data.dataset import FoldData, ImageDataset
 from rsna.inference.predictor import to_numpy
-from rsna.inference.tiles import GREEN, YELLOW, Picture, draw_tile, stack_rows
+from rsna.inference.tiles import BLUE, ORANGE, Picture, draw_tile, stack_rows
 from rsna.training.loop import Training
 
 REQUIREMENTS = "requirements-track.txt"
@@ -144,7 +144,7 @@ def revision() -> str:
 
 @torch.inference_mode()
 def draw_sheet(run: Training, data: FoldData) -> Picture:
-    """Validation images, those with an opacity above: true boxes green, the most confident predicted ones yellow."""
+    """Validation images, those with an opacity above: true boxes blue, the most confident predicted ones orange."""
     run.model.eval()
     dataset = ImageDataset(data.valid)
     positive = np.array([len(boxes) > 0 for boxes in data.valid.boxes_xyxy])
@@ -155,7 +155,7 @@ def draw_sheet(run: Training, data: FoldData) -> Picture:
             image = dataset[0, row]["image"]
             boxes, scores, _ = map(to_numpy, run.model.decode(run.model(image[None].to(run.device))))
             best = np.argsort(-scores[0], kind="stable")[:BOXES]
-            shown = [(data.valid.boxes_xyxy[row], GREEN), (boxes[0][best] * image.shape[-1], YELLOW)]
+            shown = [(data.valid.boxes_xyxy[row], BLUE), (boxes[0][best] * image.shape[-1], ORANGE)]
             caption = " ".join(f"{score:.2f}" for score in scores[0][best])
             sheet[-1].append(draw_tile(image[0].numpy(), shown, caption, data.valid.ids[row][:12]))
     return stack_rows([row for row in sheet if row])

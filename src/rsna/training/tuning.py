@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from rsna.core.artifacts import hash_inputs
 from rsna.core.command_line import command
 from rsna.core.config import Config, RunSettings
 from rsna.core.errors import UserError, optional
@@ -30,6 +31,7 @@ from rsna.training.fold import train_fold
 from rsna.training.search_space import parse_space, trial_config, words_of
 
 PLACES = ("preset", "root", "input", "folds", "working")  # the settings that say where compare finds things
+MOST_FAILED = 3  # trials that fail from the start before the search stops
 BEFORE_PRUNING = 5  # trials that run to the end first, so that there is a median to compare with
 
 
@@ -50,8 +52,10 @@ def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
     ended = sum(trial.state.is_finished() for trial in study.trials)
     failed = run_folds(work_on_trial, [(cfg, k) for k in range(ended, cfg.trials)])
     table = study.trials_dataframe(attrs=("number", "state", "value", "params", "duration"))
-    table["duration"] = table["duration"].dt.total_seconds().round(1)
-    write_table(table, cfg.run_dir / "trials.csv")
+    seconds = table.pop("duration").dt.total_seconds().round(1)
+    write_table(table.assign(seconds=seconds), cfg.run_dir / "trials.csv")
+    if all_failed(study):
+        raise UserError(f"each of the first {MOST_FAILED} trials failed, see above; set another space= and name=")
     if failed:
         raise UserError(f"a trial {next(iter(failed.values()))}; the same command goes on with it")
     return study, table, importance_of(optuna, study)
@@ -65,11 +69,24 @@ def open_study(optuna: Any, cfg: Config) -> Any:
     study = optuna.create_study(
         storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
     )
-    begun_with = shlex.join([*words_of(anywhere(cfg)), f"space={cfg.space}"])
-    if study.user_attrs.setdefault("words", begun_with) != begun_with:
-        raise UserError(f"{cfg.run_dir}/study.db was begun with: {study.user_attrs['words']}; set another name=")
-    study.set_user_attr("words", begun_with)
+    words = shlex.join([*words_of(anywhere(cfg)), f"space={cfg.space}"])
+    inputs = hash_inputs(cfg, "train", cfg.fold_list[0])
+    begun_with = {"words": words, "inputs": inputs, **study.user_attrs}
+    if begun_with["words"] != words:
+        raise UserError(f"{cfg.run_dir}/study.db was begun with: {begun_with['words']}; set another name=")
+    if others := [key for key, value in inputs.items() if begun_with["inputs"].get(key) != value]:
+        raise UserError(
+            f"{cfg.run_dir}/study.db was begun with other content of {', '.join(others)}; set another name="
+        )
+    for key in ("words", "inputs"):
+        study.set_user_attr(key, begun_with[key])
     return study
+
+
+def all_failed(study: Any) -> bool:
+    """Whether MOST_FAILED trials or more have ended, each with an error: the next ones would too."""
+    ended = [trial.state.name for trial in study.trials if trial.state.is_finished()]
+    return len(ended) >= MOST_FAILED and {*ended} == {"FAIL"}
 
 
 def anywhere(cfg: Config) -> Config:
@@ -102,13 +119,13 @@ def work_on_trial(cfg: Config, _: int) -> None:
 
 @contextmanager
 def take_trial(optuna: Any, study: Any, cfg: Config) -> Iterator[Any]:
-    """A trial, locked against other processes; None if all are done or at work."""
+    """A trial, locked against other processes; None if all are done or at work, or the first ones failed."""
     running, locks = optuna.trial.TrialState.RUNNING, cfg.run_dir / "locks"
     with ExitStack() as held:
         with file_lock(locks, wait=True):
             stopped = [t for t in study.get_trials(states=[running]) if is_free(locks / str(t.number))]
             trial = None
-            if stopped or len(study.trials) < cfg.trials:
+            if stopped or (len(study.trials) < cfg.trials and not all_failed(study)):
                 trial = optuna.trial.Trial(study, stopped[0]._trial_id) if stopped else study.ask()
                 held.enter_context(file_lock(locks / str(trial.number)))
                 study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + trial.number)
