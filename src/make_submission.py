@@ -21,7 +21,7 @@ def main(cfg: Config) -> None:
 def print_counts(submission: Submission) -> None:
     boxes, total, with_box = submission.boxes, submission.images, submission.images_with_box
     point = submission.point
-    print(f"threshold {point.threshold:.4f} ({point.how_chosen})")
+    print(f"threshold {point.threshold:.4f}: {point.how_chosen}")
     if point.box_scale != 1:
         print(f"sides of the boxes times {point.box_scale:g}")
     print(f"{with_box} of {total} images ({with_box / total:.1%}) got a box, {len(boxes)} boxes")

@@ -241,7 +241,7 @@ def test_the_threshold_follows_the_prior(root):
     many = pd.concat([oof, *(oof[positive].assign(patientId=oof["patientId"] + str(k)) for k in range(8))])
     corrected, why = threshold_for_prior(cfg, scores, many)
     assert corrected < scores["threshold"]
-    assert "; corrected for " in why
+    assert "The threshold is corrected from " in why
     assert point_for_test(many.drop(columns="fold"), many, corrected, 0.9).box_scale == 0.9
 
 

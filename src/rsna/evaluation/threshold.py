@@ -94,8 +94,7 @@ def point_for_test(
     """
     shares = by_fold.groupby(["fold", "patientId"])["confidence"].max().ge(threshold).groupby("fold").mean()
     share = float(shares.mean())
-    how = f"{share:.1%} of the test images, as many as single folds give a box at {threshold:.4f}"
-    how += ", the best threshold out of fold"
+    how = f"single folds give {share:.1%} of the test images a box at {threshold:.4f}, the best threshold out of fold"
     return OperatingPoint(threshold_of_share(predictions, share), box_scale, how)
 
 

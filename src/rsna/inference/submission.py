@@ -121,13 +121,15 @@ def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFra
         prior, low, high = estimate_prior(point["bins"], by_fold, *point["resampling"])
         words = f"estimated, 95 % interval {low:.1%} to {high:.1%}"
         if low <= share <= high:
-            why = f"; not corrected for the fraction of positives: {prior:.1%} ({words}) does not clearly differ"
-            return scores["threshold"], f"{why} from the {share:.1%} out of fold"
+            why = (
+                f". Positives: {prior:.1%} of the test images ({words}), {share:.1%} out of fold: not clearly different"
+            )
+            return scores["threshold"], f"{why}, so the threshold is not corrected"
     prior = prior or float(cfg.prior)
     surface = read_numbers(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))
     own = surface[np.isclose(surface["box_scale"], scores["box_scale"])]
     threshold = best_threshold(own.assign(score=mean_score(own["found"], own["false_alarms"], prior)))
-    return threshold, f"; corrected for {prior:.1%} positives ({words}) instead of {share:.1%}"
+    return threshold, f". The threshold is corrected from {share:.1%} positives out of fold to {prior:.1%} ({words})"
 
 
 def read_submission(cfg: Config) -> dict[str, Any]:
