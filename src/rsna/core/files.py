@@ -189,17 +189,17 @@ def hash_of_index(path: Path, split: str) -> str:
 def file_lock(folder: Path, wait: bool = False, patience: float = 5) -> Iterator[None]:
     """Let one process at a time write into a folder; a second one waits for it, or stops with a UserError.
 
-    It stops after `patience` seconds: the fold of a command that was killed a moment ago may still be writing a file.
+    Not before `patience` seconds: the fold of a command that was killed a moment ago may still be writing a file.
     The kernel drops the lock of a process that ends in whatever way, and child processes do not inherit it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open_own(folder / ".lock") as lock:
-        said = lock.read(99)
-        if not re.fullmatch(r"(process \d+)?", said):
+        if not re.fullmatch(r"(process \d+)?", lock.read(99)):
             raise UserError(f"{folder / '.lock'}: not a lock of this program; move it elsewhere")
         try:
-            if not try_lock(lock, 0 if wait else patience):
-                holder = f"another {said or 'process'}"
+            if not try_lock(lock, patience):
+                lock.seek(0)
+                holder = f"another {lock.read(99) or 'process'}"
                 if not wait:
                     raise UserError(f"{folder}: {holder} is at work there; wait for it, or set another name=")
                 print(f"waiting for {holder} that works in {folder}", flush=True)
