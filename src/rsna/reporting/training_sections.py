@@ -27,6 +27,14 @@ SCORES = (
     Curve("iou", "IoU", "IoU", "Overlap of the most confident box with the largest true one.", "mean IoU on positives"),
     Curve("map", "mAP while training", "mAP", AT_BEST),
 )
+# parts that the models here have; another model's may have other names
+PARTS = {
+    "class": "whether the class probabilities are right",
+    "image": "whether there is a box at all",
+    "objectness": "where boxes are, and how well they fit",
+    "location": "where the centre of the box is",
+    "box": "how far position and size of a box are off",
+}
 HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", *(curve.column for curve in SCORES)]
 
 
@@ -37,8 +45,8 @@ def training(data: ReportData) -> list[tuple[Curve, Plot]]:
     # which named parts a loss has depends on the model; shown are those that all folds recorded
     first, *others = map(loss_parts, data.histories.values())
     shared = [part for part in first if all(part in other for other in others)]
-    how = "The part of the loss that the model calls {}."
-    parts = [Curve(f"part{k}", f"Loss: {part}", part, how.format(part)) for k, part in enumerate(shared, 1)]
+    how = {part: f"A part of the loss: {PARTS.get(part, part)}." for part in shared}
+    parts = [Curve(f"part{k}", f"Loss: {part}", part, how[part]) for k, part in enumerate(shared, 1)]
     sides = {"train_": "training", "valid_": "validation"}
     losses = [(curve, training_plot(data, curve, sides)) for curve in (LOSS, *parts)]
     return losses + [(curve, training_plot(data, curve, {"": ""})) for curve in SCORES]
