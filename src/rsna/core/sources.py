@@ -11,6 +11,7 @@ from rsna.core.files import ABSENT, content_hash
 
 INDEX_CSV = "index.csv"  # in the folder of a cache: a row for each image
 SEEN_CSV = ".seen.csv"  # what `see` said of its DICOM and PNG; the hash of the index is the column's name
+COLUMNS = ["patientId", "split", "status", "source_hash"]
 RECENT_NS = 2 * 10**9  # the coarsest clock of a file system, that of FAT, ticks every two seconds
 
 
@@ -45,12 +46,12 @@ def compare_sources(index: Path, images: Path, split: str, version: str) -> Path
     """As changed_source, once in a process. Reads only what was written since it was cached."""
     try:
         seen = pd.read_csv(index.with_name(SEEN_CSV), dtype=str, na_filter=False)[version]
-        rows = pd.read_csv(index, dtype=str, na_filter=False).assign(seen=seen)
-        rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
+        rows = pd.read_csv(index, dtype=str, na_filter=False, usecols=COLUMNS).assign(seen=seen)
     except (OSError, ValueError, KeyError):
         return None
-    for row in rows.itertuples():
-        path = images / f"{row.patientId}.dcm"
-        if see(path) != f"{row.seen}".partition(";")[0] + ";" and content_hash(path) not in (row.source_hash, ABSENT):
-            return path
+    rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
+    for name, said, seen_both in zip(rows["patientId"], rows["source_hash"], rows["seen"], strict=True):
+        path = f"{images}/{name}.dcm"
+        if see(path) != f"{seen_both.partition(';')[0]};" and content_hash(Path(path)) not in (said, ABSENT):
+            return Path(path)
     return None
