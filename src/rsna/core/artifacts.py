@@ -45,8 +45,8 @@ def current_manifest(cfg: Config, name: str, fold: int | None = None) -> Manifes
 
 def hash_inputs(cfg: Config, name: str, fold: int | None = None) -> dict[str, str]:
     """The content hash of each input by its name. Raises UserError if a DICOM is not the one that was cached."""
-    for template in {TRAIN_IMAGES, TEST_IMAGES} & {*STAGES[name].inputs}:
-        split = template.partition("#")[2]
+    cached = [template for template in (TRAIN_IMAGES, TEST_IMAGES) if template in STAGES[name].inputs]
+    for split in (template.partition("#")[2] for template in cached):
         if changed := changed_source(cfg.cache_dir, Path(cfg.input) / f"stage_2_{split}_images", split):
             raise UserError(
                 f"{changed}: not the file that was cached; restore it, or run: {command(cfg, 'cache_images')}"

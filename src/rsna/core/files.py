@@ -189,7 +189,7 @@ def hash_of_index(path: Path, split: str) -> str:
 def file_lock(folder: Path, wait: bool = False, patience: float = 5) -> Iterator[None]:
     """Let one process at a time write into a folder; a second one waits for it, or stops with a UserError.
 
-    Not before `patience` seconds: the fold of a command that was killed a moment ago may still be writing a file.
+    Both after `patience` seconds: the fold of a command that was killed a moment ago may still be writing a file.
     The kernel drops the lock of a process that ends in whatever way, and child processes do not inherit it.
     """
     folder.mkdir(parents=True, exist_ok=True)
