@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_convert, nms
 
 from rsna.core.command_line import parse
+from rsna.core.errors import UserError
 from rsna.models.detector import LEAST_HEAT, MAX_BOXES, assign, paired_iou, select_boxes
 from rsna.models.pyramid import location_centres
 from rsna.models.registry import build_model, settings_of
@@ -161,3 +162,9 @@ def test_voting_moves_a_box_to_the_weighted_mean_of_those_that_overlap_it():
     assert found[0, 1].tolist() == pytest.approx([0.6, 0.6, 0.8, 0.8])
     assert scores[0, :3].tolist() == pytest.approx([0.8, 0.5, 0.0])
     assert (found[0, 2:] == 0).all()
+
+
+def test_a_width_that_the_normalisation_cannot_divide_is_one_line():
+    cfg = parse([*WORDS[:-1], "fpn_channels=40"], settings_of)
+    with pytest.raises(UserError, match="fpn_channels=40: must be a multiple of 16"):
+        build_model(cfg)

@@ -22,14 +22,16 @@ class RunSettings:  # which run, and on which machine; they change no result
     name: str = setting("resnet34", "name of the run: working/<name>/ and submissions/<name>.csv", common=True)
     fold: str = setting("all", "folds to work on: all, 3, 0,2 or 0..4 (both ends included)", common=True)
     preset: str = setting(
-        "", "named settings to start from: best, detector, fastai, demo, or fastai,demo (the last wins)", common=True
+        "",
+        "named settings: best, detector, single_box, classifier, fastai, demo, or fastai,demo (the last wins)",
+        common=True,
     )
     device: str = setting("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps", common=True)
-    jobs: int = setting(1, "folds trained at the same time, one GPU each; -1: one per GPU", common=True)
+    jobs: int = setting(1, "folds, or trials of tune, at the same time, one GPU each; -1: one per GPU", common=True)
     engine: str = setting("local", "local, or ray: files and folds as tasks on a Ray cluster; see docs/cluster.md")
     address: str = setting("auto", "of the Ray cluster: auto (this machine's), host:port, or ray://host:port")
     gpus: float = setting(1.0, "GPUs of a fold on a Ray cluster; 0.5: two folds share one")
-    workers: int = setting(-1, "processes that decode and load images; -1: one per core, 0: none")
+    workers: int = setting(-1, "processes that decode images, and load them for a GPU; -1: one per core, 0: none")
     memory: float = setting(0.5, "keep decoded images in memory if they take at most this fraction of it")
     strict: bool = setting(False, "stop if a single image cannot be decoded; false: if more than 5 % cannot")
     only_test: bool = setting(False, "cache and predict the test images only; validation tables stay as they are")
@@ -79,7 +81,7 @@ class ComputeSettings:  # in which precision a network runs, in training and in 
 class TrainSettings:  # how a network is trained
     weights: str = setting("imagenet", "initial encoder weights: imagenet (downloaded), none, or a file", common=True)
     epochs: int = setting(12, "passes over the training images", common=True)
-    batch_size: int = setting(8, "images per step", common=True)
+    batch_size: int = setting(8, "images per step of a fold", common=True)
     lr: float = setting(1e-3, "peak learning rate of the head, AdamW with one cycle", common=True)
     encoder_lr: float = setting(0.3, "fraction of lr for a pretrained encoder; a random one gets all of it")
     freeze_bn: bool = setting(True, "a pretrained encoder keeps the statistics of its batch normalisation")
@@ -102,9 +104,9 @@ class AugmentSettings:  # how training images are augmented
 
 @dataclass(frozen=True)
 class PredictSettings:  # what is predicted with, and from which views
-    checkpoint: str = setting("best", "best (highest validation mAP) or last")
+    checkpoint: str = setting("best", "best (highest validation mAP; without boxes: lowest loss) or last")
     tta: str = setting("plain,hflip", "test-time augmentation: plain, or plain,hflip", common=True)
-    tta_scales: str = setting("1.0", "scales of each view, such as 1.0,0.9")
+    tta_scales: str = setting("1.0", "zooms of each view about its centre, 0.5 to 2, 1.0 among them: 1.0,0.9")
 
 
 @dataclass(frozen=True)

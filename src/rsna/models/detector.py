@@ -9,6 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
+from rsna.core.errors import UserError
 from rsna.models.protocol import BoxesOfImages, Outputs, Targets
 from rsna.models.pyramid import PyramidModel
 from rsna.models.registry import register
@@ -42,6 +43,8 @@ class DetectorModel(PyramidModel):
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
         """size: side of the input, pixels; not needed, as the map follows from the image."""
+        if settings.fpn_channels % 16:
+            raise UserError(f"fpn_channels={settings.fpn_channels}: must be a multiple of 16")
         super().__init__(encoder, num_classes, settings.fpn_channels, settings.dropout, settings.convs)
         self.settings = settings
 
