@@ -33,7 +33,7 @@ def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame
     steps, scores = score_steps(truth, predictions)
     table = pd.DataFrame(scores, index=steps["patientId"], columns=IOU_THRESHOLDS)
     predicted = table[~table.index.duplicated(keep="last")]
-    counted = predicted.index.union(pd.Index(truth["patientId"].unique()))
+    counted = predicted.index.union(pd.Index(truth["patientId"].unique()), sort=False)
     return predicted.reindex(counted, fill_value=0.0).rename_axis("patientId").sort_index()
 
 

@@ -47,9 +47,10 @@ def estimate_prior(bins: dict[str, Any], by_fold: pd.DataFrame, n_resamples: int
     tops = pd.concat([top_confidences(table) for _, table in by_fold.groupby("fold")], axis=1).to_numpy(dtype=float)
     place = np.searchsorted(bins["edges"], tops, side="right")
     images = np.stack([(place == k).mean(axis=1) for k in range(len(bins["edges"]) + 1)], axis=1)
-    rng, n = np.random.default_rng(seed), len(images)
-    draws = (rng.multinomial(n, np.full(n, 1 / n)) for _ in range(n_resamples))  # not all of them in memory
-    weights = np.stack([drawn @ images for drawn in chain([np.ones(n)], draws)]) / n
+    images, alike = np.unique(images, axis=0, return_counts=True)  # a few thousand, however many images there are
+    rng, n = np.random.default_rng(seed), int(alike.sum())
+    draws = (rng.multinomial(n, alike / n) for _ in range(n_resamples))  # not all of them in memory
+    weights = np.stack([drawn @ images for drawn in chain([alike], draws)]) / n
     counts = [np.asarray(bins[name], dtype=float) for name in ("positives", "negatives")]
     drawn = [np.vstack([c, rng.multinomial(int(c.sum()), c / max(c.sum(), 1), n_resamples)]) + 0.5 for c in counts]
     positives, negatives = drawn  # half an image more in each bin: no probability is 0 or 1

@@ -69,8 +69,8 @@ def cross_fit(
     scores is what to expect of images that took no part in the choice, if they are like these.
     """
     parts, points = [pd.Series(dtype=float)], dict[Any, OperatingPoint]()
-    for fold, ids in fold_of.groupby(fold_of).groups.items() if fold_of.nunique() > 1 else ():
-        others = fold_of.index.difference(ids)
+    for fold in sorted(fold_of.unique()) if fold_of.nunique() > 1 else ():
+        ids, others = fold_of.index[fold_of == fold], fold_of.index[fold_of != fold]
         points[fold] = best_point(of_images(predictions, others), of_images(truth, others))
         kept = points[fold].apply(of_images(predictions, ids))
         parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
