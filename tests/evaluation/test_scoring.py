@@ -139,7 +139,7 @@ def test_test_images_get_as_many_boxes_as_single_folds_give():
     fused = predictions(*((name, value, 0, 0, 9, 9) for name, value in zip("abcd", (0.4, 0.3, 0.2, 0.1), strict=True)))
     point = point_for_test(fused, by_fold, 0.5)
     assert sorted(point.apply(fused)["patientId"]) == ["a", "b"]
-    assert point.how_chosen.startswith("50.0% of the test images")
+    assert point.how_chosen.startswith("single folds give 50.0% of the test images a box at 0.5000")
 
 
 def test_plateau_is_the_stretch_around_the_best_threshold():
