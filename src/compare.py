@@ -14,7 +14,7 @@ from rsna.reporting.summary import print_table, tabulate_runs
 def main(cfg: Config) -> None:
     table, refused = tabulate_runs(cfg)
     path = Path(cfg.working) / "compare.csv"
-    write_table(table, path)
+    write_table(table, path, mark=b"run,images,")
     print_table(table)
     for name, reason in refused.items():
         print(f"NOTE: {name} is left out: {reason}")

@@ -14,7 +14,7 @@ def main(cfg: Config) -> None:
     for member in cfg.trained_runs:
         table = find_lr(member, member.fold_list[0])
         csv, png = (member.run_dir / f"find_lr.{kind}" for kind in ("csv", "png"))
-        write_table(table, csv)
+        write_table(table, csv, mark=b"lr,loss,")
         draw_range_test(table, png)
         print(f"range test -> {csv} and {png}")
 

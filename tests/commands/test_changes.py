@@ -128,3 +128,26 @@ def test_a_dicom_that_was_copied_or_touched_or_is_gone_changes_nothing(finished,
     touched.touch()
     run_main("summary", cfg)
     assert f"run {cfg.name}" in capsys.readouterr().out
+
+
+OUTPUTS = {
+    "report": "working/first/report.html",
+    "show_results": "working/first/results.png",
+    "show_history": "working/first/history.png",
+    "compare": "working/compare.csv",
+}
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_a_users_file_under_the_name_of_an_output_is_left_alone(finished, tmp_path, capsys, command):
+    copy_workspace(finished, tmp_path / "w")
+    cfg, path = parse(settings(tmp_path / "w", "runs=")), tmp_path / "w" / OUTPUTS[command]
+    path.unlink(missing_ok=True)
+    path.write_text("name,value\nmine,1\n")
+    with pytest.raises(UserError, match=rf"{path.name}: a file that this program did not write is in the way; move it"):
+        run_main(command, cfg)
+    assert path.read_text() == "name,value\nmine,1\n"
+    path.rename(path.with_name("mine"))
+    for _ in range(2):  # its own it replaces
+        run_main(command, cfg)
+    assert path.stat().st_size > 100

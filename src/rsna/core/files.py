@@ -6,6 +6,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -18,17 +19,22 @@ from typing import IO, Any
 from rsna.core.errors import UserError
 
 ABSENT = "absent"  # the hash of a file that is not there
+MARKED_BYTES = 2**14  # of a file, where its mark is
 MAX_JSON_BYTES = 2**28  # far more than any manifest; a sparse file of terabytes would take all memory
 
 
 @contextlib.contextmanager
-def write_then_rename(path: Path, durable: bool = True) -> Iterator[Path]:
+def write_then_rename(path: Path, durable: bool = True, mark: bytes = b"") -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` if the block ends well.
 
     A process killed inside the block leaves `path` as it was. The temporary name is always the same, so that what it
     left behind is gone once the stage is repeated; a second process waits for it. durable: wait for the disk.
+    mark: what such a file has near its start; raises UserError instead of replacing one without: it is somebody else's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("rb") if mark and path.is_file() else io.BytesIO(mark) as file:
+        if mark not in file.read(MARKED_BYTES):
+            raise UserError(f"{path}: a file that this program did not write is in the way; move it elsewhere")
     name = os.fsencode(path.name)  # one of 255 bytes, the longest that there is, has no room for more
     temporary = path.with_name(f".{path.name if len(name) < 250 else bytes_hash(name)}.tmp")
     with naming(path), open_alone(temporary) as file:
@@ -42,9 +48,9 @@ def write_then_rename(path: Path, durable: bool = True) -> Iterator[Path]:
             raise
 
 
-def write_text(text: str, path: Path) -> None:
+def write_text(text: str, path: Path, mark: bytes = b"") -> None:
     """Write a whole file in UTF-8; what that cannot hold, such as a byte of a file name, is written as `\\udce9`."""
-    with write_then_rename(path) as temporary:
+    with write_then_rename(path, mark=mark) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -24,9 +24,9 @@ def as_numbers(fields: pd.DataFrame) -> pd.DataFrame:
     return numbers.where(numbers.abs() <= LARGEST)
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
+def write_table(table: pd.DataFrame, path: Path, mark: bytes = b"") -> None:
     """Write a table as CSV with a header; numbers keep every digit, missing values are empty fields."""
-    with write_then_rename(path) as temporary:
+    with write_then_rename(path, mark=mark) as temporary:
         table.to_csv(temporary, index=False, errors="backslashreplace")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rsna.core.artifacts import require
 from rsna.core.config import Config
@@ -21,6 +22,7 @@ from rsna.inference.tiles import BLUE, ORANGE, Colour, Picture, draw_tile, stack
 
 Rows = dict[str, list[str]]  # title -> patientIds
 PER_ROW = 4  # at the width of a README the captions stay readable
+SOFTWARE = "RSNA pneumonia workspace"  # in the picture's metadata
 COLOURS = 256  # mostly greys; with fewer, soft tissue has contours
 
 
@@ -28,8 +30,10 @@ def write_montage(picture: Picture, path: Path) -> None:
     """Write a montage as PNG of COLOURS colours, less than half the size."""
     image = Image.fromarray(picture[..., ::-1].copy())
     reduced = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    with write_then_rename(path) as temporary:
-        reduced.save(temporary, format="PNG", optimize=True)
+    about = PngInfo()
+    about.add_text("Software", SOFTWARE)
+    with write_then_rename(path, mark=SOFTWARE.encode()) as temporary:
+        reduced.save(temporary, format="PNG", optimize=True, pnginfo=about)
 
 
 def results_montage(cfg: Config) -> Picture:

@@ -36,7 +36,7 @@ def write_report(cfg: Config) -> Path:
     """Write report.html of a run; cfg holds the settings it was made with. Raises UserError if it is not current."""
     data = read_data(cfg)
     path = cfg.run_dir / "report.html"
-    write_text(render("report.html.j2", **page_content(data)), path)
+    write_text(render("report.html.j2", **page_content(data)), path, mark=b"<title>Report of run ")
     return path
 
 

@@ -19,6 +19,7 @@ from rsna.data.boxes import box_area, cxcywh_to_xyxy
 from rsna.data.competition import CLASSES
 from rsna.data.dataset import ImageDataset, load_fold
 from rsna.inference.tiles import BLUE, Picture, draw_tile, stack_rows
+from rsna.reporting.montage import SOFTWARE
 from rsna.reporting.summary import digits
 from rsna.reporting.training_sections import loss_parts
 from rsna.training.fold import make_train_set
@@ -130,8 +131,8 @@ def new_figure(rows: int, columns: int, title: str) -> tuple[Any, list[Any]]:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG."""
-    with write_then_rename(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    with write_then_rename(path, mark=SOFTWARE.encode()) as temporary:
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": SOFTWARE})
 
 
 def draw_study(table: pd.DataFrame, importance: dict[str, float], path: Path) -> None:
