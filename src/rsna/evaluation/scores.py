@@ -177,8 +177,10 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
 def score_folds(found: OutOfFold, scores: pd.Series, cross_fitted: pd.Series) -> list[dict[str, Any]]:
     """The line of each fold; image scores at the common threshold, and at that of the other folds."""
     lines = []
-    for fold, ids in found.folds.groupby("fold").groups.items():
-        own, truth = of_images(found.predictions, ids), of_images(found.truth, ids)
+    fold_of = found.folds["fold"]
+    fold_of_box, fold_of_truth = (table["patientId"].map(fold_of) for table in (found.predictions, found.truth))
+    for fold, ids in fold_of.groupby(fold_of).groups.items():
+        own, truth = found.predictions[fold_of_box == fold], found.truth[fold_of_truth == fold]
         line: dict[str, Any] = {"fold": int(str(fold)), "images": len(ids), "positives": truth["patientId"].nunique()}
         line |= {"AUC": opacity_auc(own, truth), "IoU": iou_on_positives(own, truth)}
         for name, table in {"mAP": scores, "cross_fitted_mAP": cross_fitted}.items():

@@ -12,7 +12,7 @@ import pandas as pd
 
 from rsna.data.boxes import scale_boxes
 from rsna.data.competition import BOX_COLUMNS
-from rsna.evaluation.metric import cut_points, image_scores, keep_confident, of_images, threshold_sweep, top_confidences
+from rsna.evaluation.metric import cut_points, image_scores, keep_confident, threshold_sweep, top_confidences
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,13 @@ def cross_fit(
     scores is what to expect of images that took no part in the choice, if they are like these.
     """
     parts, points = [pd.Series(dtype=float)], dict[Any, OperatingPoint]()
+    # looked up once: names are slow to compare
+    fold_of_box, fold_of_truth = (table["patientId"].map(fold_of) for table in (predictions, truth))
     for fold in sorted(fold_of.unique()) if fold_of.nunique() > 1 else ():
-        ids, others = fold_of.index[fold_of == fold], fold_of.index[fold_of != fold]
-        points[fold] = best_point(of_images(predictions, others), of_images(truth, others))
-        kept = points[fold].apply(of_images(predictions, ids))
-        parts.append(image_scores(of_images(truth, ids), kept).mean(axis=1))
+        others, other_truth = (of.notna() & (of != fold) for of in (fold_of_box, fold_of_truth))
+        points[fold] = best_point(predictions[others], truth[other_truth])
+        kept = points[fold].apply(predictions[fold_of_box == fold])
+        parts.append(image_scores(truth[fold_of_truth == fold], kept).mean(axis=1))
     return pd.concat(parts[1:] or parts), points
 
 
