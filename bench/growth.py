@@ -1,6 +1,6 @@
 """Seconds and peak memory of every command that handles tables or lists files, as the images grow to a million.
 
-    python bench/growth.py [quick=true] [sizes=26684,267000,1000000] [folder=/tmp]
+    python bench/growth.py [quick=true] [sizes=26684,267000,1000000] [folder=/tmp] [commands=evaluate,report]
 
 Made-up tables and predictions; DICOMs and PNGs of 512 px that are a few files under many names (hard links); people
 with one image or many, 2.3 in the mean as in the challenge; for nine training images one test image more. Each
@@ -41,6 +41,9 @@ FOLDS, SIZE, VIEWS = 5, 512, ("plain", "hflip")
 LINKS = 20_000  # names of one file; ext4 allows 65,000
 LEFT_TO_DO = 20  # images that the killed cache_images had not reached
 HISTORY = ("epoch", "phase", "lr", "train_loss", "valid_loss", "accuracy", "L1", "L1_post", "AUC", "IoU", "mAP")
+
+
+TABLES = ("ensemble", "evaluate", "make_submission", "report")  # the commands that follow each other
 
 
 class Cost(NamedTuple):
@@ -177,8 +180,8 @@ def make_predictions(cfg: Config) -> None:
             record(cfg, name, fold)
 
 
-def measure(root: Path, n: int) -> dict[str, Cost]:
-    """The cost of each command on n training images."""
+def measure(root: Path, n: int, commands: set[str]) -> dict[str, Cost]:
+    """The cost of each of these commands on n training images; what they need of the others runs too."""
     words = [f"root={root}", f"size={SIZE}", f"n_folds={FOLDS}", "weights=none", "max_boxes=4"]
     cfg, costs = parse(words), dict[str, Cost]()
 
@@ -190,12 +193,13 @@ def measure(root: Path, n: int) -> dict[str, Cost]:
     aside(make_competition, root, cfg, n)
     cost("make_folds")
     cost("cache_images", ":copied")
-    time.sleep(3)
-    cost("cache_images", ":complete")
-    aside(interrupt, cfg)
-    cost("cache_images", ":resumed")
+    if "cache_images" in commands:
+        time.sleep(3)
+        cost("cache_images", ":complete")
+        aside(interrupt, cfg)
+        cost("cache_images", ":resumed")
     aside(make_predictions, cfg)
-    for name in ("ensemble", "evaluate", "make_submission", "report"):
+    for name in TABLES if commands & {*TABLES} else ():
         cost(name)
     return costs
 
@@ -203,9 +207,10 @@ def measure(root: Path, n: int) -> dict[str, Cost]:
 def main(words: dict[str, str]) -> None:
     usual = "300,1500" if words.get("quick") == "true" else "26684,267000,1000000"
     sizes, costs = [int(size) for size in words.get("sizes", usual).split(",")], []
+    commands = set(words.get("commands", ",".join(["cache_images", *TABLES])).split(","))
     for n in sizes:
         with tempfile.TemporaryDirectory(dir=words.get("folder")) as folder:
-            costs.append(measure(Path(folder), n))
+            costs.append(measure(Path(folder), n, commands))
     for name, (seconds, _, megabytes) in costs[-1].items():
         print(f"ratio megabytes_of_{name}_at_{sizes[-1]} {megabytes:.0f}")
         print(f"ratio seconds_of_{name}_at_{sizes[-1]} {seconds:.1f}")

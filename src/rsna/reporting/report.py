@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from rsna.evaluation.metric import mean_average_precision, of_images
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
 from rsna.evaluation.runs import Run, compare_runs, find_runs, manifests, read_run, read_settings
 from rsna.inference.submission import SUBMISSION_JSON
-from rsna.models.registry import settings_of
 from rsna.reporting import analysis_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
 from rsna.reporting.montage import cached_images
@@ -137,10 +135,8 @@ def page_content(data: ReportData) -> dict[str, Any]:
 
 
 def setting_rows(folder: Path) -> Rows:
-    """The settings of a run, also those of its model that have their defaults; of a file its content hash."""
+    """The settings of a run; of a file its content hash."""
     settings = read_settings(folder)
-    if model := settings.get("model"):
-        settings = {f.name: f.default for f in fields(settings_of(model))} | settings
     hashes = {key: value for manifest in manifests(folder) for key, value in manifest["inputs"].items()}
     said = {key: f"a file ({hashes.get(key)})" if value == "a file" else value for key, value in settings.items()}
     return [[key, str(value) or "''"] for key, value in said.items()]
