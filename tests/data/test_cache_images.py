@@ -17,6 +17,7 @@ import pytest
 from helpers.dicom_files import radiograph, write_dicom
 from pydicom import uid
 
+from rsna.core import sources
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, hash_of
@@ -141,7 +142,7 @@ def test_a_second_run_does_nothing(root, capsys):
 
 
 def test_only_files_that_were_written_since_are_read_again(root, capsys, monkeypatch):
-    monkeypatch.setattr(cache, "RECENT_NS", 0)
+    monkeypatch.setattr(sources, "RECENT_NS", 0)
     run(root, capsys)
     read = []
     monkeypatch.setattr(
@@ -165,7 +166,7 @@ def test_files_of_the_last_seconds_are_read_again(root, capsys, monkeypatch):
 
 
 def test_an_index_put_back_from_a_copy_is_compared_with_the_files(root, capsys, monkeypatch):
-    monkeypatch.setattr(cache, "RECENT_NS", 0)
+    monkeypatch.setattr(sources, "RECENT_NS", 0)
     run(root, capsys)
     old = (cache_of(root) / INDEX_CSV).read_bytes()
     write_dicom(source(root), radiograph(64, 40, 7))
