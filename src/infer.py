@@ -6,7 +6,7 @@
 
 from rsna.startup import run
 from rsna.core.config import Config
-from rsna.core.files import file_lock
+from rsna.core.locks import file_lock
 from rsna.inference.image_files import find_images, output_folder
 from rsna.inference.new_images import predict_files
 from rsna.reporting.overlays import counts, write_results

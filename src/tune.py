@@ -7,13 +7,14 @@
 from rsna.startup import run
 from rsna.core.config import Config
 from rsna.reporting.training_pictures import draw_study
-from rsna.training.tuning import check_winner, tune
+from rsna.training.best_trial import check_best
+from rsna.training.tuning import tune
 
 
 def main(cfg: Config) -> None:
     study, table, importance = tune(cfg)
     draw_study(table, importance, cfg.run_dir / "tune.png")
-    check_winner(cfg, study)
+    check_best(cfg, study)
 
 
 if __name__ == "__main__":

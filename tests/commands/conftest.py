@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from helpers.sequence import STAGES, stage
 
-from rsna.core.files import file_lock
+from rsna.core.locks import file_lock
 
 SECRETS = {"PatientName": "Doe^Jane", "PatientID": "MRN-4711", "PatientBirthDate": "19010203"}
 

@@ -14,7 +14,7 @@ from helpers.finished_run import copy_workspace, run_main, settings, without_net
 from rsna.core.artifacts import files_of, manifest_path, read_manifest
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.core.files import hash_of
+from rsna.core.sources import hash_of
 from rsna.core.stages import STAGES, TRAIN_IMAGES
 
 # commands that write no manifest, and the one whose outputs they show

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from helpers.commands import run_command
 
-from rsna.core.files import file_lock
+from rsna.core.locks import file_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["make_demo", "make_folds", "cache_images", "train", "predict", "ensemble", "evaluate", "make_submission"]

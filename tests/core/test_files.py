@@ -18,7 +18,8 @@ import pytest
 from helpers.sequence import ROOT
 
 from rsna.core.errors import UserError, explanation
-from rsna.core.files import file_lock, read_json, write_text, write_then_rename
+from rsna.core.files import read_json, write_text, write_then_rename
+from rsna.core.locks import file_lock
 from rsna.core.tables import as_numbers, line_number, read_table, write_table
 
 
@@ -233,7 +234,7 @@ def test_a_full_disk_is_blamed_on_the_file_that_is_written(tmp_path):
 def held_by_another(folder, seconds):
     """A process that holds the lock of a folder for some seconds, and then ends."""
     code = (
-        "import sys, time, pathlib; from rsna.core.files import file_lock\nwith file_lock(pathlib.Path(sys.argv[1])):\n"
+        "import sys, time, pathlib; from rsna.core.locks import file_lock\nwith file_lock(pathlib.Path(sys.argv[1])):\n"
     )
     code += "    print('held', flush=True); time.sleep(float(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(folder), str(seconds)]

@@ -20,7 +20,8 @@ from pydicom import uid
 from rsna.core import sources
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, hash_of
+from rsna.core.files import content_hash
+from rsna.core.sources import hash_of
 from rsna.data import cache
 from rsna.data.cache import (
     INDEX_COLUMNS,

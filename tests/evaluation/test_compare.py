@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, mean_average_precision
-from rsna.evaluation.runs import as_made, differing_settings, find_runs, read_settings, training_seconds
+from rsna.evaluation.runs import as_made, as_shown, differing_settings, find_runs, read_settings, training_seconds
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,15 @@ def test_a_run_is_compared_with_its_own_settings_and_folder(tmp_path):
     runs, refused = find_runs(now)
     assert [run.name for run in runs] == ["first"]
     assert not refused
+
+
+def test_settings_that_the_run_replaces_are_named(tmp_path, capsys):
+    _, labels = make_competition(tmp_path, 40)
+    cfg = make_run(tmp_path, make_predictions(labels), epochs=5)
+    assert as_shown(parse([*words(tmp_path), "epochs=7", "jobs=2", "threshold=0.3"])) == replace(
+        as_made(cfg), jobs=2, threshold="0.3"
+    )
+    assert capsys.readouterr().out == f"epochs=7 has no effect here: {cfg.name} was made with epochs=5\n"
 
 
 def test_a_run_with_members_needs_no_word_about_them(finished, tmp_path):

@@ -104,7 +104,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from rsna.core.files import file_lock
+from rsna.core.locks import file_lock
 with file_lock(Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)

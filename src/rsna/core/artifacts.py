@@ -15,8 +15,8 @@ from typing import Any
 from rsna.core.command_line import command
 from rsna.core.config import FILE_OR_WORD, Config, FusionSettings
 from rsna.core.errors import UserError
-from rsna.core.files import ABSENT, hash_of, read_json, write_json
-from rsna.core.sources import changed_source
+from rsna.core.files import ABSENT, read_json, write_json
+from rsna.core.sources import changed_source, hash_of
 from rsna.core.stages import STAGES, TEST_IMAGES, TRAIN_IMAGES
 from rsna.core.validation import check, parse_weights
 

@@ -1,22 +1,17 @@
-"""Files that are whole or absent, one process at a time in a folder, JSON, and content hashes."""
+"""Files that are whole or absent, JSON, and content hashes."""
 
 import contextlib
-import csv
-import errno
-import fcntl
-import functools
 import hashlib
 import io
 import json
 import math
 import os
-import re
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rsna.core.errors import UserError
+from rsna.core.locks import open_alone
 
 ABSENT = "absent"  # the hash of a file that is not there
 MARKED_BYTES = 2**14  # of a file, where its mark is
@@ -62,37 +57,6 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
-
-
-def open_own(path: Path) -> IO[str]:
-    """Open a lock or a temporary file, made if it is not there. Raises UserError for what this program did not make."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a link leads elsewhere, a pipe would not open
-    try:
-        number = os.open(path, flags, 0o666)
-        file = os.fdopen(number, "r+", errors="replace")
-        if os.fstat(number).st_nlink <= 1:
-            return file
-        file.close()
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, None):
-            raise
-    raise UserError(f"{path}: a link, folder or pipe that this program did not make is in the way; move it elsewhere")
-
-
-@contextlib.contextmanager
-def open_alone(path: Path) -> Iterator[IO[str]]:
-    """As open_own, emptied, once no other process has it open in this way."""
-    while True:
-        with open_own(path) as file:
-            with contextlib.suppress(OSError):  # where the file system has no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            same = False
-            with contextlib.suppress(FileNotFoundError):  # renamed or removed by the process that had it
-                same = os.path.samestat(os.fstat(file.fileno()), path.lstat())
-            if same:
-                file.truncate(0)
-                yield file
-                return
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
@@ -149,87 +113,3 @@ def content_hash(path: Path) -> str:
         return ABSENT
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def hash_of(path: Path) -> str:
-    """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
-    split = path.name.partition("index.csv#")[2]
-    path = path.with_name("index.csv") if split else path
-    if not path.is_file():
-        return ABSENT
-    found = path.stat()
-    return hash_once(path, split, (found.st_ino, found.st_size, found.st_mtime_ns))
-
-
-@functools.lru_cache(maxsize=4096)
-def hash_once(path: Path, split: str, _: tuple[int, ...]) -> str:
-    """As hash_of; within one process a file that was not written since is read once."""
-    return hash_of_index(path, split) if split else content_hash(path)
-
-
-def hash_of_index(path: Path, split: str) -> str:
-    """Hash of the rows of one split in the index of a cache.
-
-    Not of its PNGs, whose bytes depend on the library that wrote them: the source, the version and the geometry
-    decide the pixels.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = csv.reader(file)
-            names = next(rows, [])
-            kept = [k for k, name in enumerate(names) if name not in ("png_hash", "reason")]
-            place = names.index("split") if "split" in names else len(names)
-            found = [[*map(row.__getitem__, kept)] for row in rows if len(row) == len(names) and row[place] == split]
-    except csv.Error:  # a field without end, as after a lost quote
-        return content_hash(path)
-    found.sort()
-    # as the JSON of all rows, without the memory for it
-    digest = hashlib.sha256(b"[")
-    for k, row in enumerate(found):
-        digest.update(((", " if k else "") + json.dumps(row)).encode())
-    digest.update(b"]")
-    return digest.hexdigest()[:16] if found else ABSENT
-
-
-@contextlib.contextmanager
-def file_lock(folder: Path, wait: bool = False, patience: float = 5) -> Iterator[None]:
-    """Let one process at a time write into a folder; a second one waits for it, or stops with a UserError.
-
-    Both after `patience` seconds: the fold of a command that was killed a moment ago may still be writing a file.
-    The kernel drops the lock of a process that ends in whatever way, and child processes do not inherit it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_own(folder / ".lock") as lock:
-        if not re.fullmatch(r"(process \d+)?", lock.read(99)):
-            raise UserError(f"{folder / '.lock'}: not a lock of this program; move it elsewhere")
-        try:
-            if not try_lock(lock, patience):
-                lock.seek(0)
-                holder = f"another {lock.read(99) or 'process'}"
-                if not wait:
-                    raise UserError(f"{folder}: {holder} is at work there; wait for it, or set another name=")
-                print(f"waiting for {holder} that works in {folder}", flush=True)
-                fcntl.lockf(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            problem = f"its file system has no locks ({error.strerror}), which keep two commands apart"
-            raise UserError(f"{folder}: {problem}; move it to a local disk") from None
-        lock.truncate(0)
-        with contextlib.suppress(OSError):  # on a full disk: the file that matters is named soon
-            os.pwrite(lock.fileno(), f"process {os.getpid()}".encode(), 0)
-        try:
-            yield
-        finally:
-            lock.truncate(0)
-
-
-def try_lock(file: IO[str], patience: float) -> bool:
-    """Lock a file, or return False if another process holds its lock for `patience` seconds."""
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except (BlockingIOError, PermissionError):
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.05)

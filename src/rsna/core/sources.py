@@ -1,6 +1,9 @@
-"""Whether the DICOMs are still those that were cached, and that all results come from."""
+"""What results are made from: the hashes of inputs, and whether the DICOMs are still those that were cached."""
 
+import csv
 import functools
+import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -13,6 +16,46 @@ INDEX_CSV = "index.csv"  # in the folder of a cache: a row for each image
 SEEN_CSV = ".seen.csv"  # what `see` said of its DICOM and PNG; the hash of the index is the column's name
 COLUMNS = ["patientId", "split", "status", "source_hash"]
 RECENT_NS = 2 * 10**9  # the coarsest clock of a file system, that of FAT, ticks every two seconds
+
+
+def hash_of(path: Path) -> str:
+    """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
+    split = path.name.partition(f"{INDEX_CSV}#")[2]
+    path = path.with_name(INDEX_CSV) if split else path
+    if not path.is_file():
+        return ABSENT
+    found = path.stat()
+    return hash_once(path, split, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4096)
+def hash_once(path: Path, split: str, _: tuple[int, ...]) -> str:
+    """As hash_of; within one process a file that was not written since is read once."""
+    return hash_of_index(path, split) if split else content_hash(path)
+
+
+def hash_of_index(path: Path, split: str) -> str:
+    """Hash of the rows of one split in the index of a cache.
+
+    Not of its PNGs, whose bytes depend on the library that wrote them: the source, the version and the geometry
+    decide the pixels.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = csv.reader(file)
+            names = next(rows, [])
+            kept = [k for k, name in enumerate(names) if name not in ("png_hash", "reason")]
+            place = names.index("split") if "split" in names else len(names)
+            found = [[*map(row.__getitem__, kept)] for row in rows if len(row) == len(names) and row[place] == split]
+    except csv.Error:  # a field without end, as after a lost quote
+        return content_hash(path)
+    found.sort()
+    # as the JSON of all rows, without the memory for it
+    digest = hashlib.sha256(b"[")
+    for k, row in enumerate(found):
+        digest.update(((", " if k else "") + json.dumps(row)).encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:16] if found else ABSENT
 
 
 def see(path: str | Path, recent: bool = False) -> str:

@@ -21,7 +21,8 @@ from pydicom.dataset import FileDataset
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import ABSENT, bytes_hash, content_hash, file_lock, naming, write_then_rename
+from rsna.core.files import ABSENT, bytes_hash, content_hash, naming, write_then_rename
+from rsna.core.locks import file_lock
 from rsna.core.sources import INDEX_CSV, SEEN_CSV, see
 from rsna.core.tables import as_numbers, read_table, write_table
 from rsna.data import dicom

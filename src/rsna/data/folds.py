@@ -12,7 +12,7 @@ from rsna.core import artifacts
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import file_lock
+from rsna.core.locks import file_lock
 from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV, MAPPING_JSON, read_folds

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rsna.core import command_line
 from rsna.core.artifacts import read_manifest, require, with_settings
 from rsna.core.command_line import command
 from rsna.core.config import Config
@@ -134,6 +135,14 @@ def as_made(cfg: Config) -> Config:
     for manifest in manifests(cfg.run_dir):
         cfg = with_settings(cfg, manifest)
     return cfg
+
+
+def as_shown(cfg: Config) -> Config:
+    """As as_made, for a command that shows a run; prints which of the settings that were typed have no effect."""
+    made, typed = read_settings(cfg.run_dir), command_line.differing_settings(cfg)
+    for key in [key for key in typed if key in made and made[key] not in (typed[key], "a file")]:
+        print(f"{key}={typed[key]} has no effect here: {cfg.name} was made with {key}={made[key]}")
+    return as_made(cfg)
 
 
 def differing_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,8 @@ from rsna.core.artifacts import current_manifest, is_current, record, require, w
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import file_lock, read_json, write_json
+from rsna.core.files import read_json, write_json
+from rsna.core.locks import file_lock
 from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy

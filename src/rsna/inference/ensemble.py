@@ -16,7 +16,7 @@ from rsna.core.artifacts import current_manifest, is_current, manifest_path, rea
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import file_lock
+from rsna.core.locks import file_lock
 from rsna.core.stages import FREE_TO_USERS
 from rsna.core.tables import read_numbers, read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions, read_truth

@@ -16,7 +16,7 @@ from rsna.data.competition import PREDICTION_COLUMNS, read_predictions, with_emp
 from rsna.data.dataset import ImageDataset, Samples
 from rsna.data.letterbox import fit_letterbox
 from rsna.data.submission_format import SMALLEST_CONFIDENCE, keep_inside
-from rsna.evaluation.runs import as_made
+from rsna.evaluation.runs import as_made, as_shown
 from rsna.evaluation.threshold import OperatingPoint
 from rsna.execution.processes import map_files
 from rsna.inference.ensemble import fuse_models, fuse_views, mean_images, runs_with_boxes
@@ -74,7 +74,7 @@ def predict_images(cfg: Config, images: list[NewImage], point: OperatingPoint, r
 
 def as_predicted(cfg: Config) -> Config:
     """The same with the settings that the run was scored, fused and predicted with, and those of the runs it fuses."""
-    scored = with_settings(as_made(cfg), read_manifest(manifest_path(cfg, "evaluate"), command(cfg, "evaluate")))
+    scored = with_settings(as_shown(cfg), read_manifest(manifest_path(cfg, "evaluate"), command(cfg, "evaluate")))
     cfg = replace(scored, box_scale=scored.box_scale if cfg.box_scale == "auto" else cfg.box_scale)
     names = [f"{cfg.name}_{preset}" for preset in parse_weights(cfg.members)] or [run.name for run in cfg.fused_runs]
     runs = [as_made(cfg.of_run(name)) for name in names]

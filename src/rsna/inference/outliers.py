@@ -11,7 +11,8 @@ from sklearn.covariance import LedoitWolf
 from rsna.core.artifacts import current_manifest, is_current, record, withdraw
 from rsna.core.command_line import command
 from rsna.core.config import Config
-from rsna.core.files import file_lock, write_then_rename
+from rsna.core.files import write_then_rename
+from rsna.core.locks import file_lock
 from rsna.data.boxes import Floats
 from rsna.data.cache import read_index
 from rsna.data.competition import read_folds

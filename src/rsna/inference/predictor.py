@@ -17,7 +17,9 @@ from rsna.core import artifacts
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import ABSENT, file_lock, hash_of
+from rsna.core.files import ABSENT
+from rsna.core.locks import file_lock
+from rsna.core.sources import hash_of
 from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
 from rsna.core.tables import write_table
 from rsna.data.boxes import Floats, xyxy_to_xywh

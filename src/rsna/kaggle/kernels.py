@@ -11,7 +11,8 @@ from rsna.core.artifacts import names_file, require
 from rsna.core.command_line import command, parse
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import content_hash, file_lock, read_json
+from rsna.core.files import content_hash, read_json
+from rsna.core.locks import file_lock
 from rsna.core.stages import FREE_TO_USERS, STAGES
 from rsna.evaluation.scores import read_scores
 from rsna.kaggle.bundle import BUNDLE_JSON, user_slug, write_files, write_metadata

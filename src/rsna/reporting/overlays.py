@@ -8,7 +8,8 @@ import pandas as pd
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import hash_of, read_json, write_json
+from rsna.core.files import read_json, write_json
+from rsna.core.sources import hash_of
 from rsna.core.tables import write_table
 from rsna.data.boxes import xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS

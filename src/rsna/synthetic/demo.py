@@ -14,7 +14,8 @@ from rsna.core import artifacts
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import bytes_hash, content_hash, file_lock, write_text
+from rsna.core.files import bytes_hash, content_hash, write_text
+from rsna.core.locks import file_lock
 from rsna.core.stages import STAGES
 from rsna.data import competition
 from rsna.execution.processes import map_files

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
 from rsna.core.config import AugmentSettings, Config
 from rsna.core.errors import UserError
-from rsna.core.files import file_lock, write_text
+from rsna.core.files import write_text
+from rsna.core.locks import file_lock
 from rsna.core.phases import phase_at
 from rsna.core.tables import write_table
 from rsna.data.augment import Augmentation

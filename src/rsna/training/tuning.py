@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,7 @@ from rsna.core.artifacts import hash_inputs
 from rsna.core.command_line import command
 from rsna.core.config import Config, RunSettings
 from rsna.core.errors import UserError, optional
-from rsna.core.files import file_lock
+from rsna.core.locks import file_lock
 from rsna.core.tables import write_table
 from rsna.data.cache import read_index
 from rsna.data.competition import read_folds
@@ -30,7 +29,6 @@ from rsna.inference.predictor import predict_fold
 from rsna.training.fold import train_fold
 from rsna.training.search_space import parse_space, trial_config, words_of
 
-PLACES = ("preset", "root", "input", "folds", "working")  # the settings that say where compare finds things
 MOST_FAILED = 3  # trials that fail from the start before the search stops
 BEFORE_PRUNING = 5  # trials that run to the end first, so that there is a median to compare with
 
@@ -177,38 +175,3 @@ def importance_of(optuna: Any, study: Any) -> dict[str, float]:
     finished = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     alike = len({trial.value for trial in finished}) < 2
     return {} if alike else dict(optuna.importance.get_param_importances(study))
-
-
-def check_winner(cfg: Config, study: Any) -> None:
-    """Print the best trial's command, and what is left of its lead with another seed and on a fold it has not seen."""
-    done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    if not done:
-        raise UserError(f"no trial was finished; see {cfg.run_dir / 'trials.csv'}")
-    best, middle = max(done, key=lambda trial: trial.value), median(trial.value for trial in done)
-    print(f"best: trial {best.number}, mAP {best.value:.4f}; the median of {len(done)} trials is {middle:.4f}")
-    checks = [trial_config(cfg, "best_other_seed", best.params, seed=str(cfg.seed + 1))]
-    unseen = sorted(set(range(cfg.n_folds)) - set(cfg.fold_list))[:1]
-    for fold in unseen:
-        checks.append(trial_config(cfg, "best_unseen_fold", best.params, fold=str(fold)))
-        checks.append(trial_config(cfg, "usual_unseen_fold", {}, fold=str(fold)))
-    failed = run_folds(check_run, [(run, k) for k, run in enumerate(checks)])
-    if failed:
-        raise UserError(f"a check of the best trial {next(iter(failed.values()))}; the same command goes on with it")
-    again, *elsewhere = map(score_of, checks)
-    kept = "is not above the median: the lead was luck"
-    if best.value > middle and again > middle:
-        kept = f"keeps {(again - middle) / (best.value - middle):.0%} of its lead over the median"
-    print(f"the same settings with seed={cfg.seed + 1}: mAP {again:.4f}, which {kept}")
-    if elsewhere:
-        new, old = elsewhere
-        print(f"on fold {unseen[0]}, which the search has not seen: mAP {new:.4f}; with the usual settings {old:.4f}")
-    else:
-        print("no fold is left that the search has not seen; leave one out, such as fold=0..3")
-    changes = {key: str(value) for key, value in best.params.items()} | {"name": f"{cfg.name}_best", "fold": "all"}
-    print(f"to train it: {shlex.join(['./run.sh', *words_of(cfg, **changes)])}")
-    places = [word for word in words_of(cfg, working=f"{cfg.run_dir}/trials") if word.partition("=")[0] in PLACES]
-    print(f"all trials: {shlex.join(['./run.sh', 'compare', *places])}")
-
-
-def check_run(cfg: Config, _: int) -> None:
-    score_run(cfg)
