@@ -15,6 +15,7 @@ from rsna.core.files import ABSENT, content_hash
 INDEX_CSV = "index.csv"  # in the folder of a cache: a row for each image
 SEEN_CSV = ".seen.csv"  # what `see` said of its DICOM and PNG; the hash of the index is the column's name
 COLUMNS = ["patientId", "split", "status", "source_hash"]
+ROWS_AT_ONCE = 10_000  # of an index, in memory as JSON
 RECENT_NS = 2 * 10**9  # the coarsest clock of a file system, that of FAT, ticks every two seconds
 
 
@@ -46,14 +47,16 @@ def hash_of_index(path: Path, split: str) -> str:
             names = next(rows, [])
             kept = [k for k, name in enumerate(names) if name not in ("png_hash", "reason")]
             place = names.index("split") if "split" in names else len(names)
-            found = [[*map(row.__getitem__, kept)] for row in rows if len(row) == len(names) and row[place] == split]
+            found = [
+                tuple(map(row.__getitem__, kept)) for row in rows if len(row) == len(names) and row[place] == split
+            ]
     except csv.Error:  # a field without end, as after a lost quote
         return content_hash(path)
     found.sort()
     # as the JSON of all rows, without the memory for it
     digest = hashlib.sha256(b"[")
-    for k, row in enumerate(found):
-        digest.update(((", " if k else "") + json.dumps(row)).encode())
+    for k in range(0, len(found), ROWS_AT_ONCE):
+        digest.update(((", " if k else "") + json.dumps(found[k : k + ROWS_AT_ONCE])[1:-1]).encode())
     digest.update(b"]")
     return digest.hexdigest()[:16] if found else ABSENT
 

@@ -47,7 +47,10 @@ def read_labels(path: Path) -> pd.DataFrame:
         "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
         "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
         "the box is empty or starts outside the image": outside,
-        "the image is both positive and negative": parsed.groupby("patientId")["Target"].transform("nunique") > 1,
+        "the image is both positive and negative": parsed.groupby("patientId", sort=False)["Target"].transform(
+            "nunique"
+        )
+        > 1,
         "the row is there twice": parsed.duplicated(),
     }
     refuse_rows(path, labels["patientId"], problems, "fix or remove them")
@@ -149,10 +152,15 @@ def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) ->
     return table.assign(**numbers)[[*PREDICTION_COLUMNS, *more]]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The DICOM files of a folder, sorted; macOS leaves ._<name>.dcm beside those it copies to a foreign disk."""
+def list_names(folder: Path) -> list[str]:
+    """The names of a folder's DICOM files, sorted; macOS leaves ._<name>.dcm beside those it copies elsewhere."""
     names = os.listdir(folder) if folder.is_dir() else []
-    return [folder / name for name in sorted(names) if name.endswith(".dcm") and not name.startswith("._")]
+    return sorted(name for name in names if name.endswith(".dcm") and not name.startswith("._"))
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted."""
+    return [folder / name for name in list_names(folder)]
 
 
 def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:

@@ -88,7 +88,9 @@ def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
     people, groups = competition.read_people(Path(cfg.input)), folds["group"]
     # a table that the user brought may have other groups
     patients = groups if people is None else folds["patientId"].map(people).astype(object).fillna(groups)
-    shared = max(folds.groupby(names.to_numpy())["fold"].nunique().gt(1).sum() for names in (groups, patients))
+    shared = max(
+        folds.groupby(names.to_numpy(), sort=False)["fold"].nunique().gt(1).sum() for names in (groups, patients)
+    )
     done = {"edited": "edited by hand, kept", "brought": "not made by make_folds, kept"}.get(state, state)
     print(f"make_folds: {done} -> {cfg.folds_csv}")
     if shared:
@@ -106,7 +108,7 @@ def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
 
 def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
     """Print which labelled images have no file, and how many files no label; nothing where there is no file at all."""
-    files = {path.stem for path in competition.list_images(folder)}
+    files = {name.removesuffix(".dcm") for name in competition.list_names(folder)}
     missing, more = sorted(set(ids) - files), len(files - set(ids))
     if files and missing:
         problem = f"{len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}"

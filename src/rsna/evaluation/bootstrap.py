@@ -44,6 +44,7 @@ def resampled_means(by_person: Floats, n_resamples: int, seed: int) -> Floats:
     rng = np.random.default_rng(seed)
     n_people = by_person.shape[-1]
     draws = (rng.integers(0, n_people, n_people) for _ in range(n_resamples))
-    totals = np.stack([by_person.take(people, axis=-1).sum(axis=-1) for people in draws])
+    times = (np.bincount(people, minlength=n_people) for people in draws)  # how often each person was drawn
+    totals = np.stack([(by_person * drawn).sum(axis=-1) for drawn in times])
     total, count = totals[..., 0], totals[..., 1]
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

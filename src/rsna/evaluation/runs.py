@@ -1,6 +1,7 @@
 """Finished runs: what a run folder holds, and how runs compare on the images that they share."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ class Run:
     def name(self) -> str:
         return self.folder.name
 
-    @property
+    @cached_property
     def kept(self) -> pd.DataFrame:
         """The predictions at the run's own threshold."""
         return keep_confident(self.predictions, self.scores["threshold"])
 
-    @property
+    @cached_property
     def ids(self) -> list[str]:
         return self.predictions["patientId"].drop_duplicates().tolist()
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rsna.data.boxes import xyxy_to_xywh
 from rsna.data.cache import read_png
+from rsna.evaluation.metric import of_images
 from rsna.evaluation.subgroups import UNKNOWN, to_relative
 from rsna.reporting.sections import ReportData
 
@@ -43,16 +44,21 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
 def make_tiles(data: ReportData) -> list[dict[str, Any]]:
     """The chosen images as tiles; one that the cache refused is left out."""
     chosen = choose(data.scores, data.truth, data.run.kept, PER_KIND)
-    return [make_tile(data, kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index]
+    shown = [(kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index]
+    names = [name for _, name in shown]
+    tables = {"true": data.truth, "predicted": data.run.kept, "below": data.run.predictions}
+    own, geometry = {key: of_images(table, names) for key, table in tables.items()}, data.geometry.loc[names]
+    return [make_tile(data, own, geometry, kind, name) for kind, name in shown]
 
 
-def make_tile(data: ReportData, kind: str, name: str) -> dict[str, Any]:
+def make_tile(
+    data: ReportData, tables: dict[str, pd.DataFrame], geometry: pd.DataFrame, kind: str, name: str
+) -> dict[str, Any]:
     """What the page shows of an image: patient_id, kind, view, words, image (a data URI), and its boxes.
 
     Boxes are (n, 4) lists of left, top, width, height in percent of the square: true, predicted, and below (the most
     confident one below the threshold, where none is above).
     """
-    tables = {"true": data.truth, "predicted": data.run.kept, "below": data.run.predictions}
     own = {key: table[table["patientId"] == name] for key, table in tables.items()}
     weak = own["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
     own["below"] = weak if own["predicted"].empty else weak.iloc[:0]
@@ -63,7 +69,7 @@ def make_tile(data: ReportData, kind: str, name: str) -> dict[str, Any]:
         "view": view,
         "words": describe(float(data.scores[name]), str(data.classes[name]), view, own),
         "image": data_uri(read_png(data.cfg.cache_dir / "train" / f"{name}.png", data.cfg.size)),
-        **{key: percent(to_relative(table, data.geometry, data.cfg.size)) for key, table in own.items()},
+        **{key: percent(to_relative(table, geometry, data.cfg.size)) for key, table in own.items()},
     }
 
 
