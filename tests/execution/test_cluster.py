@@ -211,6 +211,11 @@ def test_without_ray_the_line_says_how_to_install_it(tmp_path, monkeypatch):
         machines.connect("auto", str(tmp_path), ("nothing",))
 
 
+def test_every_package_that_is_compared_is_installed(tmp_path):
+    found = machines.describe_machine(tmp_path / "token", ())
+    assert not [name for name in machines.COMPARED if found[name] == "missing"]
+
+
 def test_versions_that_differ_are_named():
     assert machines.explain_difference("10.0.0.2", "torch", "2.4.0", "2.5.1") == (
         "machine 10.0.0.2 has torch 2.4.0, here it is 2.5.1; install the same versions everywhere"

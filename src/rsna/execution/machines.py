@@ -14,13 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from rsna.core.config import Config
 from rsna.core.errors import UserError, optional
 from rsna.core.files import content_hash
 
 CODE = Path(__file__).resolve().parents[1]
 # what decides results, by the names of packages
-COMPARED = ["torch", "torchvision", "segmentation-models-pytorch", "pydicom", "python-gcdm", "pillow", "numpy"]
+COMPARED = ["torch", "torchvision", "segmentation-models-pytorch", "pydicom", "python-gdcm", "pillow"]
+COMPARED += ["numpy", "pandas"]
 SECONDS_TO_ANSWER = 120.0  # of a machine that is asked what it sees: a worker has to be started there
 SECONDS_TO_CONNECT = 10.0
 
@@ -47,7 +50,7 @@ def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
     environment = {"py_modules": [str(CODE)], "env_vars": threads}
     try:
         warnings.simplefilter("ignore", UserWarning)  # Ray's own lines about what the error below says
-        if not ray.is_initialized():  # by the check of another folder of runs
+        if not ray.is_initialized():  # a command may work on several folders of runs, each checked once
             knock(address)
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
@@ -108,7 +111,8 @@ def check_machines(ray: Any, addresses: dict[str, str], working: Path, others: S
 
 def describe_machine(token: Path, others: Sequence[str]) -> dict[str, str | bool]:
     """What has to be the same on all machines; `locked`: whether another process holds the lock on the token."""
-    packages = {"Python": platform.python_version(), **{name: version_of(name) for name in COMPARED}}
+    packages = {"Python": platform.python_version(), "OpenCV": cv2.__version__}
+    packages |= {name: version_of(name) for name in COMPARED}
     tables = {folder: " ".join(map(content_hash, sorted(Path(folder).glob("*.csv")))) for folder in others}
     found: dict[str, str | bool] = {**packages, str(token.parent): "", **tables, "locked": True}
     with suppress(FileNotFoundError), token.open("r+") as file:
