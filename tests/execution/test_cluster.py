@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -238,6 +239,20 @@ def test_what_a_fold_reserves(words, nodes, at_once, on_one, share):
     cfg = parse(["engine=ray", *words.split()])
     resources = {str(k): {key: float(value) for key, value in node.items()} for k, node in enumerate(nodes)}
     assert cluster.fold_resources(machines.Cluster(None, resources), cfg, 5) == (at_once, on_one, share)
+
+
+def test_a_full_cluster_is_said_once(tmp_path, monkeypatch, capsys):
+    """Until a worker is free a fold has no lines of its own."""
+    answers = iter([([], []), ([], []), (["answer"], [])])
+    busy = SimpleNamespace(
+        remote=lambda **_: lambda _: SimpleNamespace(remote=lambda *_: "answer"),
+        wait=lambda *_, **__: next(answers),
+        get=lambda _: True,
+    )
+    monkeypatch.setattr(cluster, "SECONDS_OF_SILENCE", -1)
+    monkeypatch.setattr(cluster, "cluster_of", lambda _: machines.Cluster(busy, {"a": {"CPU": 2.0}}))
+    assert cluster.run_folds(print, [(parse(["engine=ray", f"working={tmp_path}"]), 0)]) == {}
+    assert capsys.readouterr().out == "waiting for room on the cluster; to see what takes it: ray status\n"
 
 
 def test_a_gpu_that_nobody_has_is_refused():

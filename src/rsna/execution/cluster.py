@@ -5,7 +5,9 @@ itself does not. Workers get the code and the settings of the command that was s
 """
 
 import contextlib
+import math
 import tempfile
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,7 @@ from rsna.core.errors import UserError, explanation
 from rsna.execution.machines import Cluster, cluster_of
 
 SECONDS_BETWEEN_LINES = 0.5
+SECONDS_OF_SILENCE = 30.0  # that a worker may take to start, before a line says that there is no room for it
 AHEAD = 3  # batches of files that each core has been given or is working on
 Fold = tuple[Config, int]  # a run and one of its folds
 Work = Callable[[Config, int], object]  # what is done for each
@@ -64,6 +67,7 @@ def run_folds(function: Work, todo: Sequence[Fold]) -> Failed:
     at_once, jobs, share = fold_resources(cluster, cfg, len(todo))
     task = cluster.ray.remote(max_retries=0, max_calls=1, **share)(run_fold)
     waiting, running = deque(todo), dict[Any, tuple[Config, int, Lines]]()
+    silent_until = time.monotonic() + SECONDS_OF_SILENCE
     with tempfile.TemporaryDirectory(dir=cfg.working, prefix=".lines-") as folder:
         try:
             while waiting or running:
@@ -74,6 +78,9 @@ def run_folds(function: Work, todo: Sequence[Fold]) -> Failed:
                 done, _ = cluster.ray.wait([*running], timeout=SECONDS_BETWEEN_LINES)
                 for _, _, lines in running.values():
                     lines.show()
+                if time.monotonic() > silent_until and not any(Path(folder).iterdir()):
+                    print("waiting for room on the cluster; to see what takes it: ray status", flush=True)
+                    silent_until = math.inf
                 for answer in done:
                     run, fold, lines = running.pop(answer)
                     end = how_it_ended(cluster.ray, answer)
