@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from helpers.finished_run import copy_workspace, run_main, settings, without_networks
 
-from rsna.core.artifacts import files_of, manifest_path, read_manifest
+from rsna.core.artifacts import manifest_path, read_manifest
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.sources import hash_of
-from rsna.core.stages import STAGES, TRAIN_IMAGES
+from rsna.core.stages import STAGES, TRAIN_IMAGES, files_of
 
 # commands that write no manifest, and the one whose outputs they show
 READERS = {

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rsna.core import artifacts
 from rsna.core.artifacts import current_manifest, differences, is_current, record, require, withdraw
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.core.stages import FREE_TO_USERS, STAGES
+from rsna.core.stages import FREE_TO_USERS, STAGES, files_of
 
 RUN = ["n_folds=2", "size=64", "weights=none", "name=first"]
 INDEX = "patientId,split,status,reason,scale_x,source_hash,png_hash\n"
@@ -23,7 +22,7 @@ def config(root, *words):
 
 
 def write(cfg, templates, fold=None, text=""):
-    for path in artifacts.files_of(templates, cfg, fold).values():
+    for path in files_of(templates, cfg, fold).values():
         path = Path(str(path).partition("#")[0])
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

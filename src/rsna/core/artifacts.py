@@ -6,7 +6,6 @@ moved, copied or unzipped is still current, and so is what another machine made 
 """
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from rsna.core.config import FILE_OR_WORD, Config, FusionSettings
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, read_json, write_json
 from rsna.core.sources import changed_source, hash_of
-from rsna.core.stages import STAGES, TEST_IMAGES, TRAIN_IMAGES
+from rsna.core.stages import STAGES, TEST_IMAGES, TRAIN_IMAGES, files_of, fill, names_file
 from rsna.core.validation import check, parse_weights
 
 Manifest = dict[str, Any]
@@ -189,29 +188,3 @@ def read_manifest(path: Path, rebuild: str = "") -> Manifest:
     except UserError as error:
         raise UserError(f"{path}: {error}; delete it and run: {rebuild}") from None
     return found
-
-
-def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> dict[str, Path]:
-    """Templates -> name in manifests, which holds no folder of this machine, and path. `{source}` gives several."""
-    found: dict[str, Path] = {}
-    for template in templates:
-        if template.strip("{}") in FILE_OR_WORD and not names_file(cfg, template.strip("{}")):
-            continue
-        runs = [(cfg, fold)]
-        if "{source}" in template:
-            runs = [(run, k) for run in cfg.fused_runs for k in cfg.fold_list]
-        key = re.sub(r"^\{(input|folds|root|submissions|weights|calibrate|test_labels)\}", r"\1", template)
-        for part, short in (("{source}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
-            key = key.replace(part, short)
-        template = template.replace("{source}", "{run}")
-        found |= {fill(key, run, k): Path(fill(template, run, k)) for run, k in runs}
-    return found
-
-
-def fill(template: str, cfg: Config, fold: int | None) -> str:
-    return template.format_map({**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold})
-
-
-def names_file(cfg: Config, key: str) -> bool:
-    """Whether a setting of FILE_OR_WORD is a file."""
-    return getattr(cfg, key) not in FILE_OR_WORD[key]

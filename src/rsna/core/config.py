@@ -32,9 +32,7 @@ class RunSettings:  # which run, and on which machine; they change no result
     address: str = setting("auto", "of the Ray cluster: auto (this machine's), host:port, or ray://host:port")
     gpus: float = setting(1.0, "GPUs of a fold on a Ray cluster; 0.5: two folds share one")
     workers: int = setting(-1, "processes that decode images, and load them for a GPU; -1: one per core, 0: none")
-    memory: float = setting(
-        0.5, "keep a fold's decoded images in memory if they take at most this fraction of the machine's; 0: never"
-    )
+    memory: float = setting(0.5, "keep a fold's images in memory if they need at most this fraction of it; 0: never")
     strict: bool = setting(False, "stop if a single image cannot be decoded; false: if more than 5 % cannot")
     only_test: bool = setting(False, "cache and predict the test images only; validation tables stay as they are")
     tracker: str = setting("none", "show training in tensorboard, wandb or mlflow; see docs/tuning.md")
@@ -101,9 +99,7 @@ class AugmentSettings:  # how training images are augmented
     rotate: float = setting(7.0, "largest rotation, degrees")
     translate: float = setting(0.06, "largest translation, fraction of the side")
     scale: float = setting(0.1, "largest change of scale; 0.1: from 0.9 to 1.1")
-    brightness_contrast: float = setting(
-        0.15, "contrast times 0.85 to 1.15, as large a change of log gamma, half of brightness"
-    )
+    brightness_contrast: float = setting(0.15, "contrast x 0.85 to 1.15; log gamma as much, brightness half as much")
 
 
 @dataclass(frozen=True)

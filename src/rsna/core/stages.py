@@ -1,8 +1,12 @@
 """The table of provenance: for each command the settings, the inputs and the outputs that belong together."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rsna.core import config
+from rsna.core.config import FILE_OR_WORD, Config
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,29 @@ STAGES = {
 # fmt: on
 # A trained network may be used in another precision, and by someone who lacks the weights that it started from
 FREE_TO_USERS = ("weights", "precision")
+
+
+def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> dict[str, Path]:
+    """Templates -> name in manifests, which holds no folder of this machine, and path. `{source}` gives several."""
+    found: dict[str, Path] = {}
+    for template in templates:
+        if template.strip("{}") in FILE_OR_WORD and not names_file(cfg, template.strip("{}")):
+            continue
+        runs = [(cfg, fold)]
+        if "{source}" in template:
+            runs = [(run, k) for run in cfg.fused_runs for k in cfg.fold_list]
+        key = re.sub(r"^\{(input|folds|root|submissions|weights|calibrate|test_labels)\}", r"\1", template)
+        for part, short in (("{source}/", "{name}/"), ("{run}/", ""), ("{cache}/index.csv#", "cached images, ")):
+            key = key.replace(part, short)
+        template = template.replace("{source}", "{run}")
+        found |= {fill(key, run, k): Path(fill(template, run, k)) for run, k in runs}
+    return found
+
+
+def fill(template: str, cfg: Config, fold: int | None) -> str:
+    return template.format_map({**vars(cfg), "run": cfg.run_dir, "cache": cfg.cache_dir, "fold": fold})
+
+
+def names_file(cfg: Config, key: str) -> bool:
+    """Whether a setting of FILE_OR_WORD is a file."""
+    return getattr(cfg, key) not in FILE_OR_WORD[key]

@@ -20,7 +20,7 @@ from rsna.core.errors import UserError
 from rsna.core.files import ABSENT
 from rsna.core.locks import file_lock
 from rsna.core.sources import hash_of
-from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES
+from rsna.core.stages import FREE_TO_USERS, SAMPLE, TEST_IMAGES, files_of
 from rsna.core.tables import write_table
 from rsna.data.boxes import Floats, xyxy_to_xywh
 from rsna.data.cache import read_index
@@ -86,7 +86,7 @@ def manifest_after(cfg: Config, fold: int) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"only_test=true: {path}: no such file to vouch for the validation tables; {rebuild}")
     found = artifacts.read_manifest(path)
-    changes = artifacts.differences(found, made, ignore=artifacts.files_of((SAMPLE, TEST_IMAGES), cfg, fold))
+    changes = artifacts.differences(found, made, ignore=files_of((SAMPLE, TEST_IMAGES), cfg, fold))
     if changes:
         raise UserError(f"only_test=true: {path}: the validation tables are of other settings ({changes}); {rebuild}")
     for key in (f"fold{fold}/valid.csv", f"fold{fold}/valid_images.csv"):

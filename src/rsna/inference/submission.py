@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna.core.artifacts import current_manifest, is_current, manifest_path, names_file, read_manifest, record, require
+from rsna.core.artifacts import current_manifest, is_current, manifest_path, read_manifest, record, require
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, content_hash, read_json, write_then_rename
 from rsna.core.locks import file_lock
+from rsna.core.stages import names_file
 from rsna.core.tables import read_numbers
 from rsna.data.cache import read_index
 from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample

@@ -7,13 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rsna.core.artifacts import names_file, require
+from rsna.core.artifacts import require
 from rsna.core.command_line import command, parse
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash, read_json
 from rsna.core.locks import file_lock
-from rsna.core.stages import FREE_TO_USERS, STAGES
+from rsna.core.stages import FREE_TO_USERS, STAGES, names_file
 from rsna.evaluation.scores import read_scores
 from rsna.kaggle.bundle import BUNDLE_JSON, user_slug, write_files, write_metadata
 from rsna.kaggle.client import COMMENTS, commands_for

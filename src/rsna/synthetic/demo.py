@@ -16,7 +16,7 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import bytes_hash, content_hash, write_text
 from rsna.core.locks import file_lock
-from rsna.core.stages import STAGES
+from rsna.core.stages import STAGES, files_of
 from rsna.data import competition
 from rsna.execution.processes import map_files
 from rsna.synthetic.dicom_writer import write_dicom
@@ -44,7 +44,7 @@ def make_demo(cfg: Config) -> str:
 
 def claim_folder(cfg: Config, images: set[Path]) -> None:
     """Write the manifest first, as a claim. Raises UserError where other settings or foreign files are in the way."""
-    manifest, outputs = artifacts.manifest_path(cfg, "make_demo"), artifacts.files_of(STAGES["make_demo"].outputs, cfg)
+    manifest, outputs = artifacts.manifest_path(cfg, "make_demo"), files_of(STAGES["make_demo"].outputs, cfg)
     remedy = f"choose another root=<new folder>, or move {cfg.input} and {manifest} away"
     found = artifacts.read_manifest(manifest) if manifest.is_file() else {"outputs": {}}
     if manifest.is_file():
@@ -126,7 +126,7 @@ def write_tables(cfg: Config, tables: dict[str, str]) -> None:
     """Write all tables, after a manifest that has their hashes: it tells those of a killed run from the user's own."""
     hashes = {name: bytes_hash(content.encode()) for name, content in tables.items()}
     artifacts.record(cfg, "make_demo", input=relative_input(cfg), outputs=hashes)
-    for name, path in artifacts.files_of(STAGES["make_demo"].outputs, cfg).items():
+    for name, path in files_of(STAGES["make_demo"].outputs, cfg).items():
         write_text(tables[name], path)
 
 

@@ -16,12 +16,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from rsna.core.artifacts import current_manifest, is_current, names_file, record, require_upstream, withdraw
+from rsna.core.artifacts import current_manifest, is_current, record, require_upstream, withdraw
 from rsna.core.config import AugmentSettings, Config
 from rsna.core.errors import UserError
 from rsna.core.files import write_text
 from rsna.core.locks import file_lock
 from rsna.core.phases import phase_at
+from rsna.core.stages import names_file
 from rsna.core.tables import write_table
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xyxy_to_cxcywh
