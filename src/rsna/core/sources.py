@@ -47,12 +47,10 @@ def hash_of_index(path: Path, split: str) -> str:
             names = next(rows, [])
             kept = [k for k, name in enumerate(names) if name not in ("png_hash", "reason")]
             place = names.index("split") if "split" in names else len(names)
-            found = [
-                tuple(map(row.__getitem__, kept)) for row in rows if len(row) == len(names) and row[place] == split
-            ]
+            whole = (row for row in rows if len(row) == len(names) and row[place] == split)
+            found = sorted(tuple(map(row.__getitem__, kept)) for row in whole)
     except csv.Error:  # a field without end, as after a lost quote
         return content_hash(path)
-    found.sort()
     # as the JSON of all rows, without the memory for it
     digest = hashlib.sha256(b"[")
     for k in range(0, len(found), ROWS_AT_ONCE):

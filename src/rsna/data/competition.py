@@ -41,16 +41,14 @@ def read_labels(path: Path) -> pd.DataFrame:
     parsed = labels.assign(**numbers)
     filled = parsed[BOX_COLUMNS].notna()
     outside = (parsed[["x", "y"]] < 0).any(axis=1) | (parsed[["width", "height"]] <= 0).any(axis=1)
+    by_image = parsed.groupby("patientId", sort=False)
     problems = {
         "a field is not a number, or too large": (numbers.isna() & fields.notna()).any(axis=1),
         "Target is neither 0 nor 1": ~parsed["Target"].isin([0, 1]),
         "a positive needs x, y, width and height": (parsed["Target"] == 1) & ~filled.all(axis=1),
         "a negative has a box": (parsed["Target"] == 0) & filled.any(axis=1),
         "the box is empty or starts outside the image": outside,
-        "the image is both positive and negative": parsed.groupby("patientId", sort=False)["Target"].transform(
-            "nunique"
-        )
-        > 1,
+        "the image is both positive and negative": by_image["Target"].transform("nunique") > 1,
         "the row is there twice": parsed.duplicated(),
     }
     refuse_rows(path, labels["patientId"], problems, "fix or remove them")
