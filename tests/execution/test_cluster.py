@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from helpers.commands import SRC, run_command
 
-from rsna.core.command_line import parse
+from rsna.core.command_line import command, parse
 from rsna.core.errors import UserError
 from rsna.execution import cluster, machines
 
@@ -158,14 +158,19 @@ def test_a_fold_that_fails_leaves_the_other_alone_and_is_not_tried_again(nodes, 
     assert_same_files(local, fresh, ["working/resnet34/fold1/best.pt"])
 
 
-def test_ctrl_c_stops_the_folds(nodes, local, fresh):
+@pytest.mark.parametrize(
+    "sent", [signal.SIGINT, *(pytest.param(sent, marks=pytest.mark.slow) for sent in (signal.SIGTERM, signal.SIGHUP))]
+)
+def test_ctrl_c_stops_the_folds(sent, nodes, local, fresh):
+    """So does what Slurm and Docker send, and a terminal that is closed."""
     shutil.copytree(local / "working", fresh / "working", ignore=lambda _, names: {"resnet34"} & set(names))
     shutil.copytree(local / "folds", fresh / "folds")
     train = start("train", fresh, nodes, "epochs=1000", "fold=1")
     read_until(train, r"epoch 1/1000")
-    train.send_signal(signal.SIGINT)
+    train.send_signal(sent)
     status, _, err = finish(train)
     assert status != 0
+    assert list(fresh.glob("working/.lines*")) == []
     assert err == "stopped; what was finished is kept, and the same command resumes from there\n"
     lock = fresh / "working" / "resnet34" / "fold1" / ".lock"
     code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
@@ -231,6 +236,7 @@ def test_versions_that_differ_are_named():
         ("jobs=1", [{"CPU": 8}, {"CPU": 4}], 1, 1, {"num_cpus": 4}),
         ("", [{"CPU": 16, "GPU": 8}, {"CPU": 16, "GPU": 8}, {"CPU": 4}], 5, 8, {"num_gpus": 1.0, "num_cpus": 2}),
         ("gpus=0.5", [{"CPU": 16, "GPU": 1}], 5, 2, {"num_gpus": 0.5, "num_cpus": 8}),
+        ("gpus=0.7", [{"CPU": 16, "GPU": 8}], 5, 8, {"num_gpus": 0.7, "num_cpus": 2}),
         ("device=cpu", [{"CPU": 10, "GPU": 1}], 5, 5, {"num_cpus": 2}),
         ("jobs=2", [{"CPU": 16, "GPU": 8}], 2, 8, {"num_gpus": 1.0, "num_cpus": 2}),
     ],
@@ -243,16 +249,56 @@ def test_what_a_fold_reserves(words, nodes, at_once, on_one, share):
 
 def test_a_full_cluster_is_said_once(tmp_path, monkeypatch, capsys):
     """Until a worker is free a fold has no lines of its own."""
-    answers = iter([([], []), ([], []), (["answer"], [])])
+    answers = iter([([], []), ([], []), (["0"], []), ([], []), (["1"], [])])
+    numbers = map(str, range(2))
+
+    class NodeDiedError(Exception):
+        """Of the first task."""
+
+    def get(answer):
+        if answer == "0":
+            raise NodeDiedError
+        return True
+
     busy = SimpleNamespace(
-        remote=lambda **_: lambda _: SimpleNamespace(remote=lambda *_: "answer"),
+        remote=lambda **_: lambda _: SimpleNamespace(remote=lambda *_: next(numbers)),
         wait=lambda *_, **__: next(answers),
-        get=lambda _: True,
+        get=get,
+        exceptions=SimpleNamespace(NodeDiedError=NodeDiedError),
     )
     monkeypatch.setattr(cluster, "SECONDS_OF_SILENCE", -1)
     monkeypatch.setattr(cluster, "cluster_of", lambda _: machines.Cluster(busy, {"a": {"CPU": 2.0}}))
     assert cluster.run_folds(print, [(parse(["engine=ray", f"working={tmp_path}"]), 0)]) == {}
-    assert capsys.readouterr().out == "waiting for room on the cluster; to see what takes it: ray status\n"
+    assert capsys.readouterr().out == (
+        "waiting for room on the cluster; to see what takes it: ray status\n"
+        "fold 0: its machine was lost; it goes on on another\n"
+    )
+
+
+def test_images_that_a_machine_lacks_are_noticed(tmp_path):
+    images = tmp_path / "input" / "stage_2_train_images"
+    images.mkdir(parents=True)
+    before = machines.describe_machine(tmp_path / "token", (str(images.parent),))
+    (images / "one.dcm").touch()
+    after = machines.describe_machine(tmp_path / "token", (str(images.parent),))
+    assert [key for key in before if before[key] != after[key]] == [str(images)]
+
+
+@pytest.mark.parametrize("address", ["", "local", ":6379", "http://10.0.0.1:8265", "ray://10.0.0.1", "10.0.0.1"])
+def test_an_address_has_one_of_three_forms(address):
+    with pytest.raises(UserError, match=r"address=.*: auto, host:port, or ray://host:port"):
+        parse(["engine=ray", f"address={address}"])
+
+
+def test_a_fold_tells_to_type_what_was_typed():
+    cfg = parse(["engine=ray", "name=one"]).at(jobs=1, device="cuda:1")
+    assert (cfg.jobs, cfg.device) == (1, "cuda:1")
+    assert command(cfg, "train") == "./run.sh train name=one engine=ray"
+
+
+def test_a_certain_gpu_is_refused():
+    with pytest.raises(UserError, match="each fold gets a GPU of its own"):
+        cluster.fold_resources(machines.Cluster(None, {"a": {"CPU": 2.0}}), parse(["engine=ray", "device=cuda:1"]), 5)
 
 
 def test_a_gpu_that_nobody_has_is_refused():

@@ -145,6 +145,7 @@ def differing_settings(cfg: Config) -> dict[str, Any]:
     preset = preset_words(cfg.preset)
     words = {**usual_words(preset, cfg.engine), "root": cfg.root}
     usual = fill(Config, {key: value for key, value in words.items() if key in NAMES})
+    cfg = replace(cfg, **cfg.typed)
     differing = {key: getattr(cfg, key) for key in NAMES if getattr(cfg, key) != getattr(usual, key)}
     own = {key: value for key, value in cfg.model_settings.items() if str(value).lower() != preset.get(key)}
     return differing | own

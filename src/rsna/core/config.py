@@ -192,11 +192,13 @@ class Config(
     """Every setting of every command, and the paths that follow from them.
 
     model_settings: those of the chosen model that differ from the defaults in its file.
+    typed: of settings that a process was given by `at`, what they were before.
     member_configs: the Config of each of `members`, with all settings that it is trained with.
     """
 
     model_settings: dict[str, Any] = field(default_factory=dict)
     member_configs: list[Any] = field(default_factory=list)
+    typed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fold_list(self) -> list[int]:
@@ -227,6 +229,10 @@ class Config(
 
     def fold_dir(self, fold: int) -> Path:
         return self.run_dir / f"fold{fold}"
+
+    def at(self, **place: Any) -> "Config":
+        """The same for a process at some place, such as a GPU; a command that it tells people to type is as before."""
+        return replace(self, **place, typed={key: getattr(self, key) for key in place})
 
     def of_run(self, name: str) -> "Config":
         """The same for another run, which fuses nothing but its own folds."""

@@ -25,6 +25,7 @@ CHOICES = {
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10, "trials": 1}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
 NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run: a folder beside those of the cache
+ADDRESS = re.compile(r"auto|(ray://)?[\w.-]+:\d{1,5}")
 GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")
 THRESHOLD = re.compile(r"auto|0?\.\d+|[01](\.0*)?")
 TTA_VIEWS = ("plain", "hflip")
@@ -64,6 +65,7 @@ def check(settings: dict[str, Any]) -> None:
         "name": (not NAME.fullmatch(settings["name"]), "letters, digits, . _ -, not png_<n>: it becomes a folder"),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
         "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
+        "address": (not ADDRESS.fullmatch(settings["address"]), "auto, host:port, or ray://host:port"),
         "threshold": (not THRESHOLD.fullmatch(settings["threshold"]), "auto, or a number from 0 to 1"),
         "gate": (
             not GATE.fullmatch(settings["gate"]),

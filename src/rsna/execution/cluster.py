@@ -5,13 +5,14 @@ itself does not. Workers get the code and the settings of the command that was s
 """
 
 import contextlib
+import itertools
 import math
 import tempfile
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rsna.execution.machines import Cluster, cluster_of
 
 SECONDS_BETWEEN_LINES = 0.5
 SECONDS_OF_SILENCE = 30.0  # that a worker may take to start, before a line says that there is no room for it
+NO_ROOM = "waiting for room on the cluster; to see what takes it: ray status"
 AHEAD = 3  # batches of files that each core has been given or is working on
 Fold = tuple[Config, int]  # a run and one of its folds
 Work = Callable[[Config, int], object]  # what is done for each
@@ -41,6 +43,8 @@ def run_batches(
             while waiting and len(running) < AHEAD * processes:
                 running.append((waiting[0], task.remote(function, waiting.popleft())))
             batch, answer = running[0]
+            if not ray.wait([answer], timeout=SECONDS_OF_SILENCE)[0]:
+                print(NO_ROOM, flush=True)
             try:
                 results = ray.get(answer)
             except ray.exceptions.NodeDiedError:
@@ -67,19 +71,22 @@ def run_folds(function: Work, todo: Sequence[Fold]) -> Failed:
     at_once, jobs, share = fold_resources(cluster, cfg, len(todo))
     task = cluster.ray.remote(max_retries=0, max_calls=1, **share)(run_fold)
     waiting, running = deque(todo), dict[Any, tuple[Config, int, Lines]]()
-    silent_until = time.monotonic() + SECONDS_OF_SILENCE
+    attempts, silent_until = itertools.count(), time.monotonic() + SECONDS_OF_SILENCE
     with tempfile.TemporaryDirectory(dir=cfg.working, prefix=".lines-") as folder:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     run, fold = waiting.popleft()
-                    lines = Lines(Path(folder, f"{run.name}-{fold}"), f"{run.name}: " if several else "")
-                    running[task.remote(function, replace(run, jobs=jobs), fold, lines.path)] = run, fold, lines
+                    # a file of its own for a second attempt: the lines of the first were shown
+                    lines = Lines(Path(folder, str(next(attempts))), f"{run.name}: " if several else "")
+                    running[task.remote(function, run.at(jobs=jobs), fold, lines.path)] = run, fold, lines
                 done, _ = cluster.ray.wait([*running], timeout=SECONDS_BETWEEN_LINES)
                 for _, _, lines in running.values():
                     lines.show()
-                if time.monotonic() > silent_until and not any(Path(folder).iterdir()):
-                    print("waiting for room on the cluster; to see what takes it: ray status", flush=True)
+                if any(lines.path.exists() for _, _, lines in running.values()):
+                    silent_until = time.monotonic() + SECONDS_OF_SILENCE
+                elif time.monotonic() > silent_until:
+                    print(NO_ROOM, flush=True)
                     silent_until = math.inf
                 for answer in done:
                     run, fold, lines = running.pop(answer)
@@ -108,12 +115,14 @@ def how_it_ended(ray: Any, answer: Any) -> str:
 def fold_resources(cluster: Cluster, cfg: Config, n_folds: int) -> tuple[int, int, dict[str, float]]:
     """Folds at the same time, folds on one machine, and what Ray reserves for each: a GPU or a part of one, else cores.
 
-    Raises UserError if device=cuda and there is no GPU.
+    Raises UserError if device=cuda and there is no GPU, and for a certain GPU: a task has only its own.
     """
+    if cfg.device.startswith("cuda:"):
+        raise UserError(f"device={cfg.device}: with engine=ray each fold gets a GPU of its own; set device=auto")
     machines, most = [*cluster.resources.values()], cfg.jobs if cfg.jobs > 0 else n_folds
     with_gpu = [machine for machine in machines if machine.get("GPU")]
     if with_gpu and cfg.device != "cpu":
-        on_one = min(int(machine["GPU"] / cfg.gpus) for machine in with_gpu)
+        on_one = max(1, min(int(machine["GPU"]) * int(1 / cfg.gpus) for machine in with_gpu))
         cores = max(1, int(min(machine["CPU"] for machine in with_gpu)) // on_one)
         return most, on_one, {"num_gpus": cfg.gpus, "num_cpus": cores}
     if cfg.device.startswith("cuda"):

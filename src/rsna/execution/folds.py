@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import chain
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
@@ -77,7 +76,7 @@ def run_at_places(function: Work, todo: Sequence[Fold], devices: Sequence[str]) 
         while waiting or running:
             for place in sorted({*range(len(devices))} - {place for place, _ in running.values()})[: len(waiting)]:
                 run, fold = waiting.pop(0)
-                work = (function, replace(run, device=devices[place], jobs=len(devices)), fold)
+                work = (function, run.at(device=devices[place], jobs=len(devices)), fold)
                 started = multiprocessing.get_context("spawn").Process(target=run_fold, args=work)
                 running[run.name, fold] = place, started
                 start_undisturbed(started)

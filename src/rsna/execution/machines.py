@@ -4,8 +4,10 @@ import fcntl
 import functools
 import os
 import platform
+import signal
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +20,7 @@ import cv2
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError, optional
-from rsna.core.files import content_hash
+from rsna.core.files import bytes_hash, content_hash
 
 CODE = Path(__file__).resolve().parents[1]
 # what decides results, by the names of packages
@@ -54,9 +56,13 @@ def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
             knock(address)
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        remedy = "start a cluster with: ray start --head, and see docs/cluster.md"
+        reason, remedy = " ".join(str(error).split()), "start a cluster with: ray start --head, and see docs/cluster.md"
+        if "mismatch" in reason:
+            remedy = "install the same versions everywhere"
         raise UserError(f"engine=ray address={address}: {reason}; {remedy}") from None
+    if threading.current_thread() is threading.main_thread():
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # stop the tasks too; Ray would print its stack
+            signal.signal(ending, signal.default_int_handler)
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
     if not nodes:
         raise UserError(f"engine=ray address={address}: no machine of the cluster has a core for tasks")
@@ -102,8 +108,8 @@ def check_machines(ray: Any, addresses: dict[str, str], working: Path, others: S
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise UserError(f"machine {address} of the cluster does not answer: {reason}") from None
-            if wrong := [key for key, value in here.items() if there[key] != value and key != "locked"]:
-                raise UserError(explain_difference(address, wrong[0], there[wrong[0]], here[wrong[0]]))
+            if wrong := [key for key, value in here.items() if there.get(key) != value and key != "locked"]:
+                raise UserError(explain_difference(address, wrong[0], there.get(wrong[0], "nothing"), here[wrong[0]]))
             if not there["locked"]:
                 remedy = "start no second command on this workspace while this one works"
                 print(f"machine {address}: locks in {working} do not reach it; {remedy}")
@@ -114,13 +120,18 @@ def describe_machine(token: Path, others: Sequence[str]) -> dict[str, str | bool
     packages = {"Python": platform.python_version(), "OpenCV": cv2.__version__}
     packages |= {name: version_of(name) for name in COMPARED}
     tables = {folder: " ".join(map(content_hash, sorted(Path(folder).glob("*.csv")))) for folder in others}
-    found: dict[str, str | bool] = {**packages, str(token.parent): "", **tables, "locked": True}
+    names = {str(images): hash_names(images) for folder in others for images in Path(folder).glob("*_images/")}
+    found: dict[str, str | bool] = {**packages, str(token.parent): "", **tables, **names, "locked": True}
     with suppress(FileNotFoundError), token.open("r+") as file:
         found[str(token.parent)] = file.read()
         with suppress(OSError):  # the lock that the command holds is seen here too
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found["locked"] = False
     return found
+
+
+def hash_names(folder: Path) -> str:
+    return bytes_hash(os.fsencode("/".join(sorted(os.listdir(folder)))))
 
 
 def version_of(package: str) -> str:

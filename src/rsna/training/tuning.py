@@ -50,8 +50,9 @@ def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
     ended = sum(trial.state.is_finished() for trial in study.trials)
     failed = run_folds(work_on_trial, [(cfg, k) for k in range(ended, cfg.trials)])
     table = study.trials_dataframe(attrs=("number", "state", "value", "params", "duration"))
-    seconds = table.pop("duration").dt.total_seconds().round(1)
-    write_table(table.assign(seconds=seconds), cfg.run_dir / "trials.csv")
+    if len(table):
+        seconds = table.pop("duration").dt.total_seconds().round(1)
+        write_table(table.assign(seconds=seconds), cfg.run_dir / "trials.csv")
     if all_failed(study):
         raise UserError(f"each of the first {MOST_FAILED} trials failed, see above; set another space= and name=")
     if failed:
@@ -89,8 +90,8 @@ def all_failed(study: Any) -> bool:
 
 def anywhere(cfg: Config) -> Config:
     """The settings but for those of a machine, which change no result and may differ between processes."""
-    usual = Config().only(RunSettings)
-    return replace(cfg, **{key: value for key, value in usual.items() if key not in ("name", "fold", "preset")})
+    usual = {**Config().only(RunSettings), "name": cfg.name, "fold": cfg.fold, "preset": cfg.preset}
+    return replace(cfg, typed={}, **usual)
 
 
 def work_on_trial(cfg: Config, _: int) -> None:
