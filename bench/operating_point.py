@@ -29,8 +29,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from rsna.evaluation.metric import threshold_sweep, top_confidences
-from rsna.evaluation.operating_point import Images, Surface, make_grid, mean_score, measure, measure_part
-from rsna.evaluation.prior import count_bins, estimate_prior
+from rsna.evaluation.operating_point import Images, Surface, make_grid, measure, measure_part
+from rsna.evaluation.prior import count_bins, estimate_prior, mean_score
 from rsna.evaluation.threshold import best_threshold, point_for_test
 
 PRIORS = (0.1, 0.2, 0.3, 0.36, 0.5)

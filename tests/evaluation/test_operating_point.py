@@ -20,13 +20,12 @@ from rsna.evaluation.operating_point import (
     Images,
     calibration_images,
     make_grid,
-    mean_score,
     measure,
     measure_part,
     read_ids,
     scales_to_try,
 )
-from rsna.evaluation.prior import count_bins, em_prior, estimate_prior
+from rsna.evaluation.prior import count_bins, em_prior, estimate_prior, mean_score
 from rsna.evaluation.runs import read_run
 from rsna.evaluation.scores import evaluate_run
 from rsna.evaluation.threshold import best_threshold, point_for_test, with_scaled_boxes

@@ -131,17 +131,17 @@ def command(cfg: Config, name: str, /, **changes: str) -> str:
     words = {"preset": cfg.preset} if cfg.preset else {}
     if cfg.root not in (str(WORKSPACE), preset_words(cfg.preset).get("root")):
         words["root"] = cfg.root
-    words |= differing_settings(cfg)
+    words |= changed_settings(cfg)
     # a word may repeat a default of this run, and differ from that of a member
     for member in cfg.member_configs:
         own = {"name", "preset", "fold", "members"}
-        words |= {key: value for key, value in differing_settings(member).items() if key not in own}
+        words |= {key: value for key, value in changed_settings(member).items() if key not in own}
     words |= changes
     return shlex.join(["./run.sh", name, *(f"{key}={value}" for key, value in words.items())])
 
 
-def differing_settings(cfg: Config) -> dict[str, Any]:
-    """The settings that are not as the presets and the defaults have them."""
+def changed_settings(cfg: Config) -> dict[str, Any]:
+    """The settings that differ from the presets and the defaults."""
     preset = preset_words(cfg.preset)
     words = {**usual_words(preset, cfg.engine), "root": cfg.root}
     usual = fill(Config, {key: value for key, value in words.items() if key in NAMES})

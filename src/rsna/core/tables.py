@@ -1,6 +1,7 @@
 """CSV tables with checked columns; patientId is always text."""
 
 import csv
+import io
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,6 +77,19 @@ def read_numbers(path: Path, columns: Sequence[str], rebuild: str = "") -> pd.Da
         problem = f"{wrong[0]} is not a number in each row" if wrong else "no rows"
         raise UserError(f"{path}: {problem}; delete it" + (f" and run: {rebuild}" if rebuild else ""))
     return table.assign(**numbers)
+
+
+def read_text_table(path: Path) -> pd.DataFrame:
+    """A CSV with all fields as text, without an unfinished last line; empty if the file is missing or unreadable."""
+    if not path.is_file():
+        return pd.DataFrame()
+    content = path.read_bytes()
+    # a line without an end was cut off when its process was killed
+    whole = io.BytesIO(content[: content.rfind(b"\n") + 1])
+    try:
+        return pd.read_csv(whole, dtype=str, na_filter=False, on_bad_lines="skip", encoding_errors="replace")
+    except ValueError:  # for example zeros after a power cut
+        return pd.DataFrame()
 
 
 def line_number(path: Path, row: int) -> int:

@@ -6,7 +6,6 @@ tried again every time: a decoder may have been installed.
 """
 
 import csv
-import io
 import os
 import re
 from functools import partial
@@ -24,7 +23,7 @@ from rsna.core.errors import UserError
 from rsna.core.files import ABSENT, bytes_hash, content_hash, naming, write_then_rename
 from rsna.core.locks import file_lock
 from rsna.core.sources import INDEX_CSV, SEEN_CSV, see
-from rsna.core.tables import as_numbers, read_table, write_table
+from rsna.core.tables import as_numbers, read_table, read_text_table, write_table
 from rsna.data import dicom
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
 from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
@@ -243,16 +242,3 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 def by_key(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.set_index(rows["split"] + "/" + rows["patientId"])
-
-
-def read_text_table(path: Path) -> pd.DataFrame:
-    """A CSV, all fields text, without what a killed process left; empty where that cannot be read."""
-    if not path.is_file():
-        return pd.DataFrame()
-    content = path.read_bytes()
-    # a line that a killed process left unfinished has no line end
-    whole = io.BytesIO(content[: content.rfind(b"\n") + 1])
-    try:
-        return pd.read_csv(whole, dtype=str, na_filter=False, on_bad_lines="skip", encoding_errors="replace")
-    except ValueError:  # what power cuts leave
-        return pd.DataFrame()

@@ -1,9 +1,7 @@
 """The operating point for the images that will be submitted, chosen on out-of-fold images that are like them.
 
-At any threshold let `found` be the mean score of positive images, `false_alarms` the fraction of negatives with a box,
-`prior` the fraction of positives. Then mAP = prior * found / (prior + (1 - prior) * false_alarms): curves of one set of
-images, smoothed as these are few, give those of a set with another prior. Where the images are a part of all, their two
-curves are pulled towards those of all: the fewer they are, the more.
+`found` and `false_alarms` (see prior.mean_score) are curves over the threshold. They are smoothed, because the images
+are few. The curves of a part of the images are pulled towards those of all images: the fewer images, the more.
 """
 
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ from rsna.data.boxes import Floats
 from rsna.data.competition import LABELS_CSV
 from rsna.evaluation.bootstrap import MIDDLE
 from rsna.evaluation.metric import box_steps, of_images, top_confidences
-from rsna.evaluation.prior import count_bins
+from rsna.evaluation.prior import count_bins, mean_score
 from rsna.evaluation.threshold import best_point, with_scaled_boxes
 
 CHALLENGE_IMAGES = 26_684  # training images of the challenge
@@ -92,10 +90,6 @@ class Surface(NamedTuple):
         places = self.scores.reshape(len(self.scores), -1).argmax(axis=1)
         scale, threshold = np.divmod(places, N_THRESHOLDS)
         return np.column_stack([self.thresholds[threshold], self.scales[scale]])
-
-
-def mean_score(found: Any, false_alarms: Any, prior: Any) -> Any:
-    return prior * found / (prior + (1 - prior) * false_alarms)
 
 
 class Grid(NamedTuple):

@@ -1,4 +1,4 @@
-"""The fraction of positive images among the test images, estimated from their own confidences."""
+"""The fraction of positive images: its effect on the score, and its estimate for the test images."""
 
 from itertools import chain
 from typing import Any
@@ -13,6 +13,15 @@ from rsna.evaluation.metric import top_confidences
 
 N_BINS = 10
 EM_STEPS = 300
+
+
+def mean_score(found: Any, false_alarms: Any, prior: Any) -> Any:
+    """The mAP of images of which the fraction `prior` is positive.
+
+    found: mean score of the positive images; false_alarms: fraction of the negative images that have a box. Both may be
+    curves measured on images with another prior.
+    """
+    return prior * found / (prior + (1 - prior) * false_alarms)
 
 
 def count_bins(top: pd.Series, positive: NDArray[np.bool_]) -> dict[str, list[float]]:

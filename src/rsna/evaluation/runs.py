@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna.core import command_line
 from rsna.core.artifacts import read_manifest, require, with_settings
-from rsna.core.command_line import command
+from rsna.core.command_line import changed_settings, command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.tables import read_numbers
@@ -132,22 +131,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def as_made(cfg: Config) -> Config:
-    """The same, but with the settings that the run in its folder was made with, whatever is set now."""
+    """The config with the settings that the run was made with, whatever is set now."""
     for manifest in manifests(cfg.run_dir):
         cfg = with_settings(cfg, manifest)
     return cfg
 
 
 def as_shown(cfg: Config) -> Config:
-    """As as_made, for a command that shows a run; prints which of the settings that were typed have no effect."""
-    made, typed = read_settings(cfg.run_dir), command_line.differing_settings(cfg)
-    for key in [key for key in typed if key in made and made[key] not in (typed[key], "a file")]:
-        print(f"{key}={typed[key]} has no effect here: {cfg.name} was made with {key}={made[key]}")
+    """Like as_made, for a command that shows a run; also prints which of the given settings have no effect."""
+    made = read_settings(cfg.run_dir)
+    for key, value in changed_settings(cfg).items():
+        if made.get(key, value) not in (value, "a file"):
+            print(f"{key}={value} has no effect here: {cfg.name} was made with {key}={made[key]}")
     return as_made(cfg)
 
 
 def differing_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of the settings of each run those that are not the same in all that have them; an ensemble has few."""
+    """For each run, the settings on which the runs differ. A setting that a run lacks is not compared."""
     keys = list(dict.fromkeys(key for own in settings.values() for key in own))
     values = {key: {str(own[key]) for own in settings.values() if key in own} for key in keys}
     return {name: {key: own[key] for key in own if len(values[key]) > 1} for name, own in settings.items()}

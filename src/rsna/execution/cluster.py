@@ -1,7 +1,7 @@
 """engine=ray: files and folds as tasks on a Ray cluster whose machines share the folders; see docs/cluster.md.
 
-A task whose machine dies starts again on another one, and a fold goes on from its last epoch. A task that fails by
-itself does not. Workers get the code and the settings of the command that was started.
+A task whose machine dies starts again on another one, and a fold resumes from its last epoch. A task that fails by
+itself is not repeated. Workers get the code and the settings of the command that was started.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from rsna.core.errors import UserError, explanation
 from rsna.execution.machines import Cluster, cluster_of
 
 SECONDS_BETWEEN_LINES = 0.5
-SECONDS_OF_SILENCE = 30.0  # that a worker may take to start, before a line says that there is no room for it
+SECONDS_OF_SILENCE = 30.0  # how long no worker may start before a line says that there is no room
 NO_ROOM = "waiting for room on the cluster; to see what takes it: ray status"
-AHEAD = 3  # batches of files that each core has been given or is working on
+AHEAD = 3  # batches of files per core that are queued or at work
 Fold = tuple[Config, int]  # a run and one of its folds
-Work = Callable[[Config, int], object]  # what is done for each
+Work = Callable[[Config, int], object]  # what is done for each of them
 Failed = dict[tuple[str, int], str]  # name of the run, fold -> why it failed
 LOST = "its machine was lost"
 
@@ -65,45 +65,77 @@ def run_batch(function: Callable[[Path], Any], batch: Sequence[Path]) -> list[An
 
 
 def run_folds(function: Work, todo: Sequence[Fold]) -> Failed:
-    """As folds.run_folds. Lines that a fold prints are shown here, behind the run's name where there are several."""
-    cfg, failed, several = todo[0][0], Failed(), len({run.name for run, _ in todo}) > 1
+    """As folds.run_folds. What a fold prints is shown here, after the run's name if there are several runs."""
+    cfg, several = todo[0][0], len({run.name for run, _ in todo}) > 1
     cluster = cluster_of(cfg)
     at_once, jobs, share = fold_resources(cluster, cfg, len(todo))
     task = cluster.ray.remote(max_retries=0, max_calls=1, **share)(run_fold)
-    waiting, running = deque(todo), dict[Any, tuple[Config, int, Lines]]()
+    waiting, running, failed = deque(todo), dict[Any, Attempt](), Failed()
     attempts, silent_until = itertools.count(), time.monotonic() + SECONDS_OF_SILENCE
     with tempfile.TemporaryDirectory(dir=cfg.working, prefix=".lines-") as folder:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     run, fold = waiting.popleft()
-                    # a file of its own for a second attempt: the lines of the first were shown
-                    lines = Lines(Path(folder, str(next(attempts))), f"{run.name}: " if several else "")
-                    running[task.remote(function, run.at(jobs=jobs), fold, lines.path)] = run, fold, lines
+                    # a second attempt has a file of its own: the lines of the first were shown
+                    output = Path(folder, str(next(attempts)))
+                    answer = task.remote(function, run.at(jobs=jobs), fold, output)
+                    running[answer] = Attempt(run, fold, output, f"{run.name}: " if several else "")
                 done, _ = cluster.ray.wait([*running], timeout=SECONDS_BETWEEN_LINES)
-                for _, _, lines in running.values():
-                    lines.show()
-                if any(lines.path.exists() for _, _, lines in running.values()):
-                    silent_until = time.monotonic() + SECONDS_OF_SILENCE
-                elif time.monotonic() > silent_until:
-                    print(NO_ROOM, flush=True)
-                    silent_until = math.inf
+                silent_until = show_lines([*running.values()], silent_until)
                 for answer in done:
-                    run, fold, lines = running.pop(answer)
-                    end = how_it_ended(cluster.ray, answer)
-                    lines.show()
+                    attempt, end = running.pop(answer), how_it_ended(cluster.ray, answer)
+                    attempt.show_lines()
                     if end == LOST:
-                        print(f"{lines.prefix}fold {fold}: its machine was lost; it goes on on another", flush=True)
-                        waiting.appendleft((run, fold))
+                        print(f"{attempt.prefix}fold {attempt.fold}: {LOST}; it goes on on another", flush=True)
+                        waiting.appendleft((attempt.run, attempt.fold))
                     elif end:
-                        failed[run.name, fold] = end
+                        failed[attempt.run.name, attempt.fold] = end
         finally:
             stop(cluster.ray, [*running])
     return failed
 
 
+@dataclass
+class Attempt:
+    """A task that works on a fold, and the file that its output goes to."""
+
+    run: Config
+    fold: int
+    output: Path
+    prefix: str  # of each line shown
+    shown: int = 0  # bytes of the file
+
+    def show_lines(self) -> None:
+        """Print the lines that were completed since the last call."""
+        if not self.output.is_file():
+            return
+        with self.output.open("rb") as file:
+            file.seek(self.shown)
+            new = file.read()
+        complete = new[: new.rfind(b"\n") + 1]
+        for line in complete.splitlines():
+            print(self.prefix + line.decode(errors="replace"), flush=True)
+        self.shown += len(complete)
+
+
+def show_lines(attempts: Sequence[Attempt], silent_until: float) -> float:
+    """Print new lines of all attempts, and once that there is no room if none has started by `silent_until`.
+
+    Returns the next such time, in seconds of time.monotonic().
+    """
+    for attempt in attempts:
+        attempt.show_lines()
+    if any(attempt.output.exists() for attempt in attempts):
+        return time.monotonic() + SECONDS_OF_SILENCE
+    if time.monotonic() <= silent_until:
+        return silent_until
+    print(NO_ROOM, flush=True)
+    return math.inf
+
+
 def how_it_ended(ray: Any, answer: Any) -> str:
-    """Of the task of a fold: empty if it succeeded, LOST, or why it failed."""
+    """Empty if the task of a fold succeeded, LOST, or why it failed."""
     try:
         return "" if ray.get(answer) else "stopped with an error, see above"
     except ray.exceptions.NodeDiedError:
@@ -115,7 +147,7 @@ def how_it_ended(ray: Any, answer: Any) -> str:
 def fold_resources(cluster: Cluster, cfg: Config, n_folds: int) -> tuple[int, int, dict[str, float]]:
     """Folds at the same time, folds on one machine, and what Ray reserves for each: a GPU or a part of one, else cores.
 
-    Raises UserError if device=cuda and there is no GPU, and for a certain GPU: a task has only its own.
+    Raises UserError for device=cuda if no machine has a GPU, and for device=cuda:<n>: a task sees only its own GPU.
     """
     if cfg.device.startswith("cuda:"):
         raise UserError(f"device={cfg.device}: with engine=ray each fold gets a GPU of its own; set device=auto")
@@ -133,7 +165,7 @@ def fold_resources(cluster: Cluster, cfg: Config, n_folds: int) -> tuple[int, in
 
 
 def run_fold(function: Work, cfg: Config, fold: int, output: Path) -> bool:
-    """The task of a fold: its output goes into a file that the command shows; whether it succeeded."""
+    """The task of a fold: returns whether it succeeded. Its output goes into a file that the command shows."""
     with output.open("a", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             function(cfg, fold)
@@ -143,28 +175,8 @@ def run_fold(function: Work, cfg: Config, fold: int, output: Path) -> bool:
     return True
 
 
-@dataclass
-class Lines:
-    """A file that a task on another machine writes, shown line by line behind a prefix."""
-
-    path: Path
-    prefix: str
-    shown: int = 0  # bytes
-
-    def show(self) -> None:
-        """Print the lines that were finished since."""
-        if not self.path.is_file():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.shown)
-            new = file.read()
-        for line in new[: new.rfind(b"\n") + 1].splitlines():
-            print(self.prefix + line.decode(errors="replace"), flush=True)
-        self.shown += new.rfind(b"\n") + 1
-
-
 def stop(ray: Any, answers: list[Any]) -> None:
-    """Cancel tasks: as by Ctrl-C, so that they leave nothing behind, and after two seconds by force."""
+    """Cancel tasks: first as Ctrl-C does, so that they clean up, and after two seconds by force."""
     for force in (False, True) if answers else ():
         for answer in answers:
             ray.cancel(answer, force=force)

@@ -23,16 +23,16 @@ from rsna.core.errors import UserError, optional
 from rsna.core.files import bytes_hash, content_hash
 
 CODE = Path(__file__).resolve().parents[1]
-# what decides results, by the names of packages
+# packages that decide results
 COMPARED = ["torch", "torchvision", "segmentation-models-pytorch", "pydicom", "python-gdcm", "pillow"]
 COMPARED += ["numpy", "pandas"]
-SECONDS_TO_ANSWER = 120.0  # of a machine that is asked what it sees: a worker has to be started there
+SECONDS_TO_ANSWER = 120.0  # for a machine to say what it sees; it has to start a worker first
 SECONDS_TO_CONNECT = 10.0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A connection to Ray, and what each machine that takes tasks has: by node, by the name of the resource."""
+    """A connection to Ray, and the resources of each machine that takes tasks: node -> resource -> amount."""
 
     ray: Any
     resources: dict[str, dict[str, float]]
@@ -51,8 +51,8 @@ def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
     threads = {key: value for key, value in os.environ.items() if key == "OMP_NUM_THREADS" and value}
     environment = {"py_modules": [str(CODE)], "env_vars": threads}
     try:
-        warnings.simplefilter("ignore", UserWarning)  # Ray's own lines about what the error below says
-        if not ray.is_initialized():  # a command may work on several folders of runs, each checked once
+        warnings.simplefilter("ignore", UserWarning)  # Ray's own version of the error below
+        if not ray.is_initialized():  # a second call has other folders to check
             knock(address)
             ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError) as error:
@@ -60,9 +60,7 @@ def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
         if "mismatch" in reason:
             remedy = "install the same versions everywhere"
         raise UserError(f"engine=ray address={address}: {reason}; {remedy}") from None
-    if threading.current_thread() is threading.main_thread():
-        for ending in (signal.SIGTERM, signal.SIGHUP):  # stop the tasks too; Ray would print its stack
-            signal.signal(ending, signal.default_int_handler)
+    end_as_by_ctrl_c()
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
     if not nodes:
         raise UserError(f"engine=ray address={address}: no machine of the cluster has a core for tasks")
@@ -71,10 +69,17 @@ def connect(address: str, working: str, others: tuple[str, ...]) -> Cluster:
 
 
 def knock(address: str) -> None:
-    """Raise OSError unless somebody listens at host:port or ray://host:port; Ray itself would try for long."""
+    """Raise OSError unless something listens at host:port or ray://host:port; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
+    if host:  # else it is `auto`
         socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+
+
+def end_as_by_ctrl_c() -> None:
+    """Make SIGTERM and SIGHUP stop the tasks too; Ray's own handler prints a stack and leaves them at work."""
+    if threading.current_thread() is threading.main_thread():
+        for ending in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, signal.default_int_handler)
 
 
 def cluster_of(cfg: Config) -> Cluster:

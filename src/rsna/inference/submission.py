@@ -19,8 +19,8 @@ from rsna.core.tables import read_numbers
 from rsna.data.cache import read_index
 from rsna.data.competition import SAMPLE_CSV, read_predictions, read_sample
 from rsna.data.submission_format import check_submission, format_submission
-from rsna.evaluation.operating_point import SURFACE_COLUMNS, mean_score
-from rsna.evaluation.prior import estimate_prior
+from rsna.evaluation.operating_point import SURFACE_COLUMNS
+from rsna.evaluation.prior import estimate_prior, mean_score
 from rsna.evaluation.scores import read_scores
 from rsna.evaluation.threshold import OperatingPoint, best_threshold, point_for_test
 
