@@ -1,8 +1,8 @@
 """The image cache: every DICOM decoded once into a PNG of size x size pixels, and the index that lists them all.
 
-An image is skipped while the content hashes of its DICOM and PNG, and the version, are as the index says; files that
-were not written since they were read are not read again. A stopped update goes on from its journal. A refused DICOM is
-tried again every time: a decoder may have been installed.
+An image is skipped if the version and the content hashes of its DICOM and PNG match the index. Files that were not
+written since they were last read are not read again. An interrupted update resumes from its journal. A refused DICOM
+is tried again every time, because a decoder may have been installed.
 """
 
 import csv
@@ -33,22 +33,22 @@ from rsna.execution.processes import map_files
 Row = dict[str, Any]
 
 SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
-ID = re.compile(r"\w[\w.-]*")  # what can become the name of a PNG and a field of CSVs as it is
-VERSION = 2  # raise it when the same DICOM gives another PNG than before: caches are then made anew
+ID = re.compile(r"\w[\w.-]*")  # needs no quoting as the name of a PNG and as a field of a CSV
+VERSION = 2  # raise it when the same DICOM gives a different PNG than before: caches are then rebuilt
 REBUILD = "./run.sh cache_images, with the same settings"
 PNG_END = b"IEND\xaeB`\x82"
-JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv takes their place when all is done
+JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv replaces it at the end
 INDEX_COLUMNS = ["patientId", "split", "rows", "cols", "transfer_syntax", "photometric", "status", "reason"]
-INDEX_COLUMNS += [*GEOMETRY_COLUMNS, "source_hash", "png_hash", "version"]  # the last three: is it still the right one
+INDEX_COLUMNS += [*GEOMETRY_COLUMNS, "source_hash", "png_hash", "version"]  # the last three: is the PNG still current
 HASHES = ["source_hash", "png_hash"]
-JOURNAL_COLUMNS = [*INDEX_COLUMNS, "seen"]  # what `see` said of both files when they were read
-# a few bad files of 26,684 must not stop a night's run, but more than that is a wrong or broken download
+JOURNAL_COLUMNS = [*INDEX_COLUMNS, "seen"]  # what `see` returned for both files when they were read
+# a few bad files among 26,684 must not stop an overnight run; more mean a wrong or broken download
 MAX_REFUSED = 0.05
 NAMED_REFUSALS = 5
 
 
 def update_cache(cfg: Config) -> tuple[pd.DataFrame, int]:
-    """Bring a cache up to date: its rows, and how many were current. A second process waits. Raises UserError."""
+    """Bring a cache up to date; return its rows and how many were current. A second process waits. Raises UserError."""
     sources = list_sources(Path(cfg.input), [TEST_IMAGES] if cfg.only_test else [*SPLITS])
     paths = pd.Series(sources, [key_of(path) for path in sources], dtype=object)
     with file_lock(cfg.cache_dir, wait=True):
@@ -67,7 +67,7 @@ def update_cache(cfg: Config) -> tuple[pd.DataFrame, int]:
 
 
 def report(cfg: Config, rows: pd.DataFrame, current: int) -> None:
-    """Print what was done. Raises UserError if too many images were refused; with cfg.strict, if any was."""
+    """Print what was done. Raises UserError if too many images were refused, or any with cfg.strict."""
     index, refused = cfg.cache_dir / INDEX_CSV, rows[rows["status"] != "ok"]
     for row in refused[:NAMED_REFUSALS].itertuples():
         print(f"refused {row.split}/{row.patientId}.dcm: {row.reason}")
@@ -81,7 +81,7 @@ def report(cfg: Config, rows: pd.DataFrame, current: int) -> None:
 
 
 def key_of(path: Path) -> str:
-    """split/patientId by the file's name, not by what the header says; a bad name cannot pass for a good one."""
+    """split/patientId from the file's name, not from the header; a bad name is quoted and so equals no good one."""
     name = path.stem
     name = name if ID.fullmatch(name) else quote(os.fsencode(name), safe="")
     return f"{SPLITS[path.parts[-2]]}/{name}"
@@ -92,17 +92,17 @@ def png_path(cache_dir: Path, source: Path) -> Path:
 
 
 def keep_current(known: pd.DataFrame, paths: pd.Series, cfg: Config) -> pd.DataFrame:
-    """The rows of the sources (by key) whose DICOM and PNG are as the row says: not written since, or read now."""
+    """The rows of those sources (by key) whose DICOM and PNG match the row: not written since, or read again now."""
     usable = known[(known["status"] == "ok") & (known["version"] == str(VERSION))]
     paths = paths[paths.index.isin(usable.index)]
     rows = usable.loc[paths.index]
-    pngs = f"{cfg.cache_dir}/" + paths.index + ".png"  # a row that is usable has a name that needs no quotes
+    pngs = f"{cfg.cache_dir}/" + paths.index + ".png"  # the name in a usable row needs no quoting
     seen = pd.Series([see(path) + see(png) for path, png in zip(paths, pngs, strict=True)], paths.index, dtype=str)
     unknown = (seen != rows["seen"]) | (seen.str.count(";") < 2)
     work = partial(hash_pair, cache_dir=cfg.cache_dir)
-    hashes, said = map_files(work, paths[unknown].tolist(), cfg, "cached images"), rows.loc[unknown, HASHES]
-    unlike = (pd.DataFrame([*hashes], said.index, HASHES, dtype=str) != said).any(axis=1)
-    return rows.assign(seen=seen).drop(index=unlike.index[unlike])
+    expected, found = rows.loc[unknown, HASHES], map_files(work, paths[unknown].tolist(), cfg, "cached images")
+    changed = (pd.DataFrame([*found], expected.index, HASHES, dtype=str) != expected).any(axis=1)
+    return rows.assign(seen=seen).drop(index=changed.index[changed])
 
 
 def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
@@ -113,7 +113,7 @@ def hash_pair(source: Path, cache_dir: Path) -> tuple[str, str]:
 
 
 def make_images(paths: pd.Series, current: pd.DataFrame, known: pd.DataFrame, cfg: Config) -> pd.DataFrame:
-    """The current rows and those of `paths`, which are cached, each in the journal as soon as it is known."""
+    """Cache the images of `paths`; return the current rows and theirs. Each goes into the journal at once."""
     if paths.empty:
         return current
     work = partial(cache_image, cache_dir=cfg.cache_dir, size=cfg.size)
@@ -121,11 +121,10 @@ def make_images(paths: pd.Series, current: pd.DataFrame, known: pd.DataFrame, cf
     rows = map_files(work, paths.tolist(), cfg, "images", crashed)
     journal, refused = cfg.cache_dir / JOURNAL_CSV, known.index[known["status"] != "ok"]
     if not journal.exists() and paths.index.isin(refused).all():
-        # while these are tried once more the index stays true, and others may read it
+        # only refused images are tried again: the index stays valid, and other commands may read it
         return pd.concat([current, by_key(pd.DataFrame([*rows], columns=JOURNAL_COLUMNS).astype(str))])
-    # with the current rows too: nobody reads the index, untrue since the input changed, while there is a journal
+    # the current rows too: while there is a journal nobody reads the index, which the changed input made stale
     write_table(current, journal)
-    # written line by line
     with naming(journal), journal.open("a", newline="", buffering=1, encoding="utf-8") as file:
         csv.DictWriter(file, JOURNAL_COLUMNS, lineterminator="\n").writerows(rows)
     return read_rows(journal)
@@ -154,7 +153,7 @@ def cache_image(path: Path, cache_dir: Path, size: int, seconds: float = dicom.S
 
 
 def refuse(path: Path, cache_dir: Path, reason: str, **known: Any) -> Row:
-    """The row of an image that cannot be decoded; removes the PNG of a DICOM that could be before."""
+    """The row of an image that cannot be decoded; removes the PNG of an earlier, readable DICOM."""
     png_path(cache_dir, path).unlink(missing_ok=True)
     return new_row(path, status="refused", reason=reason, **known)
 
@@ -165,15 +164,15 @@ def new_row(path: Path, **known: Any) -> Row:
 
 
 def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
-    """The dataset's image as uint8 (size, size), and where it lies in it. Raises UnreadableDicom."""
+    """The dataset's image letterboxed to uint8 (size, size), and its geometry. Raises UnreadableDicom."""
     width, height, geometry = fit_letterbox(int(dataset.Rows), int(dataset.Columns), size)
     return letterbox(dicom.read_pixels(dataset, (width, height)), width, height, size), geometry
 
 
 def write_png(image: GreyImage, path: Path) -> str:
-    """Write uint8 (H, W) as PNG by way of a temporary name; return the file's content hash."""
-    # not durable: that would be 29,684 waits for the disk, and the index's hash tells what a power cut broke;
-    # the default settings are the fastest of those compared at a size within 20 % of the smallest
+    """Write uint8 (H, W) as PNG under a temporary name, then rename it; return the content hash."""
+    # not durable: 29,684 waits for the disk would be slow, and the index's hash detects what a power cut broke;
+    # OpenCV's defaults were the fastest of the settings compared that come within 20 % of the smallest size
     encoded = cv2.imencode(".png", image)[1].tobytes()
     with write_then_rename(path, durable=False) as temporary:
         temporary.write_bytes(encoded)
@@ -183,13 +182,13 @@ def write_png(image: GreyImage, path: Path) -> str:
 def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
     """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size.
 
-    expected: the content hash that the index says, if it is to be compared.
+    expected: the content hash in the index, to compare with; empty: not compared.
     """
     try:
-        content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than an image of this size can take
+        content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than any PNG of this size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run: {REBUILD}") from None
-    # OpenCV decodes a PNG that was cut off to an image with a black rest; the last chunk tells
+    # OpenCV fills the rest of a truncated PNG with black; only a complete file has the last chunk
     whole = content[12:16].tobytes() == b"IHDR" and content[-8:].tobytes() == PNG_END
     width, height = (int.from_bytes(content[at : at + 4].tobytes()) for at in (16, 20))
     if whole and (width, height) != (size, size):
@@ -204,7 +203,7 @@ def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
 
 
 def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
-    """INDEX_COLUMNS of a finished cache: the images of a split or of both (refused: no geometry). Raises UserError."""
+    """INDEX_COLUMNS of a finished cache, for one split or both; refused images have no geometry. Raises UserError."""
     if (cache_dir / JOURNAL_CSV).exists():
         raise UserError(f"{cache_dir}: the image cache is unfinished; run: {REBUILD}")
     path = cache_dir / INDEX_CSV
@@ -227,14 +226,14 @@ def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
 
 
 def read_known(cache_dir: Path) -> pd.DataFrame:
-    """The rows of the index, with `seen` if that was recorded for this very index."""
+    """The rows of the index, with `seen` if it was recorded for exactly this index."""
     rows, seen = read_rows(cache_dir / INDEX_CSV), read_text_table(cache_dir / SEEN_CSV)
     same = list(seen) == [content_hash(cache_dir / INDEX_CSV)] and len(seen) == len(rows)
     return rows.assign(seen=seen.iloc[:, 0].to_numpy()) if same else rows
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """JOURNAL_COLUMNS of an index or journal by key, all text; no rows if it is absent or of another version."""
+    """JOURNAL_COLUMNS of an index or journal by key, all text; empty if it is missing or of another version."""
     rows = read_text_table(path)
     rows = rows if list(rows) in (INDEX_COLUMNS, JOURNAL_COLUMNS) else pd.DataFrame(columns=JOURNAL_COLUMNS, dtype=str)
     return by_key(rows.reindex(columns=JOURNAL_COLUMNS, fill_value=""))

@@ -1,4 +1,4 @@
-"""A function of every fold: each in a process of its own here, or a task of its own on a cluster."""
+"""Call a function for every fold, each in its own process here or in its own task on a cluster."""
 
 import multiprocessing
 import os
@@ -24,8 +24,8 @@ from rsna.execution.processes import count_workers, die_with_parent
 def run_each_fold(cfg: Config, stage: str, function: Work) -> None:
     """Call function(run, fold) for each fold of each trained run for which the stage is not current.
 
-    Runs follow each other; on a cluster they work side by side. Raises UserError with the folds that failed and the
-    command that continues them; the others are kept.
+    Runs follow one another; on a cluster they work side by side. Raises UserError with the folds that failed and the
+    command that resumes them; the other folds are kept.
     """
     waiting: list[list[Fold]] = []
     for run in cfg.trained_runs:
@@ -50,12 +50,12 @@ def explain_failures(cfg: Config, stage: str, failed: Failed) -> str:
 
 
 def run_folds(function: Work, todo: Sequence[Fold], gpus: Callable[[], int] | None = None) -> Failed:
-    """Call function(cfg, fold) for each of `todo`, each in a process of its own; returns why some (name, fold) failed.
+    """Call function(cfg, fold) for each of `todo`, each in its own process; return why some (name, fold) failed.
 
-    A fold that fails, even one that the kernel kills, leaves the others alone. `jobs` of them run at the same time
-    and share the cores (unless OMP_NUM_THREADS is set). Where several GPUs are visible and device=auto, the folds are
-    spread over them, and jobs=-1 runs one on each. gpus: counts the visible GPUs. The text of a UserError is printed
-    when it happens. On Ctrl-C the running folds are stopped. With engine=ray all of this happens on the cluster.
+    A fold that fails, or that the kernel kills, does not stop the others. `jobs` folds run at the same time and share
+    the cores (unless OMP_NUM_THREADS is set). With several visible GPUs and device=auto, the folds are spread over
+    them; jobs=-1 runs one on each. gpus: counts the visible GPUs. The text of a UserError is printed at once. Ctrl-C
+    stops the running folds. With engine=ray all of this happens on the cluster.
     """
     if not todo:
         return {}
@@ -70,7 +70,7 @@ def run_folds(function: Work, todo: Sequence[Fold], gpus: Callable[[], int] | No
 
 
 def run_at_places(function: Work, todo: Sequence[Fold], devices: Sequence[str]) -> Failed:
-    """As run_folds, one fold at a time on each of these devices; the same one may be there several times."""
+    """As run_folds, one fold at a time on each of these devices; a device may be listed several times."""
     waiting, running, failed = list(todo), dict[tuple[str, int], tuple[int, BaseProcess]](), Failed()
     try:
         while waiting or running:
@@ -86,7 +86,7 @@ def run_at_places(function: Work, todo: Sequence[Fold], devices: Sequence[str]) 
                 if status:
                     failed[key] = explain_exit(status)
     finally:
-        # Ctrl-C reached them too: let them end by themselves, so that they leave nothing behind
+        # Ctrl-C reached them too: let them end by themselves, so that they clean up
         for _, process in running.values():
             process.join(timeout=2)
             process.terminate()
@@ -95,7 +95,7 @@ def run_at_places(function: Work, todo: Sequence[Fold], devices: Sequence[str]) 
 
 
 def start_undisturbed(process: BaseProcess) -> None:
-    """Start a process that does not see a Ctrl-C until run_fold: one in the midst of an import would be a traceback."""
+    """Start a process that ignores Ctrl-C until run_fold; during its imports it would print a traceback."""
     resource_tracker.ensure_running()  # which would unblock the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -105,7 +105,7 @@ def start_undisturbed(process: BaseProcess) -> None:
 
 
 def count_gpus() -> int:
-    """The GPUs that PyTorch can use; without a driver PyTorch is not imported to find that there are none."""
+    """The number of GPUs that PyTorch can use. Without a driver the slow import of PyTorch is skipped."""
     if not Path("/dev/nvidiactl").exists() and shutil.which("rocm-smi") is None:
         return 0
     import torch
@@ -114,7 +114,7 @@ def count_gpus() -> int:
 
 
 def run_fold(function: Work, cfg: Config, fold: int) -> None:
-    """What the process of a fold does: the work, with errors that a person can fix printed in one line."""
+    """The work of a fold's process; an error that the user can fix is printed in one line."""
     threading.Thread(target=die_with_parent, daemon=True).start()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

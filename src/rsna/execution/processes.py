@@ -1,4 +1,4 @@
-"""A function of every file: in this process, in a pool of processes, or on a cluster."""
+"""Call a function for every file: in this process, in a pool of processes, or on a cluster."""
 
 import os
 import signal
@@ -20,16 +20,16 @@ from rsna.execution import cluster, machines
 
 Result = TypeVar("Result")
 OfFile = Callable[[Path], Result]
-Batches = Iterator[tuple[Sequence[Path], list[Result] | None]]  # files and what a function makes of each
-Pool = Callable[..., Batches[Result]]  # run_pool, or what does the same on a cluster
-# files handed to a worker at once: enough to hide the hand-over, few enough to lose little when killed
+Batches = Iterator[tuple[Sequence[Path], list[Result] | None]]  # files, and the result for each
+Pool = Callable[..., Batches[Result]]  # run_pool, or its counterpart on a cluster
+# files per task: enough to hide the overhead, few enough to lose little work when killed
 BATCH = 8
 
 
 def count_workers(workers: int, jobs: int = 1) -> int:
     """The config's `workers` as a number of processes: -1 is one per core that this process may use.
 
-    Of that each of several `jobs` at the same time gets its part, one at least.
+    With several `jobs` at the same time, the cores are divided among them; each gets at least one.
     """
     if workers >= 0:
         return workers
@@ -40,25 +40,25 @@ def count_workers(workers: int, jobs: int = 1) -> int:
 def map_files(
     function: OfFile[Result], paths: Sequence[Path], cfg: Config, title: str, crashed: OfFile[Result] | None = None
 ) -> Iterator[Result]:
-    """Yield function(path) of every path, in their order, with a progress bar on a terminal, gone at the end.
+    """Yield function(path) for every path, in order, with a progress bar that vanishes at the end.
 
-    In cfg.workers processes: -1 one per core, 0 none beside this one. `function` must be picklable
-    (a function of a module, or functools.partial of one) and is expected not to raise. A file at which the
-    worker process itself dies yields crashed(path), out of order; without `crashed` it raises BrokenProcessPool.
-    (Causes are the kernel when memory ends, and GDCM 3.2.6, which crashes on about 1 % of damaged JPEG-LS files.)
+    Uses cfg.workers processes: -1 is one per core, 0 only this one. `function` must be picklable (a function of a
+    module, or functools.partial of one) and should not raise. If the worker itself dies at a file, this yields
+    crashed(path), out of order, or raises BrokenProcessPool without `crashed`. Workers die when the kernel runs out of
+    memory, or in GDCM 3.2.6, which crashes on about 1 % of damaged JPEG-LS files.
     """
     on_cluster = cfg.engine == "ray" and cfg.workers != 0
     processes = min(machines.count_cores(cfg) if on_cluster else count_workers(cfg.workers), len(paths))
     pool = partial(cluster.run_batches, cfg) if on_cluster else run_pool
     results = run_isolated(function, paths, processes, pool, crashed) if processes else map(function, paths)
-    hidden = None if paths else True  # None: where there is no terminal
+    hidden = None if paths else True  # None: shown on a terminal only
     yield from tqdm(results, total=len(paths), desc=title, unit="file", leave=False, disable=hidden)
 
 
 def run_isolated(
     function: OfFile[Result], paths: Sequence[Path], processes: int, pool: Pool[Result], crashed: OfFile[Result] | None
 ) -> Iterator[Result]:
-    """As map_files. When a worker dies, the batches that may have killed it go on one file and process at a time."""
+    """As map_files. When a worker dies, the batches that may have killed it are retried, one file per process."""
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     while batches:
         lost = []
@@ -67,7 +67,7 @@ def run_isolated(
                 lost.append(batch)
             else:
                 yield from results
-        # the pool hands out batches in order and one more than it has workers in advance
+        # the pool hands out batches in order, at most one more than it has workers
         suspects, batches = lost[: 2 * processes + 1], lost[2 * processes + 1 :]
         for path in [path for batch in suspects for path in batch]:
             ((_, results),) = pool(function, [[path]], 1)
@@ -77,8 +77,8 @@ def run_isolated(
 
 
 def run_pool(function: OfFile[Result], batches: Sequence[Sequence[Path]], processes: int) -> Batches[Result]:
-    """Yield (batch, its results) as they are finished; None for the batches that a died worker left undone."""
-    # OpenCV's threads do not survive a fork: a worker that inherits them hangs as soon as it sets their number
+    """Yield (batch, results) in order; None for the batches that a dead worker left undone."""
+    # OpenCV's threads do not survive a fork: a worker that inherits them hangs when it sets their number
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     pool = ProcessPoolExecutor(processes, initializer=prepare_worker)
@@ -86,26 +86,26 @@ def run_pool(function: OfFile[Result], batches: Sequence[Sequence[Path]], proces
         futures = deque(pool.submit(cluster.run_batch, function, batch) for batch in batches)
         cv2.setNumThreads(threads)
         for batch in batches:
-            # taken off the queue, so that results are not held until the last batch is done
+            # popped, so that results are not kept in memory until the last batch is done
             future = futures.popleft()
             try:
                 yield batch, future.result()
             except BrokenProcessPool:
                 yield batch, None
     finally:
-        # on Ctrl-C or an error: do not first work through all that is queued
+        # after Ctrl-C or an error, drop what is still queued
         pool.shutdown(cancel_futures=True)
 
 
 def prepare_worker() -> None:
-    """The parent alone decides when to stop."""
+    """Leave it to the parent to decide when to stop."""
     # Ctrl-C reaches every process of the terminal; workers finish their batch instead of printing tracebacks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=die_with_parent, daemon=True).start()
 
 
 def die_with_parent() -> None:
-    """Without this, workers of a parent killed by SIGKILL would wait for work for ever."""
+    """End this process when its parent ends; workers of a parent killed by SIGKILL would wait forever."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
