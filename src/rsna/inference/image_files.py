@@ -1,4 +1,4 @@
-"""Images from anywhere: which files, their pixels as the networks take them, and what their headers say of the view."""
+"""Images from anywhere: find the files, decode them for the networks, and read from the header what they show."""
 
 import glob
 import io
@@ -22,23 +22,23 @@ from rsna.data.letterbox import fit_letterbox, letterbox
 from rsna.data.windowing import GreyImage, rescale
 
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff")  # how PNG and JPEG files begin
-RADIOGRAPHY = ("", "CR", "DX", "RG", "SC", "OT")  # SC, OT: scanned films, and those that do not say
+RADIOGRAPHY = ("", "CR", "DX", "RG", "SC", "OT")  # SC, OT: scanned films, and files that do not specify it
 
 
 class NewImage(NamedTuple):
-    """A file and its pixels; of one that cannot be used only the reason."""
+    """A file and its pixels, or the reason why it cannot be used."""
 
     path: Path
     shape: tuple[int, int] = (0, 0)  # rows, cols of the original
-    squares: Sequence[GreyImage] = ()  # letterboxed, one for each size that was asked for
-    flag: str = ""  # what the header says against a frontal chest radiograph
+    squares: Sequence[GreyImage] = ()  # letterboxed, one for each requested size
+    flag: str = ""  # why, by its header, it may be no frontal chest radiograph
     refused: str = ""
 
 
 def find_images(text: str, output: Path) -> list[Path]:
-    """The files that images= names: a file, all in a folder but hidden ones, or those of a pattern; none in `output`.
+    """The files that images= names: a file, all visible files below a folder, or those that match a pattern.
 
-    Raises UserError if there is none.
+    Files in `output` are left out. Raises UserError if there is none.
     """
     named, files = os.path.expanduser(text), list[Path]()
     for path in [named] if os.path.lexists(named) else sorted(glob.glob(named, recursive=True)):
@@ -51,17 +51,17 @@ def find_images(text: str, output: Path) -> list[Path]:
 
 
 def safe_name(file: str) -> str:
-    """A name for what is made of a file: its own and, as others may have it too, a hash of its path."""
+    """The name for the outputs of a file: its own name and a hash of its path, as names may repeat."""
     return re.sub(r"[^A-Za-z0-9-]+", "_", Path(file).stem)[:80] + "_" + bytes_hash(os.fsencode(file))[:8]
 
 
 def output_folder(cfg: Config) -> Path:
-    """output=, or a folder of the run that is always the same for the same images=."""
+    """output=, or a folder of the run that depends on images= alone."""
     return Path(cfg.output or cfg.run_dir / "infer" / safe_name(os.path.abspath(cfg.images)))
 
 
 def read_image(path: Path, sizes: Sequence[int]) -> NewImage:
-    """Decode a file into squares of these sizes; never raises for a bad one."""
+    """Decode a file into squares of these sizes; a bad file gives a NewImage with the reason."""
     try:
         with as_unreadable(), time_limit():
             content = read_file(path)
@@ -81,9 +81,10 @@ def read_image(path: Path, sizes: Sequence[int]) -> NewImage:
 
 
 def decode_picture(content: bytes) -> GreyImage:
-    """A PNG or JPEG as uint8 (rows, cols), turned as its EXIF says; colours as luma, transparent is black.
+    """A PNG or JPEG as uint8 (rows, cols), turned according to its EXIF; colours become luma, transparent pixels black.
 
-    16 bits from the minimum to the maximum, as DICOMs without a window. Raises UnreadableDicom, and what Pillow raises.
+    16 bits are scaled from minimum to maximum, as in DICOMs without a window. Raises UnreadableDicom, and Pillow's
+    errors.
     """
     image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
     if image.width * image.height > MAX_PIXELS:
@@ -98,11 +99,11 @@ def decode_picture(content: bytes) -> GreyImage:
 
 
 def header_flag(dataset: Dataset) -> str:
-    """What the header says against a frontal chest radiograph, in our own words: a header can hold any text."""
+    """Why, by its header, the image may be no frontal chest radiograph; empty if nothing speaks against it."""
     names = ("ViewPosition", "BodyPartExamined", "Modality")
     view, part, modality = (str(dataset.get(name) or "").strip().upper() for name in names)
     views = " ".join(str(item.get("CodeMeaning")) for item in dataset.get("ViewCodeSequence") or []).upper()
-    rows = str(next(iter(dataset.get("PatientOrientation") or []), ""))  # lead to the front or back in a lateral
+    rows = str(next(iter(dataset.get("PatientOrientation") or []), ""))  # A, P: as in a lateral
     lateral = re.search(r"\bLATERAL\b", views) or rows.startswith(("A", "P")) or view not in ("", "AP", "PA")
     flags = {
         "lateral, or another view than AP and PA": lateral,

@@ -31,10 +31,10 @@ DECIMALS = {"confidence": 4, "x": 1, "y": 1, "width": 1, "height": 1, "p_opacity
 
 
 def predict_files(cfg: Config, paths: Sequence[Path]) -> pd.DataFrame:
-    """A row per box, and one per image without a box or file that was refused, in the order of the files.
+    """A row per box, and one per image without a box and per refused file, in the order of the files.
 
-    file, confidence, x, y, width, height in pixels of the image itself, p_opacity, flag and refused (why). Raises
-    UserError unless the run that cfg names is finished and current.
+    Columns: file, confidence, x, y, width, height (pixels of the image itself), p_opacity, flag and refused (the
+    reasons). Raises UserError unless the run that cfg names is finished and current.
     """
     cfg = as_predicted(cfg)
     require(cfg, "evaluate")
@@ -51,7 +51,9 @@ def predict_files(cfg: Config, paths: Sequence[Path]) -> pd.DataFrame:
     for start in range(0, len(paths), AT_ONCE):
         images = list(map_files(read, paths[start : start + AT_ONCE], cfg, "images", crashed))
         parts.append(predict_images(cfg, images, point, reference))
-    # images of a process that died come late
+        if len(paths) > AT_ONCE:
+            print(f"{start + len(images)} of {len(paths)} files", flush=True)
+    # files at which a worker died come out of order
     return pd.concat(parts).set_index("file").loc[[str(path) for path in paths]].reset_index()
 
 
@@ -73,7 +75,7 @@ def predict_images(cfg: Config, images: list[NewImage], point: OperatingPoint, r
 
 
 def as_predicted(cfg: Config) -> Config:
-    """The same with the settings that the run was scored, fused and predicted with, and those of the runs it fuses."""
+    """cfg with the settings of the run: those of scoring, fusion and prediction, and those of the runs it fuses."""
     scored = with_settings(as_shown(cfg), read_manifest(manifest_path(cfg, "evaluate"), command(cfg, "evaluate")))
     cfg = replace(scored, box_scale=scored.box_scale if cfg.box_scale == "auto" else cfg.box_scale)
     names = [f"{cfg.name}_{preset}" for preset in parse_weights(cfg.members)] or [run.name for run in cfg.fused_runs]
@@ -84,7 +86,7 @@ def as_predicted(cfg: Config) -> Config:
 
 
 def fuse_images(cfg: Config, images: list[NewImage]) -> Fused:
-    """What all folds and views of a run predict for images, fused and gated, before the operating point."""
+    """The predictions of all folds and views of a run, fused and gated, before the operating point."""
     files, folds, with_boxes = [str(image.path) for image in images], [], runs_with_boxes(cfg)
     for fold in cfg.fold_list:
         boxes, classes = [], []
@@ -102,7 +104,7 @@ def fuse_images(cfg: Config, images: list[NewImage]) -> Fused:
 
 
 def dataset_of(images: list[NewImage], k: int) -> ImageDataset:
-    """The images' k-th squares."""
+    """The k-th square of each image as a dataset: the input of the k-th fused run."""
     pixels, none = [image.squares[k] for image in images], np.zeros(len(images), np.int64)
     geometry = np.array([fit_letterbox(*image.shape, len(image.squares[k]))[2] for image in images])
     boxes, shapes = [np.empty((0, 4))] * len(images), np.array([image.shape for image in images])
