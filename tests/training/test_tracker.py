@@ -21,9 +21,9 @@ def settings(root, kind, name="run"):
     return parse([f"root={root}", f"name={name}", f"tracker={kind}"])
 
 
-def follow(cfg):
-    """An epoch and a picture, as training hands them over."""
-    with track(cfg, 0) as found:
+def follow(cfg, resumed=False):
+    """Send an epoch and a picture, as training does."""
+    with track(cfg, 0, resumed) as found:
         found.log(HISTORY)
         assert found.sink is not None
         found.attempt(lambda: found.sink.show(PICTURE, 1))
@@ -69,17 +69,48 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert len(list(run.parent.glob("files/media/images/validation_1_*.png"))) == 1
 
 
-def test_mlflow_files_are_read_back_and_gone_on_with(tmp_path, monkeypatch):
+def test_wandb_continues_the_run_of_an_interrupted_training_only(tmp_path, monkeypatch):
+    wandb, ids = pytest.importorskip("wandb"), []
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def init(**words):
+        ids.append(words["id"])
+        (tmp_path / f"working/run/fold0/wandb/offline-run-20261128_0{len(ids)}0000-{ids[-1]}").mkdir(parents=True)
+        return original(**words)
+
+    original = wandb.init
+    monkeypatch.setattr(wandb, "init", init)
+    cfg = settings(tmp_path, "wandb")
+    for resumed in (False, True, False):
+        follow(cfg, resumed)
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_mlflow_continues_the_run_of_an_interrupted_training_only(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     cfg = settings(tmp_path, "mlflow")
-    for _ in range(2):  # the second time as after a stop
-        follow(cfg)
+    for resumed in (False, True):
+        follow(cfg, resumed)
     client = mlflow.MlflowClient((tmp_path / "working/mlruns").as_uri())
-    (run,) = client.search_runs([client.get_experiment_by_name("rsna-pneumonia").experiment_id])
+    experiment = client.get_experiment_by_name("rsna-pneumonia").experiment_id
+    (run,) = client.search_runs([experiment])
     assert run.data.metrics == {"lr": 0.1, "valid_loss": 2.5}, "what is no number is left out"
     assert run.data.tags["name"] == "run"
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["validation-1.png"]
+    follow(cfg)  # trained anew
+    follow(settings(tmp_path, "mlflow", "other"), resumed=True)
+    assert len(client.search_runs([experiment])) == 3
+
+
+def test_mlflow_without_its_server_does_not_hold_up_training(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with track(settings(tmp_path, "mlflow"), 0, resumed=False) as found:
+        assert found.sink is None
+    assert time.monotonic() - started < 60
+    assert "training continues without it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("when", ["open", "log"])
@@ -96,14 +127,14 @@ def test_a_tracker_that_fails_is_one_line(tmp_path, monkeypatch, capsys, when):
             pytest.fail("nothing is left to close")
 
     monkeypatch.setitem(tracker.SINKS, "tensorboard", Broken)
-    with track(settings(tmp_path, "tensorboard"), 0) as found:
+    with track(settings(tmp_path, "tensorboard"), 0, resumed=False) as found:
         found.log(HISTORY)
         found.log(HISTORY)
-    assert capsys.readouterr().out == "tracker=tensorboard: the server is away; training goes on without it\n"
+    assert capsys.readouterr().out == "tracker=tensorboard: the server is away; training continues without it\n"
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_package_is_named_before_training(tmp_path, monkeypatch, kind):
     monkeypatch.setitem(sys.modules, kind, None)
     with pytest.raises(UserError, match=f"this needs {kind}; run: pip install -r requirements-track.txt"):
-        Tracker(settings(tmp_path, kind), 0)
+        Tracker(settings(tmp_path, kind), 0, resumed=False)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -10,8 +11,9 @@ from helpers.commands import SRC, run_command
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.models.registry import settings_of
+from rsna.training.best_trial import judge
 from rsna.training.search_space import parse_space, trial_config
-from rsna.training.tuning import open_study, take_trial
+from rsna.training.tuning import open_study, take_trial, write_trials
 
 optuna = pytest.importorskip("optuna", reason="pip install -r requirements-tune.txt")
 
@@ -37,10 +39,16 @@ def test_each_kind_of_setting_can_vary(tmp_path):
     ("space", "message"),
     [
         ("", "must not be empty"),
-        ("speed=1..2", "space: speed=1..2: not a setting of training or prediction"),
+        ("speed=1..2", "space: speed=1..2: not a setting of training, augmentation"),
         ("seed=1..2", "not a setting of training"),
         ("lr=1e-3", r"must be lr=low\.\.high"),
-        ("lr=2..1", r"must be lr=low\.\.high"),
+        ("lr=2..1", "the first number must be below the second"),
+        ("lr=1e-4...1e-2", r"must be lr=low\.\.high"),
+        ("rotate=0..15:log", "with :log must start above 0"),
+        ("epochs=1.5..3.7", "takes whole numbers"),
+        ("batch_size=4|4", r"must be batch_size=low\.\.high"),
+        ("lr=1e-4..1e-2 lr=1e-3..1e-2", "lr is there twice"),
+        ("lr='1e-4..1e-2", "close or remove the quotation mark"),
         ("lr=1e-3..50", "lr=50.0: must be from"),
         ("tta=plain|sideways", "views are"),
         ("flip=0|yes", "flip is a number"),
@@ -51,9 +59,33 @@ def test_a_space_without_sense_is_one_line(tmp_path, space, message):
         parse_space(settings(tmp_path, space))
 
 
-def test_a_run_that_fuses_others_is_not_tuned(tmp_path):
-    with pytest.raises(UserError, match="tune each of them"):
-        parse_space(settings(tmp_path, "lr=1e-4..1e-2", "preset=best"))
+@pytest.mark.parametrize(
+    ("word", "message"), [("preset=best", "tune each of them"), ("model=classifier", "predicts no boxes")]
+)
+def test_a_run_without_boxes_of_its_own_is_not_tuned(tmp_path, word, message):
+    with pytest.raises(UserError, match=message):
+        parse_space(settings(tmp_path, "lr=1E-4..1E-2:log", word))
+
+
+@pytest.mark.parametrize(
+    ("best", "middle", "again", "words"),
+    [
+        (0.3, 0.2, 0.25, ", which keeps 50% of its lead over the median"),
+        (0.3, 0.2, 0.4, ", which keeps 100% of its lead over the median"),
+        (0.3, 0.2, 0.2, ", which is not above the median: the lead was luck"),
+        (0.2, 0.2, 0.3, ""),
+    ],
+)
+def test_what_is_left_of_the_lead(best, middle, again, words):
+    assert judge(best, middle, again) == words
+
+
+def test_trials_without_a_duration_have_a_table(tmp_path):
+    cfg = settings(tmp_path)
+    cfg.run_dir.mkdir(parents=True)
+    study = open_study(optuna, cfg)
+    study.ask()
+    assert write_trials(study, cfg.run_dir)["seconds"].isna().all()
 
 
 def test_a_study_goes_on_only_with_its_own_settings(tmp_path):
@@ -169,3 +201,20 @@ def test_the_whole_search(tmp_path):
     assert "trial001" in compared.stdout
     again = run_command("tune", *own)
     assert " epoch 1/1" not in again.stdout, "what is done is not done again"
+    more = run_command("tune", *own, "trials=3")
+    assert (more.returncode, more.stderr) == (0, ""), "a search that is continued may find another winner"
+
+
+def test_two_searches_at_once_agree_on_the_winner(tmp_path):
+    words = [f"root={tmp_path}", "demo_train=24", "demo_test=4", "size=64", "n_folds=2", "epochs=2", "weights=none"]
+    words += ["workers=0", "bootstrap=10"]
+    for name in ("make_demo", "make_folds", "cache_images"):
+        assert run_command(name, *words).returncode == 0
+    own = [*words, "name=search", "fold=0", "trials=3", "space=lr=1e-4..1e-2:log"]
+    with ThreadPoolExecutor(2) as pool:
+        results = [*pool.map(lambda _: run_command("tune", *own), range(2))]
+    assert [(result.returncode, result.stderr) for result in results] == [(0, "")] * 2
+    best = [line for result in results for line in result.stdout.splitlines() if line.startswith("best: trial")]
+    assert len(best) == 2
+    assert best[0] == best[1]
+    assert "of 3 trials" in best[0]

@@ -103,7 +103,8 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
     if not runs:
         names = ",".join(run.name for run in cfg.fused_runs)
         fused = command(cfg, "ensemble", name="both", runs=f"<detector>,{names}", gate="auto")
-        raise UserError(f"{names}: this model predicts no boxes; fuse it with a run that has some, such as: {fused}")
+        remedy = f"fuse a classifier with a run that has boxes, such as: {fused}"
+        raise UserError(f"{names}: no predicted boxes; {remedy}; if it is another model, its training diverged")
     return runs
 
 

@@ -21,6 +21,8 @@ class Settings:
 class ClassifierModel(DetectionModel):
     """Encoder, the mean and the maximum of its last map over all locations, and a linear layer."""
 
+    predicts_boxes = False
+
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
         """size: side of the input, pixels; not needed."""
         super().__init__()

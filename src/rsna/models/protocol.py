@@ -25,6 +25,7 @@ class DetectionModel(nn.Module):
     """
 
     encoder: Any  # a module, with the numbers of channels of its maps as out_channels
+    predicts_boxes = True
     measures_loss_weights = False  # whether the loss measures the weights of its parts while it trains
 
     def forward(self, images: Tensor) -> Outputs:

@@ -80,7 +80,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_
     text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in asdict(cfg).items())
     write_text(text, folder / "config.yaml")
     about = {"manifest": manifest, "fold": fold, "people": people}
-    with track(cfg, fold) as tracker:
+    with track(cfg, fold, resumed=bool(saved)) as tracker:
         for history in run_epochs(cfg, fold, run, data, about):
             tracker.log(history)
             if on_epoch:

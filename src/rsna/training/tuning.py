@@ -1,7 +1,7 @@
 """tune: Optuna's search for better settings. A trial is an ordinary run in working/<name>/trials/.
 
-The study is working/<name>/study.db, and several processes, also on a Ray cluster, may work on it. A trial whose
-process was stopped goes on in another one, from the last epoch that was saved.
+The study is working/<name>/study.db. Several processes, also on a Ray cluster, may work on it. If the process of a
+trial is stopped, another one resumes the trial from the last saved epoch.
 """
 
 import shlex
@@ -29,15 +29,15 @@ from rsna.inference.predictor import predict_fold
 from rsna.training.fold import train_fold
 from rsna.training.search_space import parse_space, trial_config, words_of
 
-MOST_FAILED = 3  # trials that fail from the start before the search stops
-BEFORE_PRUNING = 5  # trials that run to the end first, so that there is a median to compare with
+MOST_FAILED = 3  # if that many trials fail and none succeeds, the search stops
+BEFORE_PRUNING = 5  # trials that are completed first; their median is what later ones are compared with
 
 
 def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
-    """Run trials until there are cfg.trials. Returns the study, trials.csv, and what importance_of returns.
+    """Run trials until cfg.trials have ended, here or in other processes. Returns study, trials.csv and importance_of.
 
-    `jobs` trials run at the same time, each in a process of its own; with engine=ray on the cluster. Raises UserError
-    for a space= that makes no sense, where folds or cached images are missing, and if the process of a trial died.
+    `jobs` trials run at the same time, each in its own process; with engine=ray on the cluster. Raises UserError for
+    an invalid space=, if folds or cached images are missing, and if the process of a trial died.
     """
     optuna = optional("optuna", "requirements-tune.txt")
     parse_space(cfg)
@@ -47,21 +47,31 @@ def tune(cfg: Config) -> tuple[Any, pd.DataFrame, dict[str, float]]:
     with suppress(FileExistsError):
         (trials / cfg.cache_dir.name).symlink_to(Path("..", "..", cfg.cache_dir.name))
     study = open_study(optuna, cfg)
-    ended = sum(trial.state.is_finished() for trial in study.trials)
-    failed = run_folds(work_on_trial, [(cfg, k) for k in range(ended, cfg.trials)])
-    table = study.trials_dataframe(attrs=("number", "state", "value", "params", "duration"))
-    if len(table):
-        seconds = table.pop("duration").dt.total_seconds().round(1)
-        write_table(table.assign(seconds=seconds), cfg.run_dir / "trials.csv")
+    while (ended := sum(trial.state.is_finished() for trial in study.trials)) < cfg.trials and not all_failed(study):
+        failed = run_folds(work_on_trial, [(cfg, k) for k in range(ended, cfg.trials)])
+        if failed:
+            write_trials(study, cfg.run_dir)
+            raise UserError(f"a trial {next(iter(failed.values()))}; the same command resumes it")
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # in other processes
+            with file_lock(cfg.run_dir / "locks" / str(trial.number), wait=True):
+                pass
+    table = write_trials(study, cfg.run_dir)
     if all_failed(study):
         raise UserError(f"each of the first {MOST_FAILED} trials failed, see above; set another space= and name=")
-    if failed:
-        raise UserError(f"a trial {next(iter(failed.values()))}; the same command goes on with it")
     return study, table, importance_of(optuna, study)
 
 
+def write_trials(study: Any, folder: Path) -> pd.DataFrame:
+    """Write trials.csv, a row per trial, and return it; no file if there is no trial."""
+    table: pd.DataFrame = study.trials_dataframe(attrs=("number", "state", "value", "params", "duration"))
+    if len(table):
+        table["seconds"] = pd.to_timedelta(table.pop("duration")).dt.total_seconds().round(1)
+        write_table(table, folder / "trials.csv")
+    return table
+
+
 def open_study(optuna: Any, cfg: Config) -> Any:
-    """The study of this run. Raises UserError if it was begun with another space= or other settings."""
+    """The study of this run. Raises UserError if it was started with another space= or other settings."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{(cfg.run_dir / 'study.db').absolute()}")
     pruner = optuna.pruners.MedianPruner(BEFORE_PRUNING, n_warmup_steps=cfg.total_epochs // 3)
@@ -83,19 +93,19 @@ def open_study(optuna: Any, cfg: Config) -> Any:
 
 
 def all_failed(study: Any) -> bool:
-    """Whether MOST_FAILED trials or more have ended, each with an error: the next ones would too."""
+    """Whether at least MOST_FAILED trials have ended, all with an error; the next ones would fail too."""
     ended = [trial.state.name for trial in study.trials if trial.state.is_finished()]
     return len(ended) >= MOST_FAILED and {*ended} == {"FAIL"}
 
 
 def anywhere(cfg: Config) -> Config:
-    """The settings but for those of a machine, which change no result and may differ between processes."""
+    """The config with default machine settings, which change no result and may differ between processes."""
     usual = {**Config().only(RunSettings), "name": cfg.name, "fold": cfg.fold, "preset": cfg.preset}
     return replace(cfg, typed={}, **usual)
 
 
 def work_on_trial(cfg: Config, _: int) -> None:
-    """Train and score one trial that no other process works on: one that was stopped, or a new one if any is left."""
+    """Train and score a trial that no other process works on: an interrupted one, or a new one if any is left."""
     optuna = optional("optuna", "requirements-tune.txt")
     study = open_study(optuna, cfg)
     with take_trial(optuna, study, cfg) as trial:
@@ -109,16 +119,16 @@ def work_on_trial(cfg: Config, _: int) -> None:
             score, state = score_run(run, partial(report, optuna, trial)), optuna.trial.TrialState.COMPLETE
         except optuna.TrialPruned:
             state = optuna.trial.TrialState.PRUNED
-        except UserError as error:  # of these settings, such as a loss that is not finite
+        except UserError as error:  # caused by these settings, such as a loss that is not finite
             print(f"trial {trial.number}: {error}")
         study.tell(trial, score, state)
-        said = state.name.lower() + ("" if score is None else f", mAP {score:.4f}")
-        print(f"trial {trial.number}: {said}; best so far {best_so_far(study)}", flush=True)
+        result = state.name.lower() + ("" if score is None else f", mAP {score:.4f}")
+        print(f"trial {trial.number}: {result}; best so far {best_so_far(study)}", flush=True)
 
 
 @contextmanager
 def take_trial(optuna: Any, study: Any, cfg: Config) -> Iterator[Any]:
-    """A trial, locked against other processes; None if all are done or at work, or the first ones failed."""
+    """A trial, locked against other processes; None if all have ended or are at work, or if the first ones failed."""
     running, locks = optuna.trial.TrialState.RUNNING, cfg.run_dir / "locks"
     with ExitStack() as held:
         with file_lock(locks, wait=True):
@@ -141,9 +151,9 @@ def is_free(folder: Path) -> bool:
 
 
 def score_run(cfg: Config, on_epoch: Callable[[int, list[dict[str, Any]]], None] | None = None) -> float:
-    """Train, predict, fuse and score; returns what score_of does.
+    """Train, predict, fuse and score a run; return score_of.
 
-    on_epoch: called with the epochs of the folds before, and the history of this one.
+    on_epoch: called with the number of epochs of the folds before, and the history of the current fold.
     """
     for place, fold in enumerate(cfg.fold_list):
         train_fold(cfg, fold, partial(on_epoch, place * cfg.total_epochs) if on_epoch else None)
@@ -160,7 +170,7 @@ def score_of(cfg: Config) -> float:
 
 
 def report(optuna: Any, trial: Any, before: int, history: list[dict[str, Any]]) -> None:
-    """Tell Optuna the validation mAP of an epoch. Raises TrialPruned if the trial is not worth more epochs."""
+    """Report the validation mAP of the last epoch to Optuna. Raises TrialPruned if the trial is to be stopped."""
     trial.report(history[-1]["mAP"], before + len(history))
     if trial.should_prune():
         raise optuna.TrialPruned
@@ -172,7 +182,7 @@ def best_so_far(study: Any) -> str:
 
 
 def importance_of(optuna: Any, study: Any) -> dict[str, float]:
-    """How much each setting matters, as a fraction of 1; empty where finished trials are too few, or all alike."""
+    """Setting -> importance, summing to 1; empty if completed trials are too few or have the same score."""
     finished = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     alike = len({trial.value for trial in finished}) < 2
     return {} if alike else dict(optuna.importance.get_param_importances(study))
