@@ -8,8 +8,8 @@ from rsna.startup import run
 from rsna.core.config import Config
 from rsna.core.locks import file_lock
 from rsna.inference.image_files import find_images, output_folder
-from rsna.inference.new_images import predict_files
-from rsna.reporting.overlays import counts, write_results
+from rsna.inference.new_images import as_predicted, predict_files
+from rsna.reporting.overlays import own_files, write_results
 from rsna.reporting.structured_report import check_format
 
 
@@ -18,10 +18,10 @@ def main(cfg: Config) -> None:
     folder = output_folder(cfg)
     paths = find_images(cfg.images, folder)
     check_format(cfg.format, paths)
+    cfg = as_predicted(cfg)
     with file_lock(folder):
-        table = predict_files(cfg, paths)
-        write_results(cfg, table, folder)
-    print(f"{counts(table)} -> {folder}")
+        own_files(folder)  # which raises UserError for another file in the way, before hours of work
+        write_results(cfg, predict_files(cfg, paths), folder)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from rsna.reporting.report import write_report
 
 
 def main(cfg: Config) -> None:
+    shown = as_shown(cfg)
     with file_lock(cfg.run_dir):
-        path = write_report(as_shown(cfg))
+        path = write_report(shown)
         record(cfg, "report")
     print(f"report, {path.stat().st_size / 2**20:.1f} MB, opens in any browser -> {path}")
 

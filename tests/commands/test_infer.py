@@ -167,9 +167,10 @@ def test_a_report_is_a_valid_tid_1500_with_the_boxes_of_the_table(root, tmp_path
     [
         (["images="], 1, "images=: no such file"),
         (["images=nowhere/*.dcm"], 1, "images=nowhere/*.dcm: no such file"),
-        (["images=IMAGE", "name=none"], 1, "evaluate.json: no such file; run: ./run.sh evaluate"),
+        (["images=IMAGE", "name=none"], 1, "name=none: no such run in"),
+        (["images=NOTES"], 1, "every file was refused"),
         (["images=IMAGE", "format=dicom-sr"], 1, "image.png: format=dicom-sr is for DICOMs"),
-        (["images=BARE", "format=dicom-sr", "threshold=0"], 1, "no report: its header lacks what a report repeats"),
+        (["images=BARE", "format=dicom-sr", "threshold=0"], 1, "1 of 1 reports could not be written"),
         (["images=IMAGE", "format=pdf"], 2, "format=pdf: table or dicom-sr"),
         (["images=IMAGE", "overlays=some"], 2, "overlays=some: boxes or all or none"),
         (["images=IMAGE", "box_scale=1", "prior=2"], 2, "prior=2"),
@@ -178,8 +179,40 @@ def test_a_report_is_a_valid_tid_1500_with_the_boxes_of_the_table(root, tmp_path
 def test_mistakes_end_in_one_line(root, tmp_path, words, status, message):
     Image.fromarray(radiograph(64, 64)).save(tmp_path / "image.png")
     bare = write_dicom(tmp_path / "bare.dcm", radiograph(64, 64))
-    words = [word.replace("IMAGE", str(tmp_path / "image.png")).replace("BARE", str(bare)) for word in words]
+    (tmp_path / "notes.txt").write_text("no image")
+    for name, path in (("IMAGE", tmp_path / "image.png"), ("BARE", bare), ("NOTES", tmp_path / "notes.txt")):
+        words = [word.replace(name, str(path)) for word in words]
     failed = stage("infer", root, f"output={tmp_path / 'out'}", *words, check=False)
     assert failed.returncode == status
     assert message in failed.stderr
     assert failed.stderr.count("\n") == 1
+    assert not (root / "working/none").exists()
+
+
+def test_a_header_without_a_study_costs_only_its_own_report(root, tmp_path):
+    pytest.importorskip("highdicom")
+    (tmp_path / "images").mkdir()
+    source = sorted((root / "input/stage_2_test_images").glob("*.dcm"))[0]
+    write_dicom(tmp_path / "images/a.dcm", radiograph(64, 64))
+    shutil.copy(source, tmp_path / "images/b.dcm")
+    failed, _ = infer(root, tmp_path / "out", tmp_path / "images", "threshold=0", "format=dicom-sr", check=False)
+    assert "a.dcm: no report: its header lacks what a report repeats" in failed.stdout
+    assert "error: 1 of 2 reports could not be written" in failed.stderr
+    assert [path.name for path in (tmp_path / "out/reports").iterdir()] == [
+        f"{safe_name(str(tmp_path / 'images/b.dcm'))}.dcm"
+    ]
+    assert len(json.loads((tmp_path / "out/infer.json").read_text())["files"]) > 2
+
+
+def test_a_file_in_the_way_is_named_before_the_networks_work(root, tmp_path):
+    (tmp_path / "predictions.csv").write_text("mine")
+    source = sorted((root / "input/stage_2_test_images").glob("*.dcm"))[0]
+    failed, _ = infer(root, tmp_path, source, check=False)
+    assert "predictions.csv: not as infer wrote it, and not overwritten" in failed.stderr
+    assert "threshold" not in failed.stdout
+
+
+def test_folds_that_the_run_does_not_take_are_named(root, tmp_path):
+    source = sorted((root / "input/stage_2_test_images").glob("*.dcm"))[0]
+    done, _ = infer(root, tmp_path / "out", source, "fold=1")
+    assert "fold=1 has no effect here: tiny was made with fold=" in done.stdout

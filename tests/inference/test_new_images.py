@@ -12,6 +12,7 @@ from rsna.data.letterbox import fit_letterbox, letterbox
 from rsna.inference import image_files
 from rsna.inference.image_files import decode_picture, find_images, read_image, safe_name
 from rsna.inference.outliers import distances, fit
+from rsna.inference.tiles import draw_tile
 
 GREY = radiograph(40, 60)
 
@@ -95,6 +96,8 @@ def test_a_bomb_is_refused_by_its_size_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(image_files, "MAX_PIXELS", 40 * 60 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     assert "more than 2,399 pixels" in read_image(tmp_path / "bomb.png", [32]).refused
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(tmp_path / "bomb.png", [32]).refused == "more than 2,399 pixels"
 
 
 @pytest.mark.parametrize(
@@ -130,9 +133,41 @@ def test_files_are_found_in_folders_and_by_patterns_without_what_infer_wrote(tmp
     assert names("**/*.png") == ["a/same.png", "b/same.png"]
     assert names("a*") == ["a/deep/er.dcm", "a/same.png"]
     assert names("b/same.png") == ["b/same.png"]
-    for nothing in ("none", "*.jpg", "out"):
+    for nothing in ("none", "*.jpg"):
         with pytest.raises(UserError, match="no such file"):
             names(nothing)
+    with pytest.raises(UserError, match="the images are in this folder; set another one"):
+        names("out")
+
+
+def test_hidden_folders_are_skipped_and_links_give_each_file_once(tmp_path):
+    (tmp_path / "a/.hidden").mkdir(parents=True)
+    for name in ("a/.hidden/x.png", "a/y.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "a/loop").symlink_to(".")
+    for text in ("a", "a/**/*.png"):
+        assert find_images(str(tmp_path / text), tmp_path / "out") == [tmp_path / "a/y.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with pytest.raises(UserError, match="Permission denied; make it readable"):
+        find_images(str(tmp_path), tmp_path / "out")
+
+
+def test_names_that_no_font_has_can_be_drawn():
+    for name in ("bad\udcff.png", "r\xf6ntgen.png"):
+        assert draw_tile(GREY, [], "", name, 64, name).shape[1] == 64
+
+
+def test_a_transparent_grey_of_16_bits_stays_as_it_is():
+    image = Image.fromarray(GREY.astype(np.uint16) * 200 + 100)
+    output = io.BytesIO()
+    image.save(output, "PNG", transparency=100)
+    assert np.array_equal(decode_picture(output.getvalue()), decode_picture(encoded(image)))
 
 
 def test_files_of_one_name_in_two_folders_have_two_names():

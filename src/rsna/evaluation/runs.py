@@ -54,15 +54,18 @@ def read_run(cfg: Config) -> Run:
 def find_runs(cfg: Config) -> tuple[list[Run], dict[str, str]]:
     """The scored runs in working/, those of most images and highest score first; by name, why others are left out."""
     runs, refused = [], {}
-    for folder in sorted(Path(cfg.working).glob("*")):
-        # made by training or by fusing runs: not the cache, not something else
-        if not any(folder.glob("fold*/config.yaml")) and not (folder / "ensemble.json").is_file():
-            continue
+    for folder in run_folders(cfg):
         try:
             runs.append(read_run(as_made(replace(cfg.of_run(folder.name), fold="all"))))
         except UserError as error:
             refused[folder.name] = str(error)
     return sorted(runs, key=lambda run: (-len(run.ids), -run.scores["mAP"], run.name)), refused
+
+
+def run_folders(cfg: Config) -> list[Path]:
+    """The folders in working/ that training or fusion made, not the cache or something else."""
+    folders = sorted(Path(cfg.working).glob("*"))
+    return [f for f in folders if any(f.glob("fold*/config.yaml")) or (f / "ensemble.json").is_file()]
 
 
 def compare_runs(cfg: Config, runs: list[Run], reference: Run, truth: pd.DataFrame, people: pd.Series) -> pd.DataFrame:
@@ -138,12 +141,22 @@ def as_made(cfg: Config) -> Config:
 
 
 def as_shown(cfg: Config) -> Config:
-    """Like as_made, for a command that shows a run; also prints which of the given settings have no effect."""
+    """Like as_made, for a command that shows a run; also prints which of the given settings have no effect.
+
+    Raises UserError if there is no such run.
+    """
+    names = [folder.name for folder in run_folders(cfg)]
+    if cfg.name not in names:
+        remedy = f"there are {', '.join(names)}" if names else f"train one first: {command(cfg, 'train')}"
+        raise UserError(f"name={cfg.name}: no such run in {cfg.working}; {remedy}")
     made = read_settings(cfg.run_dir)
     for key, value in changed_settings(cfg).items():
         if made.get(key, value) not in (value, "a file"):
             print(f"{key}={value} has no effect here: {cfg.name} was made with {key}={made[key]}")
-    return as_made(cfg)
+    shown = as_made(cfg)
+    if cfg.fold != "all" and cfg.fold_list != shown.fold_list:
+        print(f"fold={cfg.fold} has no effect here: {cfg.name} was made with fold={shown.fold}")
+    return shown
 
 
 def differing_settings(settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ import glob
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,14 +40,31 @@ def find_images(text: str, output: Path) -> list[Path]:
 
     Files in `output` are left out. Raises UserError if there is none.
     """
-    named, files = os.path.expanduser(text), list[Path]()
+    named, found = os.path.expanduser(text), list[Path]()
     for path in [named] if os.path.lexists(named) else sorted(glob.glob(named, recursive=True)):
-        below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names if name[0] != ".")
-        files += sorted(below) if os.path.isdir(path) else [Path(path)]
-    files = [path for path in dict.fromkeys(files) if not path.absolute().is_relative_to(output.absolute())]
-    if not files:
+        found += sorted(files_below(path)) if os.path.isdir(path) else [Path(path)]
+    if not found:
         raise UserError(f"images={text}: no such file, or no file in it; name a file, a folder or a pattern")
+    real = {folder: os.path.realpath(folder) for folder in {path.parent for path in found}}
+    # a pattern follows links to folders, even to one above them: each file once, by its shortest path
+    by_length = sorted(found, key=lambda path: len(path.parts), reverse=True)
+    shortest = {(real[path.parent], path.name): path for path in by_length}
+    once = dict.fromkeys(shortest[real[path.parent], path.name] for path in found)
+    files = [path for path in once if not path.absolute().is_relative_to(output.absolute())]
+    if not files:
+        raise UserError(f"output={output}: the images are in this folder; set another one")
     return files
+
+
+def files_below(folder: str) -> Iterator[Path]:
+    """The visible files in a folder and in all visible folders below it. Raises UserError if one cannot be read."""
+    for here, folders, names in os.walk(folder, onerror=refuse_folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (Path(here, name) for name in names if name[0] != ".")
+
+
+def refuse_folder(error: OSError) -> None:
+    raise UserError(f"{error.filename}: {error.strerror}; make it readable, or name other images")
 
 
 def safe_name(file: str) -> str:
@@ -86,13 +103,17 @@ def decode_picture(content: bytes) -> GreyImage:
     16 bits are scaled from minimum to maximum, as in DICOMs without a window. Raises UnreadableDicom, and Pillow's
     errors.
     """
-    image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError:
+        raise UnreadableDicom(f"more than {MAX_PIXELS:,} pixels") from None
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableDicom(f"size {image.width} x {image.height}: more than {MAX_PIXELS:,} pixels")
     image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
+    wide = image.mode.startswith("I")  # 16 bits: in these a transparent grey stays as it is
+    if image.has_transparency_data and not wide:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    values = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
+    values = np.asarray(image if wide else image.convert("L"))
     if values.min() == values.max():
         raise UnreadableDicom(f"every pixel is the same grey ({values.min()})")
     return values if values.dtype == np.uint8 else rescale(values, values.min(), values.max())

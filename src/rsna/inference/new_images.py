@@ -34,9 +34,8 @@ def predict_files(cfg: Config, paths: Sequence[Path]) -> pd.DataFrame:
     """A row per box, and one per image without a box and per refused file, in the order of the files.
 
     Columns: file, confidence, x, y, width, height (pixels of the image itself), p_opacity, flag and refused (the
-    reasons). Raises UserError unless the run that cfg names is finished and current.
+    reasons). cfg: of as_predicted. Raises UserError unless its run is finished and current.
     """
-    cfg = as_predicted(cfg)
     require(cfg, "evaluate")
     point = choose_point(cfg, read_predictions(cfg.run_dir / "test.csv", command(cfg, "ensemble")))
     reference = load_reference(cfg)
@@ -45,7 +44,7 @@ def predict_files(cfg: Config, paths: Sequence[Path]) -> pd.DataFrame:
     usual = f"{1 - reference['false_alarms']:.1%} of {reference['held_out']:.0f} held-out images"
     print(f"flagged as unlike the training images: what is farther from them than {usual}")
     n_networks = len(cfg.fold_list) * len(cfg.fused_runs)
-    print(f"{len(paths)} files; each image goes through {n_networks} networks", flush=True)
+    print(f"files: {len(paths)}; networks for each image: {n_networks}", flush=True)
     read = partial(read_image, sizes=[member.size for member in cfg.fused_runs])
     crashed, parts = partial(NewImage, refused="the process that decoded it died"), []
     for start in range(0, len(paths), AT_ONCE):

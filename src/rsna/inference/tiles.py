@@ -29,6 +29,7 @@ def draw_tile(
     for boxes_xyxy, colour in boxes:
         for left, top, right, bottom in np.rint(boxes_xyxy * side / len(image)).astype(int).tolist():
             cv2.rectangle(tile[:side], (left, top), (min(right, side - 1), min(bottom, side - 1)), colour, 2)
+    title, name = (text.encode("ascii", "replace").decode() for text in (title, name))  # all that the font has
     (width, _), _ = cv2.getTextSize(value, FONT, FONT_SCALE, 1)
     for text, x, colour in ((title, 4, WHITE), (value, side - width - 4, ORANGE)):
         cv2.putText(tile, text, (x, side + CAPTION - 9), FONT, FONT_SCALE, colour, 1, cv2.LINE_AA)

@@ -1,5 +1,6 @@
-"""What infer writes: the table, a picture of each image with its boxes, a contact sheet, and reports."""
+"""The output of infer: the table, a picture of each image with its boxes, a contact sheet, and reports."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +22,16 @@ from rsna.reporting.montage import PER_ROW, write_montage
 from rsna.reporting.structured_report import write_reports
 
 PREDICTIONS, SHEET, MANIFEST = "predictions.csv", "contact_sheet.png", "infer.json"
+NAMED_REFUSALS = 5
 SIDE, ON_SHEET = 1024, 40  # px, side of an overlay; images on the contact sheet, the most confident ones
 FLAGGED = (80, 80, 255)  # blue, green, red
 
 
 def write_results(cfg: Config, table: pd.DataFrame, folder: Path) -> None:
-    """Write the table of predict_files, and what overlays= and format= ask for, with a manifest. Raises UserError."""
+    """Write the table of predict_files, the outputs that overlays= and format= ask for, and a manifest.
+
+    Raises UserError for a file in the way, and at the end if a report could not be written or every file was refused.
+    """
     order = table[table["refused"] == ""].sort_values("confidence", ascending=False, kind="stable")
     boxed = order.dropna(subset=["confidence"])
     drawn = {"boxes": boxed, "all": order, "none": order[:0]}[cfg.overlays]["file"].unique().tolist()
@@ -40,21 +45,35 @@ def write_results(cfg: Config, table: pd.DataFrame, folder: Path) -> None:
     if tiles:
         write_montage(stack_rows([tiles[k : k + PER_ROW] for k in range(0, len(tiles), PER_ROW)]), folder / SHEET)
     run = {"run": cfg.name, "version": hash_of(cfg.run_dir / "ensemble.json")}
-    write_reports(table, reported, folder / "reports", run)
-    write_json({**run, "files": {name: hash_of(folder / name) for name in names}}, folder / MANIFEST)
+    missing = write_reports(table, reported, folder / "reports", run)
+    files = {name: hash_of(folder / name) for name in names if (folder / name).is_file()}
+    write_json({**run, "files": files}, folder / MANIFEST)
+    refused = table[table["refused"] != ""]
+    for file, reason in refused[["file", "refused"]].to_numpy()[:NAMED_REFUSALS]:
+        print(f"refused {file}: {reason}")
+    print(f"{counts(table)} -> {folder}")
+    if missing:
+        raise UserError(f"{missing} of {len(reported)} reports could not be written, see above; all else is written")
+    if len(refused) == len(table):
+        raise UserError(f"images={cfg.images}: every file was refused; {folder / PREDICTIONS} has the reasons")
 
 
-def claim(folder: Path, names: list[str]) -> None:
-    """Say in the manifest that these files are about to be written, and remove those of an earlier call.
+def own_files(folder: Path, names: Sequence[str] = (PREDICTIONS, SHEET)) -> set[str]:
+    """The files in a folder that infer wrote and nobody changed since, by its manifest.
 
-    Raises UserError where a file is in the way that infer did not write, or that was changed since.
+    Raises UserError if another file has one of `names`, which are to be written.
     """
-    said = read_json(folder / MANIFEST, "", {"files": dict})["files"] if (folder / MANIFEST).exists() else {}
-    own = {name for name, hashed in said.items() if hashed in ("", hash_of(folder / name)) and ".." not in name}
+    written = read_json(folder / MANIFEST, "", {"files": dict})["files"] if (folder / MANIFEST).exists() else {}
+    own = {name for name, hashed in written.items() if hashed in ("", hash_of(folder / name)) and ".." not in name}
     for name in names:
         if name not in own and (folder / name).exists():
             raise UserError(f"{folder / name}: not as infer wrote it, and not overwritten; choose another output=")
-    for name in own.difference(names):
+    return own
+
+
+def claim(folder: Path, names: list[str]) -> None:
+    """List in the manifest the files that are about to be written, and remove those of an earlier call."""
+    for name in own_files(folder, names).difference(names):
         (folder / name).unlink(missing_ok=True)
     write_json({"files": dict.fromkeys(names, "")}, folder / MANIFEST)
 
@@ -63,8 +82,12 @@ def counts(table: pd.DataFrame) -> str:
     """A line about the table of predict_files."""
     files, boxes = table.drop_duplicates("file"), table.dropna(subset=["confidence"])
     refused, flagged, with_box = (files["refused"] != "").sum(), (files["flag"] != "").sum(), boxes["file"].nunique()
-    words = f"{len(files)} files: {with_box} with a box ({len(boxes)} boxes), {len(files) - refused - with_box} without"
-    return f"{words}, {refused} refused; {flagged} flagged"
+    words = f"{plural(len(files), 'file')}: {with_box} with a box ({plural(len(boxes), 'box', 'boxes')})"
+    return f"{words}, {len(files) - refused - with_box} without, {refused} refused; {flagged} flagged"
+
+
+def plural(count: int, one: str, several: str = "") -> str:
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def write_overlay(path: Path, table: pd.DataFrame, folder: Path) -> Picture:

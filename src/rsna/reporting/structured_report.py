@@ -21,24 +21,28 @@ NOTE = "For research use only; not a medical device"
 
 
 def check_format(format: str, paths: list[Path]) -> None:
-    """Raise UserError where reports are asked for and cannot be written: without highdicom, or for a PNG or JPEG."""
+    """Raise UserError if reports are requested without highdicom, or for a PNG or JPEG."""
     if format == "dicom-sr":
         optional("highdicom", "requirements-infer.txt")
         for path in paths:
             if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-                raise UserError(f"{path}: format=dicom-sr is for DICOMs, not for PNG and JPEG; leave it out")
+                raise UserError(f"{path}: format=dicom-sr is for DICOMs; name none but DICOMs in images=")
 
 
-def write_reports(table: pd.DataFrame, files: list[str], folder: Path, run: dict[str, str]) -> None:
-    """Write a report of each file's boxes. Raises UserError for a header that lacks what a report has to repeat."""
+def write_reports(table: pd.DataFrame, files: list[str], folder: Path, run: dict[str, str]) -> int:
+    """Write a report of each file's boxes. Prints and counts the files whose header lacks what a report repeats."""
+    missing = 0
     for file in files:
         try:
             with as_unreadable("its header lacks what a report repeats"):
                 report = make_report(parse_dicom(read_file(Path(file))), table[table["file"] == file], **run)
         except UnreadableDicom as error:
-            raise UserError(f"{file}: no report: {error}; leave it out, or set format=table") from None
+            print(f"{file}: no report: {error}")
+            missing += 1
+            continue
         with write_then_rename(folder / f"{safe_name(file)}.dcm") as temporary:
             report.save_as(temporary, enforce_file_format=True)
+    return missing
 
 
 def make_report(source: FileDataset, boxes: pd.DataFrame, run: str, version: str) -> Any:
