@@ -44,7 +44,7 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
 
 
 def state_of_folds(cfg: Config) -> str:
-    """new (no table), current, edited (changed since), kept (not recorded, as make_folds was killed) or brought (by the user).
+    """new (no table), current, edited (changed since), kept (make_folds was killed) or brought (by the user).
 
     Raises UserError for folds made from other settings or files.
     """
