@@ -44,14 +44,14 @@ def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:
     return float(np.append(precision, 0.0)[np.searchsorted(found / n_truth, RECALLS)].mean())
 
 
-def sensitivities(hits: NDArray[np.int64], falling: Floats, n_truth: int, n_images: int) -> dict[str, float]:
+def sensitivities(hits: NDArray[np.int64], confidences: Floats, n_truth: int, n_images: int) -> dict[str, float]:
     """FROC: the sensitivity at each of FROC_RATES, by its name, and `mean`, their mean.
 
-    Sensitivity is the fraction of true boxes found with at most that many false positives per image. hits, falling:
+    Sensitivity is the fraction of true boxes found with at most that many false positives per image. hits, confidences:
     matches (1 or 0) and confidences of the boxes, by decreasing confidence; boxes of equal confidence are kept
     together. A rate that is not reached, as with one box per image, gets the highest sensitivity reached.
     """
-    kept, _ = cut_points(falling)
+    kept, _ = cut_points(confidences)
     found = np.append(0, np.cumsum(hits))[kept]
     rows = np.searchsorted(kept - found, [rate * n_images for rate in FROC_RATES.values()], side="right") - 1
     shares = found[rows] / n_truth if n_truth else np.full(len(rows), np.nan)

@@ -72,16 +72,16 @@ def box_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     return steps[["patientId", "confidence"]].assign(gain=gain, newly_counted=newly_counted)
 
 
-def cut_points(falling: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Where confidences, in decreasing order, can be cut: how many are kept, from 0 to all, and the threshold for each.
+def cut_points(confidences: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Where decreasing confidences can be cut: how many are kept, from 0 to all, and the threshold for each.
 
     Equal confidences are never separated.
     """
-    kept = np.append(0, np.flatnonzero(np.diff(falling, append=-np.inf)) + 1)
-    upper, lower = falling[kept[1:] - 1], np.append(falling[kept[1:-1]], -np.inf)
+    kept = np.append(0, np.flatnonzero(np.diff(confidences, append=-np.inf)) + 1)
+    upper, lower = confidences[kept[1:] - 1], np.append(confidences[kept[1:-1]], -np.inf)
     middle = (upper + lower) / 2  # between the last confidence that is kept and the first that is not
     thresholds = np.where((lower < middle) & (middle <= upper), middle, upper)
-    above_all = np.nextafter(falling[0], np.inf) if len(falling) else 1.0
+    above_all = np.nextafter(confidences[0], np.inf) if len(confidences) else 1.0
     return kept, np.append(above_all, thresholds)
 
 
@@ -151,30 +151,32 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
     )
 
 
-def match_by_rank(table: Arranged, above: Floats = IOU_THRESHOLDS) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Greedy matching at IoU thresholds `above` (n,): by decreasing confidence, each box takes the best true box left.
+def match_by_rank(table: Arranged, thresholds: Floats = IOU_THRESHOLDS) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Greedy matching at n IoU thresholds: by decreasing confidence, each box takes the best true box left.
 
-    Returns (boxes, n), 1 where a box takes a true box with IoU > above, else 0; and (images, n, most true boxes), True
-    for each true box that is left over.
+    Returns (boxes, n), 1 where a box takes a true box with an IoU above the threshold, else 0; and
+    (images, n, most true boxes), True for each true box that is left over.
     """
-    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), len(above), axis=1)
-    return take_best(table, free, np.ones((len(table.image), len(above)), dtype=bool), above), free
+    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), len(thresholds), axis=1)
+    return take_best(table, free, np.ones((len(table.image), len(thresholds)), dtype=bool), thresholds), free
 
 
-def take_best(table: Arranged, free: NDArray[np.bool_], may: NDArray[np.bool_], above: Floats) -> NDArray[np.int64]:
-    """As match_by_rank, but only boxes where `may` (boxes, n) is True, and only true boxes that are `free`.
+def take_best(
+    table: Arranged, free: NDArray[np.bool_], allowed: NDArray[np.bool_], thresholds: Floats
+) -> NDArray[np.int64]:
+    """As match_by_rank, but only boxes where `allowed` (boxes, n) is True, and only true boxes that are `free`.
 
     `free` (images, n, most true boxes) is changed in place. The boxes of rank 0 (the most confident of each image) are
     matched at once, then those of rank 1, and so on.
     """
-    hits = np.zeros((len(table.boxes_xyxy), len(above)), dtype=np.int64)
+    hits = np.zeros((len(table.boxes_xyxy), len(thresholds)), dtype=np.int64)
     by_rank = np.argsort(table.rank, kind="stable")
     for rows in np.split(by_rank, np.flatnonzero(np.diff(table.rank[by_rank])) + 1):
         image = table.image[rows]
         overlap = box_iou(table.boxes_xyxy[rows][:, None], table.padded_truth[image])
         overlap = np.where(free[image], np.nan_to_num(overlap)[:, None, :], -1.0)
         best = overlap.argmax(axis=2)
-        hit = (np.take_along_axis(overlap, best[..., None], axis=2)[..., 0] > above) & may[rows]
+        hit = (np.take_along_axis(overlap, best[..., None], axis=2)[..., 0] > thresholds) & allowed[rows]
         hits[rows] = hit
         row, column = np.nonzero(hit)
         free[image[row], column, best[row, column]] = False

@@ -79,7 +79,7 @@ class FastaiModel(DetectionModel):
         return {"loss": self.scale * entropy + box, "class": entropy.detach(), "box": box.detach()}
 
     def hold_loss_weights(self) -> None:
-        """Stop measuring the scale and keep it as it is."""
+        """Stop measuring the scale and keep its value."""
         self.sums[3] = max(MEASURED, float(self.sums[3]))
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
