@@ -108,8 +108,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
     # the extra (1, 4) makes room for at least one box per image
     boxes = pad_sequence([*(sample["boxes"] for sample in samples), torch.zeros(1, 4)], batch_first=True)[:-1]
     mask = (boxes[..., 2:] > 0).all(dim=-1)
-    others = default_collate([{key: sample[key] for key in sample if key != "boxes"} for sample in samples])
-    return {**others, "boxes": boxes * mask[..., None], "mask": mask}
+    rest = default_collate([{key: sample[key] for key in sample if key != "boxes"} for sample in samples])
+    return {**rest, "boxes": boxes * mask[..., None], "mask": mask}
 
 
 def one_thread(_: int = 0) -> None:

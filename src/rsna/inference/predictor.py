@@ -128,10 +128,10 @@ def predict_dataset(cfg: Config, model: Any, dataset: ImageDataset, ids: list[st
     views = run_model(cfg, model, dataset, transforms, title) if len(dataset) else [nothing] * len(transforms)
     boxes, images = [], []
     for transform, (boxes_xyxy, scores, probabilities) in zip(transforms, views, strict=True):
-        own = with_empty_rows(prediction_table(samples, boxes_xyxy, scores, cfg.size), ids)
-        boxes.append(own.assign(view=transform.name))
-        own = pd.DataFrame(probabilities, samples.ids, columns).reindex(ids).rename_axis("patientId").reset_index()
-        images.append(own.assign(view=transform.name))
+        table = with_empty_rows(prediction_table(samples, boxes_xyxy, scores, cfg.size), ids)
+        boxes.append(table.assign(view=transform.name))
+        table = pd.DataFrame(probabilities, samples.ids, columns).reindex(ids).rename_axis("patientId").reset_index()
+        images.append(table.assign(view=transform.name))
     return pd.concat(boxes)[VIEW_COLUMNS], pd.concat(images)[["patientId", "view", *columns]]
 
 

@@ -95,9 +95,9 @@ def compare(data: ReportData) -> tuple[Rows, list[str]]:
     same_images["a perfect largest box on each positive image"] = mean_average_precision(data.truth, perfect)
     rows = [[name, str(len(data.run.ids)), digits(value)] for name, value in same_images.items()]
     runs, refused = find_runs(data.cfg)
-    others = [run for run in runs if run.folder != data.run.folder]
-    rows = [[*row, "-"] for row in rows] if others else rows
-    for row in compare_runs(data.cfg, others, data.run, data.truth, data.people).to_dict("records"):
+    other_runs = [run for run in runs if run.folder != data.run.folder]
+    rows = [[*row, "-"] for row in rows] if other_runs else rows
+    for row in compare_runs(data.cfg, other_runs, data.run, data.truth, data.people).to_dict("records"):
         paired = difference(row) or "no common image"
         rows.append([f"run {row['run']}", str(row["shared images"]), digits(row["mAP"]), paired])
     return rows, sorted(name for name in refused if name != data.run.name)

@@ -43,8 +43,8 @@ def training(data: ReportData) -> list[tuple[Curve, Plot]]:
     if not data.histories:
         return []
     # the parts of the loss depend on the model; only those that all folds recorded are shown
-    first, *others = map(loss_parts, data.histories.values())
-    shared = [part for part in first if all(part in other for other in others)]
+    first, *rest = map(loss_parts, data.histories.values())
+    shared = [part for part in first if all(part in other for other in rest)]
     how = {part: f"A part of the loss: {PARTS.get(part, part)}." for part in shared}
     parts = [Curve(f"part{k}", f"Loss: {part}", part, how[part]) for k, part in enumerate(shared, 1)]
     sides = {"train_": "training", "valid_": "validation"}

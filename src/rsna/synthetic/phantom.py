@@ -127,16 +127,16 @@ def render(scene: Scene, rng: Rng) -> NDArray[np.uint8]:
 def draw_density(scene: Scene, rng: Rng) -> Map:
     """Attenuation of the whole chest with its findings, on the canvas."""
     body, base, bedside = scene.body, scene.base, scene.case.view == "AP"
-    both = np.maximum(scene.lungs[-1], scene.lungs[1])
+    lungs = np.maximum(scene.lungs[-1], scene.lungs[1])
     enlarged = HEART_SIZE[scene.case.view] * (LARGE_HEART if "large heart" in scene.distractors else 1.0)
     trunk = anatomy.draw_trunk(body, base)
     # the air in the lung reduces attenuation less towards the midline, where the lung is thin
     thickness = 0.45 + 0.55 * step(np.abs(grid()[0] - MIDLINE) - 0.085, 0.014)
-    density: Map = trunk - anatomy.AIR_IN_LUNG * both * thickness * (1 + 0.06 * cloud(rng, 5))
+    density: Map = trunk - anatomy.AIR_IN_LUNG * lungs * thickness * (1 + 0.06 * cloud(rng, 5))
     density += anatomy.draw_heart(body, base, enlarged)
     stomach_gas = anatomy.STOMACH_GAS * ellipse(MIDLINE + 0.6 * body.lung_width, base + 0.1, 0.055, 0.038, -15, 4)
-    density += anatomy.draw_spine(body) + (1 - both) * stomach_gas
-    thorax = blur(both, 8)
+    density += anatomy.draw_spine(body) + (1 - lungs) * stomach_gas
+    thorax = blur(lungs, 8)
     for side in SIDES:
         breast = anatomy.BREAST * body.female * ellipse(MIDLINE + side * 0.24, 0.62, 0.15, 0.17, side * 10, 6)
         density += thorax * anatomy.draw_ribs(body, base, side) + breast
