@@ -1,4 +1,4 @@
-"""Lets `python -m src.<command>` find the package rsna, which `python src/<command>.py` finds by itself."""
+"""Make `python -m src.<command>` find the package rsna; `python src/<command>.py` finds it without this."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Decode every DICOM once into a PNG of size x size pixels, and list them all in the cache's index.csv.
+"""Decode every DICOM once into a PNG of size x size pixels, and list all images in the cache's index.csv.
 
 python src/cache_images.py [size=...] [workers=...] [input=...] [only_test=true]
 """

@@ -1,4 +1,4 @@
-"""Print a table of all runs in working/: score and spread, difference to the best, settings, seconds, megabytes.
+"""Print a table of all runs in working/: score, spread, difference to the best, settings, seconds, megabytes.
 
 python src/compare.py [working=...]   -> working/compare.csv; docs/report.md explains the difference to the best
 """

@@ -1,7 +1,7 @@
 """Fuse views, runs and folds into working/<name>/{oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv.
 
 python src/ensemble.py fold=0..4 [name=...] [wbf_iou=...] [missing_weight=...] [max_boxes=...]
-python src/ensemble.py name=both runs=a,b            the folds of the runs a and b
+python src/ensemble.py name=both runs=a,b            fuses the folds of runs a and b
 """
 
 from rsna.startup import run

@@ -1,6 +1,6 @@
 """Score out-of-fold predictions and choose the confidence threshold; or score any predictions against labels.
 
-python src/evaluate.py [name=...]                          -> working/<name>/scores.json, threshold.csv
+python src/evaluate.py [name=...]                          -> working/<name>/{scores.json,threshold.csv,surface.csv}
 python src/evaluate.py predictions=<table or submission> [labels=<labels csv>] [threshold=0.4]
 """
 

@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2017) of each phase: the rates rise step by step until the loss diverges.
+"""The learning-rate range test (Smith 2017) of each phase: the learning rate rises until the loss diverges.
 
 ./run.sh find_lr [fold=0] [phases=...]   -> working/<name>/find_lr.{csv,png}; changes no weights on disk
 """

@@ -1,4 +1,4 @@
-"""Make a synthetic competition in Kaggle's layout: phantoms instead of patients, for trying out and testing.
+"""Make a synthetic competition in Kaggle's layout, with phantoms instead of patients, for demos and tests.
 
 python src/make_demo.py root=<new folder> [demo_train=300] [demo_test=80] [shift=true] [seed=42]
 """

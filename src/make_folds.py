@@ -1,4 +1,4 @@
-"""Assign every training image to a fold: stratified, and with all images of a patient in one fold.
+"""Assign every training image to a fold: stratified, with all images of a patient in the same fold.
 
 python src/make_folds.py [n_folds=5] [seed=42] [input=...] [folds=...]
 """

@@ -1,9 +1,9 @@
-"""Build what Kaggle needs to run this project: a dataset (code, wheels, trained folds) and two notebooks.
+"""Build what is needed to run this project on Kaggle: a dataset (code, wheels, trained folds) and two notebooks.
 
     python src/make_kernel.py name=<run> user=<your Kaggle name> [fold=0..4] [wheels=<folder>] [push=true]
 
 Writes working/<name>/kaggle/{dataset,inference,training}/ and prints the commands that upload and submit; push=true
-runs them. Takes the settings of the run, as train does. Before it is trained there is the training kernel alone.
+runs them. Takes the same settings as train. If the run is not trained yet, there is only the training kernel.
 """
 
 from rsna.startup import run

@@ -1,4 +1,4 @@
-"""Write submissions/<name>.csv in Kaggle's format from working/<name>/test.csv, and beside it where it came from.
+"""Write submissions/<name>.csv in Kaggle's format from working/<name>/test.csv, and its manifest next to it.
 
 python src/make_submission.py [name=...] [threshold=auto|0.35]
 """

@@ -1,4 +1,4 @@
-"""Predict each fold's validation images and the test images, from each test-time view; nothing is fused here.
+"""Predict each fold's validation images and the test images, in each test-time view; nothing is fused here.
 
 python src/predict.py fold=0..4 [tta=plain,hflip] [tta_scales=1.0] [checkpoint=best] [only_test=true] [jobs=-1]
 -> working/<name>/fold<k>/{valid,test}.csv (boxes) and {valid,test}_images.csv (class probabilities)

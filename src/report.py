@@ -1,4 +1,4 @@
-"""Write a run's report: one page with scores, plots and images that opens anywhere and needs no network.
+"""Write a run's report: one HTML file with scores, plots and images, which needs no network.
 
 python src/report.py [name=...]   -> working/<name>/report.html
 """

@@ -1,4 +1,4 @@
-"""Draw augmented training images with their boxes, as the network sees them: a row for each of up to four epochs.
+"""Draw augmented training images with their boxes, as the network sees them: one row per epoch, up to four.
 
 ./run.sh show_batch [fold=0] [size=...] [rotate=...]   -> working/<name>/batch.png
 """

@@ -1,4 +1,4 @@
-"""Plot losses, learning rates and scores over the epochs of each fold, and print them beside the fast.ai post's.
+"""Plot losses, learning rates and scores over the epochs of each fold; print scores next to the fast.ai post's.
 
 ./run.sh show_history [name=...] [fold=0..4]   -> working/<name>/history.png
 """

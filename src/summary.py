@@ -1,4 +1,4 @@
-"""Print what came out of a run: scores by fold, the threshold, baselines, the test score if it can be known.
+"""Print the results of a run: scores by fold, the threshold, baselines, and the test score if there are labels.
 
 python src/summary.py [name=...] [test_labels=<labels csv of the test images>]
 """

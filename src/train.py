@@ -1,4 +1,4 @@
-"""Train folds, each in a process of its own (one that fails stops no other), into working/<name>/fold<k>/.
+"""Train folds into working/<name>/fold<k>/, each in its own process, so that a failure does not stop the others.
 
 ./run.sh train fold=0..4 [name=...] [size=...] [epochs=...] [weights=...] [jobs=2] [engine=ray]
 """
@@ -15,7 +15,7 @@ def main(cfg: Config) -> None:
 
 
 def train_one(cfg: Config, fold: int) -> None:
-    # in the fold's own process: PyTorch takes seconds to import, a quarter of them for garbage collection
+    # PyTorch takes seconds to import, a quarter of them for garbage collection; this is the fold's own process
     gc.disable()
     from rsna.training.fold import train_fold
 

@@ -1,7 +1,7 @@
-"""Search for better settings with Optuna, in working/<name>/; several of these commands may work on one search.
+"""Search for better settings with Optuna, in working/<name>/; several such commands may share one search.
 
 ./run.sh tune name=<run> space="lr=1e-4..3e-3:log encoder_lr=.1..1 box_weight=1|2|4" [trials=30] [fold=0..2] [jobs=2]
--> study.db, trials.csv, tune.png; then the best settings once more with another seed, and on a fold not seen
+-> study.db, trials.csv, tune.png; then trains the best settings again with another seed, and on an unseen fold
 """
 
 from rsna.startup import run

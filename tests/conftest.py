@@ -1,16 +1,16 @@
-"""Settings of the test run as a whole."""
+"""Options and fixtures for all tests."""
 
 import os
 
 import pytest
 from hypothesis import settings
 
-# a busy machine is not slow code
+# a busy machine does not mean slow code
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-# tiny networks gain nothing from a second thread, and on a busy machine two threads that wait for each other
-# are ten times slower than one; set before torch is imported, and inherited by the scripts that tests run
+# tiny networks do not need a second thread, and on a busy machine two threads that wait for each other
+# are ten times slower than one; this is set before torch is imported, and scripts that tests run inherit it
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -20,8 +20,8 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A workspace of made-up results in which every command has finished. Only to be copied."""
-    from helpers.finished_run import make_workspace  # brings torch, which reads the environment above
+    """A workspace with made-up results in which every command has finished. Only to be copied."""
+    from helpers.finished_run import make_workspace  # imports torch, which reads the environment above
 
     root = tmp_path_factory.mktemp("finished") / "workspace"
     root.mkdir()

@@ -1,4 +1,4 @@
-"""The benchmarks that need no peer's package run as their own words say, and print their ratios."""
+"""The benchmarks that need no other package run with their documented commands and print their ratios."""
 
 import re
 import subprocess

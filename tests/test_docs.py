@@ -1,4 +1,4 @@
-"""The documentation: links that lead somewhere, settings that exist, a README that one reads."""
+"""The documentation: links work, settings exist, the README is short."""
 
 import re
 from dataclasses import fields

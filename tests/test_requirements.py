@@ -1,4 +1,4 @@
-"""The lock file pins all that the readable requirements ask for, each file by its hash."""
+"""The lock file pins everything in the requirements files, with hashes."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def read_requirements(name):
 
 
 def read_lock():
-    """name -> its pins (one for each range of Pythons), and how many hashes each has."""
+    """name -> its pins (one for each range of Python versions), with the number of hashes of each."""
     pins = {}
     for block in re.split(r"\n(?=[\w])", (ROOT / "requirements.lock").read_text()):
         head = block.splitlines()[0].rstrip("\\ ")

@@ -1,4 +1,4 @@
-"""The structure of the project: commands in src/, concerns in src/rsna/, imports in one direction."""
+"""The structure of the project: commands in src/, concerns in src/rsna/, imports in one direction only."""
 
 import ast
 import re
@@ -52,7 +52,7 @@ GRAPH = {name: {other for other in imported(tree) if other in MODULES} for name,
 
 
 def concern(module):
-    """The place in the order of imports; startup, which reads the settings for the commands, comes after all."""
+    """The position in the order of imports; startup, which imports the settings for the commands, is last."""
     return len(CONCERNS) if module == "rsna.startup" else CONCERNS.index(module.split(".")[1])
 
 
@@ -112,7 +112,7 @@ def test_no_command_hides_a_module_of_python():
     assert [name for name in COMMANDS if name in sys.stdlib_module_names] == []
 
 
-def test_no_module_is_a_place_for_anything():
+def test_no_module_has_a_vague_name():
     vague = {"utils", "util", "helpers", "misc", "common", "tools"}
     assert [name for name in MODULES if name.rsplit(".", 1)[1] in vague] == []
 
@@ -125,13 +125,13 @@ def test_public_functions_have_types():
 
 
 def texts():
-    """Every file that a reader sees."""
+    """Path -> text of every source and documentation file."""
     paths = [path for pattern in ("src/**/*.py", "src/**/*.j2", "docs/*.md", "*.md") for path in ROOT.glob(pattern)]
     return {path.relative_to(ROOT): path.read_text() for path in [*paths, ROOT / "run.sh"]}
 
 
 def test_retired_words_have_not_come_back():
-    """The left column of the table: words that readers had to learn before they could read the code."""
+    """Words that readers would have to learn before they could read the code."""
     # the changelog says what was renamed, and the settings answer an old name with the new one
     exempt = {Path("CHANGELOG.md"), Path("src/rsna/core/command_line.py")}
     found = [

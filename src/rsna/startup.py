@@ -1,7 +1,7 @@
-"""What every command does first: find the packages, catch Ctrl-C, read the settings. Needs nothing but Python.
+"""What every command does first: check packages, handle Ctrl-C, read the settings. Needs only the standard library.
 
-A command imports this before anything else. It is the one module that acts when it is imported, since it has to act
-before the packages are imported.
+A command imports this before anything else. It is the only module that runs code on import, because that must happen
+before any package is imported.
 """
 
 import importlib.util
@@ -16,21 +16,21 @@ from types import FrameType
 from typing import Any
 
 WORKSPACE = Path(__file__).resolve().parents[2]
-# what commands import, by the names of the modules; requirements.txt says what each package is for
+# the modules of the packages that commands import; requirements.txt says what each package is for
 PACKAGES = (
     *("torch", "torchvision", "segmentation_models_pytorch", "safetensors", "pydicom", "gdcm", "PIL", "cv2"),
     *("sklearn", "iterstrat", "pandas", "numpy", "omegaconf", "tqdm", "matplotlib", "jinja2"),
 )
-RESTARTED = "RSNA_RESTARTED_IN_VENV"  # environment variable: a .venv that lacks packages too is not started again
+RESTARTED = "RSNA_RESTARTED_IN_VENV"  # environment variable that prevents a loop if .venv lacks packages too
 
 
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\r\t"}
 
 
 def make_printable() -> None:
-    """Print `\\x1b` for a character that the terminal lacks, or that would control it, be it in a name or in an ID."""
+    """Make print escape, as `\\x1b`, characters that the terminal cannot show or that would control it."""
     for stream in (sys.stdout, sys.stderr):
-        if type(stream) is io.TextIOWrapper:  # not that of a notebook or a test
+        if type(stream) is io.TextIOWrapper:  # not the stream of a notebook or a test
             stream.reconfigure(errors="backslashreplace")
             stream.write = partial(write_printable, stream.write)  # type: ignore[method-assign]
 
@@ -40,7 +40,7 @@ def write_printable(write: Callable[[str], int], text: str) -> int:
 
 
 def check_packages() -> None:
-    """Where a package is missing: go on with the Python of .venv if there is one, else end with one line."""
+    """If a package is missing, restart with .venv's Python if there is one, else end with a one-line error."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if not missing:
         return
@@ -57,7 +57,7 @@ def check_packages() -> None:
 
 
 def stop_in_one_line(_: int, __: FrameType | None) -> None:
-    """Ctrl-C while packages are still being imported."""
+    """Handle Ctrl-C while packages are still being imported."""
     print("stopped", file=sys.stderr)
     os._exit(130)
 
@@ -65,7 +65,7 @@ def stop_in_one_line(_: int, __: FrameType | None) -> None:
 def run(main: Callable[[Any], None]) -> None:
     """Read the settings from the command line and call a command's main with them.
 
-    `help` and `help all` print the settings and end with status 0; a wrong setting ends in one line and status 2.
+    `help` and `help all` print the settings and exit with status 0; a wrong setting gives one line and status 2.
     """
     from rsna.core.command_line import help_text, parse
     from rsna.core.errors import UserError
@@ -81,12 +81,12 @@ def run(main: Callable[[Any], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what it imported is complete
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the imports are complete
     main(cfg)
 
 
 make_printable()
-if "--multiprocessing-fork" not in sys.orig_argv:  # processes that a command starts import this as well
+if "--multiprocessing-fork" not in sys.orig_argv:  # the child processes of a command import this module too
     from rsna.core.errors import end_with_one_line
 
     end_with_one_line()

@@ -16,12 +16,12 @@ SECRETS = {"PatientName": "Doe^Jane", "PatientID": "MRN-4711", "PatientBirthDate
 
 @pytest.fixture(scope="session")
 def secrets():
-    """What no output may hold."""
+    """Text that no output may contain."""
     return SECRETS
 
 
 def name_the_patients(root):
-    """Headers as a hospital's are, with names; and one view that would be markup on a page and code in a shell."""
+    """Put names into the headers, as in a hospital, and a view that would be markup in a page and code in a shell."""
     for k, path in enumerate(sorted((root / "input").rglob("*.dcm"))):
         dataset = pydicom.dcmread(path)
         dataset.update(SECRETS)
@@ -43,8 +43,8 @@ def world(tmp_path_factory):
     with file_lock(base / "world", wait=True):
         if not printed.exists():
             root.mkdir()
-            said = {"make_demo": stage("make_demo", root, "demo_train=24", "demo_test=8")}
+            outputs = {"make_demo": stage("make_demo", root, "demo_train=24", "demo_test=8")}
             name_the_patients(root)
-            said |= {name: stage(name, root) for name in STAGES}
-            printed.write_text(json.dumps({name: vars(done) for name, done in said.items()}))
+            outputs |= {name: stage(name, root) for name in STAGES}
+            printed.write_text(json.dumps({name: vars(done) for name, done in outputs.items()}))
     return root, {name: CompletedProcess(**done) for name, done in json.loads(printed.read_text()).items()}

@@ -1,4 +1,4 @@
-"""Every input, changed once all is finished, and every command run alone afterwards: nothing old is shown or kept.
+"""Every input is changed after a finished run, and then every command is run alone: no old result is shown or kept.
 
 The pairs come from the table of provenance, so that a new command is covered once it is declared there.
 """
@@ -29,7 +29,7 @@ COMMANDS = {name: name for name in STAGES if name != "make_demo"} | READERS
 
 
 def upstream(name):
-    """A command of the table and all whose outputs it is made from, however indirectly."""
+    """A command, and all commands that it depends on, directly or indirectly."""
     return {name, *(other for first in STAGES[name].after for other in upstream(first))}
 
 
@@ -41,7 +41,7 @@ PAIRS = [(command, template) for command in COMMANDS for template in inputs_of(c
 
 
 def change(path):
-    """Another content of the same form: rows in another order, or another source of a cached image."""
+    """Change the content but not the form: the order of rows, or the source of a cached image."""
     path, _, split = str(path).partition("#")
     path = Path(path)
     if path.suffix == ".csv":
@@ -71,18 +71,18 @@ def folds_of(cfg, name):
 
 
 def untrue(cfg, command):
-    """What the manifests behind a command say of a file that is there and is not as they say."""
+    """The statements in the manifests behind a command that contradict a file."""
     for name in upstream(COMMANDS[command]):
         for fold in folds_of(cfg, name):
-            said = read_manifest(manifest_path(cfg, name, fold))
+            manifest = read_manifest(manifest_path(cfg, name, fold))
             for kind in ("inputs", "outputs"):
                 for key, path in files_of(getattr(STAGES[name], kind), cfg, fold).items():
-                    if said[kind].get(key) != hash_of(path):
+                    if manifest[kind].get(key) != hash_of(path):
                         yield f"{name}: {key}"
 
 
 @pytest.mark.parametrize(("command", "template"), PAIRS)
-def test_after_a_change_a_command_refuses_or_makes_all_anew(finished, tmp_path, monkeypatch, capsys, command, template):
+def test_after_a_change_a_command_refuses_or_reruns(finished, tmp_path, monkeypatch, capsys, command, template):
     copy_workspace(finished, tmp_path / "w")
     without_networks(monkeypatch)
     cfg = parse(settings(tmp_path / "w"))
@@ -90,21 +90,21 @@ def test_after_a_change_a_command_refuses_or_makes_all_anew(finished, tmp_path, 
     try:
         run_main(command, cfg)
     except UserError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
+        message = ""
         assert list(untrue(cfg, command)) == []
-    assert not said or re.search("run: |restore|delete|name=", said)
-    assert "\n" not in said
+    assert not message or re.search("run: |restore|delete|name=", message)
+    assert "\n" not in message
 
 
-# all depend on the training images; of the test images those that read them
+# all commands depend on the training images, and some on the test images
 OF_IMAGES = [(command, "train") for command, template in PAIRS if template == TRAIN_IMAGES]
 OF_IMAGES += [("predict", "test"), ("make_submission", "test")]
 
 
 @pytest.mark.parametrize(("command", "split"), OF_IMAGES)
-def test_after_a_dicom_was_replaced_every_command_names_it(finished, tmp_path, monkeypatch, capsys, command, split):
+def test_every_command_names_a_dicom_that_was_replaced(finished, tmp_path, monkeypatch, capsys, command, split):
     copy_workspace(finished, tmp_path / "w")
     without_networks(monkeypatch)
     cfg = parse(settings(tmp_path / "w"))
@@ -114,13 +114,13 @@ def test_after_a_dicom_was_replaced_every_command_names_it(finished, tmp_path, m
     text = replaced.read_text()
     replaced.unlink()
     replaced.write_text(text[::-1])
-    os.utime(replaced, ns=(before.st_atime_ns, before.st_mtime_ns))  # of equal size and time
+    os.utime(replaced, ns=(before.st_atime_ns, before.st_mtime_ns))  # with equal size and time
     with pytest.raises(UserError, match=r"run: .*cache_images") as caught:
         run_main(command, cfg)
     assert f"{replaced}: not the file that was cached; restore it, or run: " in str(caught.value)
 
 
-def test_a_dicom_that_was_copied_or_touched_or_is_gone_changes_nothing(finished, tmp_path, monkeypatch, capsys):
+def test_a_copied_touched_or_deleted_dicom_changes_nothing(finished, tmp_path, monkeypatch, capsys):
     copy_workspace(finished, tmp_path / "w")
     cfg = parse(settings(tmp_path / "w"))
     gone, touched, *_ = (tmp_path / "w/input/stage_2_train_images").iterdir()
@@ -148,6 +148,6 @@ def test_a_users_file_under_the_name_of_an_output_is_left_alone(finished, tmp_pa
         run_main(command, cfg)
     assert path.read_text() == "name,value\nmine,1\n"
     path.rename(path.with_name("mine"))
-    for _ in range(2):  # its own it replaces
+    for _ in range(2):  # it replaces its own file
         run_main(command, cfg)
     assert path.stat().st_size > 100

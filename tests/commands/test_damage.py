@@ -1,4 +1,4 @@
-"""Files of a finished run with fields removed, retyped, emptied or nested: every reader ends in one line."""
+"""Files of a finished run with fields removed, retyped, emptied or nested: every reader ends with one line."""
 
 import json
 import random
@@ -19,7 +19,7 @@ ODD = (None, True, -1, 1e308, "x", "", [], [[]], {}, {"a": {"b": []}})
 
 @pytest.fixture(scope="module")
 def two_runs(finished, tmp_path_factory):
-    """Only to be copied. A second run stands beside the first: compare and report read it too."""
+    """Only to be copied. It has a second run, which compare and report read too."""
     root = tmp_path_factory.mktemp("two") / "workspace"
     copy_workspace(finished, root)
     shutil.copytree(root / "working/first", root / "working/other")
@@ -27,7 +27,7 @@ def two_runs(finished, tmp_path_factory):
 
 
 def places(content, path=()):
-    """The path to every field of a JSON content, however nested."""
+    """The path to every field in JSON content, including nested ones."""
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in pairs:
         yield (*path, key)
@@ -77,11 +77,11 @@ def test_a_damaged_file_ends_in_one_line(two_runs, tmp_path_factory, reader, see
     text = path.read_text()
     path.unlink()  # it is linked
     path.write_text((damage_json if path.suffix == ".json" else damage_csv)(text, rng))
-    said = f"{root}"
+    message = f"{root}"
     try:
         run_main(reader, parse(settings(root)))
-    except UserError as error:  # anything else is a traceback
-        said = str(error)
-    assert "\n" not in said
-    assert str(root) in said
+    except UserError as error:  # any other error would be a traceback
+        message = str(error)
+    assert "\n" not in message
+    assert str(root) in message
     shutil.rmtree(root)

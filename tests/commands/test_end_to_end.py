@@ -1,4 +1,4 @@
-"""The whole sequence on a small synthetic competition, read as a user would read it: outputs, errors, no step twice."""
+"""All commands on a small synthetic competition: outputs, messages, errors, and no work done twice."""
 
 import json
 import os
@@ -19,17 +19,17 @@ from rsna.core.files import content_hash
 
 
 def test_no_name_of_a_patient_is_in_any_output(world, secrets):
-    root, said = world
+    root, message = world
     outputs = [path for path in root.rglob("*") if path.is_file() and not path.is_relative_to(root / "input")]
     content = {str(path): path.read_bytes() for path in outputs}
-    content |= {name: (done.stdout + done.stderr).encode() for name, done in said.items()}
+    content |= {name: (done.stdout + done.stderr).encode() for name, done in message.items()}
     assert len(content) > 60
     for name, text in content.items():
         for secret in secrets.values():
             assert secret.encode() not in text, name
 
 
-def test_every_contract_is_kept(world):
+def test_output_files_have_the_promised_form(world):
     root, _ = world
     folds = pd.read_csv(root / "folds" / "folds.csv")
     assert folds.columns.tolist() == ["patientId", "fold", "target", "n_boxes", "class", "view", "sex", "age", "group"]
@@ -71,47 +71,47 @@ def test_every_contract_is_kept(world):
 
 
 def test_what_the_user_reads(world):
-    root, said = world
-    assert re.search(r"32 images written, 0 current, 0 refused", said["cache_images"].stdout)
+    root, outputs = world
+    assert re.search(r"32 images written, 0 current, 0 refused", outputs["cache_images"].stdout)
     for word in ("train_loss", "valid_loss", "AUC", "IoU", "mAP"):
-        assert word in said["train"].stdout
-    assert "none of them in more than one fold" in said["make_folds"].stdout
-    assert "next: ./run.sh make_folds" in said["make_demo"].stdout
-    assert "size=64" in said["make_demo"].stdout.splitlines()[-1]
-    assert "kaggle competitions submit -c rsna-pneumonia-detection-challenge" in said["make_submission"].stdout
-    table = said["summary"].stdout
+        assert word in outputs["train"].stdout
+    assert "none of them in more than one fold" in outputs["make_folds"].stdout
+    assert "next: ./run.sh make_folds" in outputs["make_demo"].stdout
+    assert "size=64" in outputs["make_demo"].stdout.splitlines()[-1]
+    assert "kaggle competitions submit -c rsna-pneumonia-detection-challenge" in outputs["make_submission"].stdout
+    table = outputs["summary"].stdout
     lines = table.splitlines()
     assert max(map(len, lines[:-3])) <= 80
     assert re.match(r"  median box where the model puts one +8", lines[-4]), "the table, then three lines"
     for line in ("fold 0", "fold 1", "out of fold", "submission, test images", "no boxes", "median box on every image"):
         assert line in table
     assert str(root / "submissions" / "tiny.csv") in table
-    assert str(root / "working" / "tiny" / "report.html") in said["report"].stdout
+    assert str(root / "working" / "tiny" / "report.html") in outputs["report"].stdout
     assert len(pd.read_csv(root / "working" / "tiny" / "fold0" / "seconds.csv")) == 2
 
 
 def test_numbers_agree_from_stage_to_stage(world, tmp_path):
-    root, said = copy_of(world, tmp_path), world[1]
+    root, message = copy_of(world, tmp_path), world[1]
     scores = json.loads((root / "working" / "tiny" / "scores.json").read_text())
     again = stage("evaluate", root, f"predictions={root}/working/tiny/oof.csv", f"threshold={scores['threshold']:.10f}")
     assert f"mAP {scores['mAP']:.4f}" in again.stdout
-    for text in (said["evaluate"].stdout, again.stdout):
+    for text in (message["evaluate"].stdout, again.stdout):
         assert f"AP50 {scores['AP50']:.4f}" in text
         assert f"mean: {scores['FROC']['mean']:.3f}" in text
     test = stage("evaluate", root, f"predictions={root}/submissions/tiny.csv", f"labels={root}/test_labels.csv")
     score = re.search(r"mAP (\d\.\d{4}), 95", test.stdout)[1]
-    assert re.search(rf"submission, test images\s+8\s+{score}", said["summary"].stdout)
+    assert re.search(rf"submission, test images\s+8\s+{score}", message["summary"].stdout)
 
 
-def test_a_second_time_nothing_is_done_again(world, tmp_path):
+def test_a_second_run_of_each_command_does_nothing(world, tmp_path):
     root = copy_of(world, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (root / "working" / "tiny").rglob("*.pt")}
     assert "32 images current" in stage("cache_images", root).stdout
     assert "train: fold 0, 1 current" in stage("train", root).stdout
     for name in ("predict", "ensemble", "evaluate", "make_submission"):
-        said = stage(name, root).stdout
-        assert "current" in said
-        assert said.count("\n") == 1
+        output = stage(name, root).stdout
+        assert "current" in output
+        assert output.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -125,15 +125,15 @@ def test_a_missing_fold_is_an_error_that_names_the_command(world, tmp_path):
     assert "name=tiny" in failed.stderr
     alone = stage("ensemble", root, "fold=0")
     assert "12 out-of-fold" in alone.stdout
-    said = stage("evaluate", root, "fold=0").stdout
-    assert "takes two folds at least" in said
-    assert "median box on every image 0.0000" not in said
+    output = stage("evaluate", root, "fold=0").stdout
+    assert "takes two folds at least" in output
+    assert "median box on every image 0.0000" not in output
     stage("make_submission", root, "fold=0")
     assert "nan" not in stage("summary", root, "fold=0").stdout
 
 
-def test_stopped_in_the_middle_of_predict_nothing_old_is_taken_for_new(world, tmp_path):
-    """Tables of other views were half written when the process died: the stamp must not vouch for them."""
+def test_tables_of_an_interrupted_predict_are_not_used(world, tmp_path):
+    """The process died while it wrote tables of other views: no manifest may be valid for them."""
     root = copy_of(world, tmp_path)
     fold = root / "working/tiny/fold0"
     before = (fold / "valid.csv").read_bytes()
@@ -176,7 +176,7 @@ def test_other_settings_are_refused_by_name(world, tmp_path):
 
 @contextmanager
 def edited(path, change):
-    """The file with other bytes while the block runs; as a new file, since a copy's checkpoints are links."""
+    """Change a file's bytes during the block; as a new file, since the checkpoints of a copy are links."""
     before = path.read_bytes()
     path.unlink()
     path.write_bytes(change(before))
@@ -184,8 +184,8 @@ def edited(path, change):
     path.write_bytes(before)
 
 
-def test_what_was_exchanged_or_edited_is_named(world, tmp_path):
-    """Each of these would have ended in wrong numbers without a word."""
+def test_a_replaced_or_edited_file_is_named(world, tmp_path):
+    """Each of these would otherwise silently give wrong numbers."""
     root = copy_of(world, tmp_path)
     run, cache = root / "working/tiny", root / "working/png_64"
     other = {name: (run / "fold1" / name).read_bytes() for name in ("best.pt", "last.pt", "valid.csv")}
@@ -225,7 +225,7 @@ def test_what_was_exchanged_or_edited_is_named(world, tmp_path):
             assert message in refused("make_folds", root)
 
 
-def test_what_is_missing_is_said_and_nothing_is_given_up_for_it(world, tmp_path):
+def test_missing_folds_or_index_are_named_and_results_stay_current(world, tmp_path):
     root = copy_of(world, tmp_path)
     index, folds = root / "working/png_64/index.csv", root / "folds/folds.csv"
     stamps = {path: path.read_bytes() for path in root.rglob("predict.json")}
@@ -236,15 +236,15 @@ def test_what_is_missing_is_said_and_nothing_is_given_up_for_it(world, tmp_path)
     ):
         path.rename(tmp_path / path.name)
         for name in names:
-            said = refused(name, root, *(["name=new"] if name == "train" else []))
-            assert f"{path}: no such file; run" in said, name
-            assert maker in said, name
+            message = refused(name, root, *(["name=new"] if name == "train" else []))
+            assert f"{path}: no such file; run" in message, name
+            assert maker in message, name
         (tmp_path / path.name).rename(path)
     assert {path: path.read_bytes() for path in stamps} == stamps
     assert "fold 0, 1 current" in stage("predict", root).stdout
 
 
-def test_a_short_sample_submission_is_said(world, tmp_path):
+def test_a_short_sample_submission_is_reported(world, tmp_path):
     root = copy_of(world, tmp_path)
     sample = root / "input/stage_2_sample_submission.csv"
     sample.write_text("".join(sample.read_text().splitlines(keepends=True)[:5]))
@@ -267,22 +267,22 @@ def test_two_runs_fuse(world, tmp_path):
     pd.testing.assert_frame_equal(both, one)
 
 
-def test_a_broken_test_image_gets_no_box_and_is_said(world, tmp_path):
+def test_a_broken_test_image_gets_no_box_and_is_reported(world, tmp_path):
     root = copy_of(world, tmp_path)
     broken = sorted((root / "input/stage_2_test_images").glob("*.dcm"))[0]
     broken.write_bytes(broken.read_bytes()[:3000])
     cached = stage("cache_images", root, check=False)
     assert "1 refused" in cached.stdout
     assert broken.stem in cached.stdout + cached.stderr
-    said = stage("predict", root)
-    assert "1 images could not be decoded and get no box" in said.stdout
+    output = stage("predict", root)
+    assert "1 images could not be decoded and get no box" in output.stdout
     for name in ("ensemble", "evaluate", "make_submission"):
         stage(name, root)
     submission = pd.read_csv(root / "submissions/tiny.csv").set_index("patientId")
     assert pd.isna(submission.loc[broken.stem, "PredictionString"])
 
 
-def test_views_that_cost_are_said(world, tmp_path):
+def test_views_that_lower_the_score_are_reported(world, tmp_path):
     root = copy_of(world, tmp_path)
     labels = pd.read_csv(root / "input/stage_2_train_labels.csv")
     perfect = labels.rename(columns={"Target": "confidence"})[["patientId", "confidence", "x", "y", "width", "height"]]
@@ -297,7 +297,7 @@ def test_views_that_cost_are_said(world, tmp_path):
 
 
 def test_run_sh_from_elsewhere_through_a_link(world, tmp_path):
-    """From any folder, through a symlink, with the active Python, whole or by command."""
+    """From any folder, through a symlink, with the active Python, for all commands or one."""
     root = copy_of(world, tmp_path)
     link = tmp_path / "link to run.sh"
     link.symlink_to(ROOT / "run.sh")

@@ -1,4 +1,4 @@
-"""Kills, full disks, read-only input and second processes: nothing is lost, nothing half is taken for whole."""
+"""Kills, full disks, read-only input and second processes: nothing is lost, no partial file is used."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ def run(stage, root, *words):
 
 
 def contents(root):
-    """Every file below `root` with the hash of its bytes; locks hold a process's number, the others times."""
+    """The hash of every file below `root`, except for locks, which hold a process id, and files that hold times."""
     skipped = (".lock", "seconds.csv", ".seen.csv")
     paths = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name not in skipped]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
@@ -48,16 +48,16 @@ def replace(target, source):
 
 
 class Reference:
-    """A sequence that nothing disturbed: its folder before each stage and at the end, and the stages' seconds."""
+    """An undisturbed run of all stages: its folder before each stage and at the end, and the seconds of each stage."""
 
     def __init__(self, folder):
-        # a name with what is not UTF-8, and what is a template to OmegaConf
+        # a name that is not valid UTF-8 and looks like an OmegaConf interpolation
         self.root, self.states, self.seconds = folder / "workspace ${x} caf\udce9", folder / "states", {}
         self.root.mkdir()
         for stage in STAGES:
             shutil.copytree(self.root, self.states / stage)
             start = time.monotonic()
-            # a Python of its own, as those that are killed
+            # a new Python process, like those that are killed
             done = subprocess.run(command(stage, self.root), capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             self.seconds[stage] = time.monotonic() - start
@@ -94,8 +94,8 @@ def kill_after(stage, root, seconds):
     return status == -signal.SIGKILL
 
 
-def test_killed_anywhere_and_run_again_the_end_is_the_same(reference, request):
-    """--kills=50 for more of them; the longer a stage takes, the more often it is hit."""
+def test_a_killed_stage_run_again_gives_the_same_result(reference, request):
+    """--kills=50 for more kills; longer stages are killed more often."""
     rng = random.Random(1)
     wanted = max(request.config.getoption("--kills"), len(STAGES))
     extra = rng.choices(STAGES, [reference.seconds[stage] for stage in STAGES], k=wanted - len(STAGES))
@@ -103,10 +103,10 @@ def test_killed_anywhere_and_run_again_the_end_is_the_same(reference, request):
     hits = 0
     for stage in STAGES:
         for _ in range(1 + extra.count(stage)):
-            # the first third of a run imports libraries, and writes nothing that could be half
+            # the first third of the time goes into imports, when no file can be left incomplete
             hit = kill_after(stage, reference.root, reference.seconds[stage] * rng.uniform(0.33, 1.0))
             hits += hit
-            # the reference ran while the machine had other things to do
+            # the reference may have run while the machine was busy
             reference.seconds[stage] *= 1 if hit else 0.8
         done = run(stage, reference.root)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -119,8 +119,8 @@ def test_killed_anywhere_and_run_again_the_end_is_the_same(reference, request):
     assert contents(reference.root) == reference.end
 
 
-# Runs inside a user and mount namespace of its own: $1 the workspace, $2 its state before the stage, $3 the KiB that
-# are left free, the rest the stage's command. At last the workspace is copied to $4, as the mount ends with the shell.
+# Runs in its own user and mount namespaces. $1: the workspace, $2: its state before the stage, $3: the KiB that
+# are left free, the rest: the stage's command. Finally the workspace is copied to $4, as the mount ends with the shell.
 ON_A_FULL_DISK = """
 set -u
 root=$1 state=$2 free=$3 end=$4; shift 4
@@ -135,7 +135,7 @@ cp -a "$root/." "$end"
 
 
 def in_namespace(script, *words):
-    """Run a bash script as the root of new user and mount namespaces; skip where the machine forbids that."""
+    """Run a bash script as root in new user and mount namespaces; skip if the machine does not allow that."""
     probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
     if probe.returncode:
         pytest.skip("this machine does not let a test mount a small disk (unshare -rm)")
@@ -143,7 +143,7 @@ def in_namespace(script, *words):
     return subprocess.run(shell, capture_output=True, text=True, check=False)
 
 
-# at the first file that a command writes, and after others
+# the disk is full at the first file that a command writes, or at a later one
 FULL_DISKS = [*((stage, 0) for stage in STAGES), ("cache_images", 100), ("train", 20_000), ("predict", 8)]
 TELLING = {("cache_images", 100), ("train", 20_000), ("make_submission", 0)}
 
@@ -152,23 +152,23 @@ TELLING = {("cache_images", 100), ("train", 20_000), ("make_submission", 0)}
     ("stage", "free_kib"),
     [pytest.param(*disk, marks=[] if disk in TELLING else pytest.mark.slow) for disk in FULL_DISKS],
 )
-def test_on_a_full_disk_it_stops_and_goes_on_once_there_is_room(reference, tmp_path, stage, free_kib):
+def test_a_full_disk_stops_a_command_which_resumes_once_there_is_room(reference, tmp_path, stage, free_kib):
     reference.root.mkdir(exist_ok=True)
     words = (reference.root, reference.states / stage, free_kib, tmp_path, *command(stage, reference.root))
     done = in_namespace(ON_A_FULL_DISK, *words)
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said, said
-    assert "FULL 1" in said, said
-    assert "ROOM 0" in said, said
-    assert re.search(r"error: .*No space left on device", said), said
-    assert "make room" in said
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output, output
+    assert "FULL 1" in output, output
+    assert "ROOM 0" in output, output
+    assert re.search(r"error: .*No space left on device", output), output
+    assert "make room" in output
     after = STAGES[STAGES.index(stage) + 1] if stage != STAGES[-1] else "end"
     assert contents(tmp_path) == contents(reference.states / after)
 
 
 @pytest.mark.slow  # the notebooks of tests/kaggle also have a read-only input
 def test_input_is_only_read(reference):
-    """On a file system that is mounted read-only, as Kaggle's; whoever is root could write elsewhere."""
+    """The file system is mounted read-only, as on Kaggle; file permissions would not stop root."""
     replace(reference.root, reference.states / "make_folds")
     stages = "; ".join(shlex.join(command(stage, reference.root)) + " || exit" for stage in STAGES[1:])
     script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && ! touch "$1/x" 2>/dev/null || exit 99; '
@@ -179,11 +179,11 @@ def test_input_is_only_read(reference):
 
 @pytest.mark.parametrize("stage", ["train", "predict", "ensemble", "evaluate", "make_submission"])
 def test_a_second_process_on_the_same_run_stops_and_says_so(reference, stage):
-    """The first is held for as long as the second takes."""
+    """This process holds the lock, in place of a first command."""
     replace(reference.root, reference.states / "end")
     run_dir = reference.root / "working" / "run"
     if stage == "train":
-        (run_dir / "fold1" / "train.json").unlink()  # where all is current there is nothing to lock
+        (run_dir / "fold1" / "train.json").unlink()  # if everything is current, nothing is locked
     before = contents(reference.root)
     folder = run_dir / "fold1" if stage in ("train", "predict") else run_dir
     with file_lock(folder):
@@ -195,16 +195,16 @@ def test_a_second_process_on_the_same_run_stops_and_says_so(reference, stage):
     assert run(stage, reference.root).returncode == 0
 
 
-def test_two_trainings_at_the_same_moment_end_as_one(reference):
+def test_two_trainings_at_the_same_time_give_the_result_of_one(reference):
     replace(reference.root, reference.states / "train")
     both = [
         subprocess.Popen(command("train", reference.root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate() for process in both]
-    # one finds fold 0 taken: it waits some seconds, then goes on with fold 1; there the other may come meanwhile
-    refused = ["is at work there" in err for _, err in said]
-    assert [process.returncode for process in both] == [int(value) for value in refused], said
+    outputs = [process.communicate() for process in both]
+    # one finds fold 0 locked, waits some seconds and continues with fold 1, where the other may arrive in the meantime
+    refused = ["is at work there" in err for _, err in outputs]
+    assert [process.returncode for process in both] == [int(value) for value in refused], outputs
     assert contents(reference.root) == contents(reference.states / "predict")
 
 
@@ -215,15 +215,15 @@ SOME_PAIRS = [("ensemble", "evaluate"), ("evaluate", "make_submission")]
 @pytest.mark.parametrize(
     ("first", "second"), [pytest.param(*pair, marks=[] if pair in SOME_PAIRS else pytest.mark.slow) for pair in PAIRS]
 )
-def test_two_commands_at_the_same_moment_wait_or_refuse_and_nothing_is_lost(reference, first, second):
-    """Both have work to do; the second lacks what the first makes, or finds some of it."""
+def test_two_commands_at_the_same_time_wait_or_refuse_and_lose_nothing(reference, first, second):
+    """Both have work to do; the second needs outputs of the first, which are missing or partly there."""
     replace(reference.root, reference.states / first)
     both = [
         subprocess.Popen(command(stage, reference.root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for stage in (first, second)
     ]
-    said = [process.communicate() for process in both]
-    for process, (out, err) in zip(both, said, strict=True):
+    outputs = [process.communicate() for process in both]
+    for process, (out, err) in zip(both, outputs, strict=True):
         assert "Traceback" not in err, err
         assert process.returncode == 0 or "error: " in err, out + err
     for stage in STAGES[STAGES.index(first) :]:
@@ -234,7 +234,7 @@ def test_two_commands_at_the_same_moment_wait_or_refuse_and_nothing_is_lost(refe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_command_that_is_paused_again_and_again_ends_as_if_it_were_not(reference, stage):
+def test_pausing_a_command_repeatedly_does_not_change_its_result(reference, stage):
     replace(reference.root, reference.states / stage)
     words = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     process = subprocess.Popen(command(stage, reference.root), **words)
@@ -243,7 +243,7 @@ def test_a_command_that_is_paused_again_and_again_ends_as_if_it_were_not(referen
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             time.sleep(0.2)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
     after = STAGES[STAGES.index(stage) + 1] if stage != STAGES[-1] else "end"
     assert contents(reference.root) == contents(reference.states / after)

@@ -1,4 +1,4 @@
-"""What must not pass in silence: folds that do not fit each other, files of others, memory that runs out."""
+"""What must not go unnoticed: folds that do not match, somebody else's files, lack of memory."""
 
 import json
 import re
@@ -48,16 +48,16 @@ def test_folds_of_different_settings_are_not_fused(root, command, key, other):
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_folds_of_the_user_are_compared_with_the_mapping(root, manifest):
+def test_the_users_own_folds_are_compared_with_the_mapping(root, manifest):
     path = root / "folds/folds.csv"
     folds = pd.read_csv(path, dtype=str)
     path.unlink()
     folds.assign(group=folds["patientId"], fold=[str(k % 2) for k in range(len(folds))]).to_csv(path, index=False)
     if not manifest:
         (root / "folds/folds.json").unlink()
-    said = run_command("make_folds", *settings(root)).stdout
-    assert "WARNING: patients with images in more than one fold" in said
-    assert "none of them in more than one fold" not in said
+    output = run_command("make_folds", *settings(root)).stdout
+    assert "WARNING: patients with images in more than one fold" in output
+    assert "none of them in more than one fold" not in output
 
 
 def test_a_mapping_that_contradicts_itself_is_refused(tmp_path):
@@ -67,7 +67,7 @@ def test_a_mapping_that_contradicts_itself_is_refused(tmp_path):
         read_people(tmp_path)
 
 
-def test_a_submission_of_others_is_not_overwritten(root):
+def test_somebody_elses_submission_is_not_overwritten(root):
     path = root / "submissions/first.csv"
     path.unlink()
     path.write_text("mine")
@@ -75,7 +75,7 @@ def test_a_submission_of_others_is_not_overwritten(root):
     assert path.read_text() == "mine"
     path.unlink()
     assert run_command("make_submission", *settings(root)).returncode == 0
-    path.with_suffix(".json").unlink()  # as a command leaves it that is killed between the two
+    path.with_suffix(".json").unlink()  # as if the command was killed between writing the two
     assert run_command("make_submission", *settings(root)).returncode == 0
 
 
@@ -100,12 +100,12 @@ def test_numbers_in_manifests_are_in_range(root, content, words):
 
 
 @pytest.mark.parametrize(("images", "threshold"), [(0, 0.5), (-3, 0.5), (20, 10**400)])
-def test_a_submission_manifest_without_sense_is_named(root, images, threshold):
+def test_an_implausible_submission_manifest_is_named(root, images, threshold):
     change(root / "submissions/first.json", images=images, threshold=threshold)
     assert "makes no sense" in refused("summary", root)
 
 
-def test_files_without_end_are_refused_before_they_are_read(tmp_path):
+def test_huge_files_are_refused_before_they_are_read(tmp_path):
     for name, reader in (("table.csv", lambda path: read_table(path, ["patientId"])), ("manifest.json", read_json)):
         with (tmp_path / name).open("w") as file:
             file.truncate(2**33)  # sparse
@@ -129,13 +129,13 @@ with zipfile.ZipFile(sys.argv[1]) as source, zipfile.ZipFile(sys.argv[2], "w", z
 """
 
 
-def test_people_of_a_checkpoint_that_are_none(tmp_path):
+def test_a_checkpoint_with_invalid_people(tmp_path):
     torch.save({"model": {}, "people": 5}, tmp_path / "other.pt")
     assert people_of_checkpoint(tmp_path / "other.pt") == set()
 
 
 @pytest.mark.parametrize("megabytes", [300, 900])
-def test_too_little_memory_is_one_line(root, megabytes):
+def test_too_little_memory_ends_in_one_line(root, megabytes):
     words = [sys.executable, str(SRC / "report.py"), *settings(root)]
     limited = f"ulimit -v {megabytes * 1024}; exec " + '"$@"'
     done = subprocess.run(["sh", "-c", limited, "sh", *words], capture_output=True, text=True, check=False)
@@ -143,8 +143,8 @@ def test_too_little_memory_is_one_line(root, megabytes):
     assert done.returncode == 0 or done.stderr.startswith(("error: ", "OpenBLAS")), done.stderr
 
 
-def test_a_field_without_end_is_one_line(root):
-    """As after a lost quote: Python's reader of CSV has a limit, and raises an error of its own."""
+def test_an_unclosed_csv_field_ends_in_one_line(root):
+    """As after a missing quote: Python's CSV reader has a limit, and raises its own error."""
     path = root / "working/png_64/index.csv"
     text = path.read_text().replace("ok", '"' + "x" * 200_000, 1)
     path.unlink()

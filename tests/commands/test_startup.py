@@ -1,4 +1,4 @@
-"""The first minute: a Python without the packages, python -m, any directory, Ctrl-C while packages are imported."""
+"""Starting a command: missing packages, python -m, any current directory, Ctrl-C during imports."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ COMMANDS = sorted(path.stem for path in (ROOT / "src").glob("*.py") if path.stem
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
-    """A Python that has no package."""
+    """A Python without any packages."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False)
     return folder / "bin" / "python"
@@ -43,7 +43,7 @@ def put_venv(workspace, python):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_python_without_the_packages_is_told_what_to_type(workspace, bare_python, command):
+def test_a_python_without_the_packages_shows_the_command_to_run(workspace, bare_python, command):
     done = run(bare_python, workspace / "src" / f"{command}.py", "fold=0")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -51,13 +51,13 @@ def test_a_python_without_the_packages_is_told_what_to_type(workspace, bare_pyth
     assert "torch" in done.stderr
 
 
-def test_it_goes_on_in_the_venv_that_is_there(workspace, bare_python):
+def test_it_restarts_in_an_existing_venv(workspace, bare_python):
     put_venv(workspace, sys.executable)
     done = run(bare_python, workspace / "src" / "summary.py", "sizee=3")
     assert (done.returncode, done.stderr) == (2, "error: sizee=3: there is no setting 'sizee'; did you mean size?\n")
 
 
-def test_a_venv_that_lacks_packages_too_is_no_endless_loop(workspace, bare_python):
+def test_a_venv_without_the_packages_causes_no_endless_loop(workspace, bare_python):
     put_venv(workspace, bare_python)
     done = run(bare_python, workspace / "src" / "summary.py")
     assert done.returncode == 2
@@ -76,12 +76,12 @@ def test_from_any_directory(tmp_path):
     assert "epochs=12" in done.stdout
 
 
-def test_output_that_nobody_reads_to_its_end():
+def test_a_reader_that_closes_the_output_early():
     done = run("bash", "-c", f"'{sys.executable}' '{ROOT}/src/summary.py' help all | head -1")
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
-def test_a_terminal_of_ascii_shows_everything_and_is_not_controlled():
+def test_an_ascii_terminal_gets_escaped_text_without_control_characters():
     code = r"import rsna.startup as s; print('\xb1', 'a\tb', '\x1b[31m', '\x9b', '\udce9'); s.sys.exit('\x1b]0;\xb1')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
@@ -96,12 +96,12 @@ def test_a_setting_with_escape_sequences_reaches_no_terminal():
 
 
 def test_run_sh_imports_nothing_from_the_folder_that_it_is_started_in(workspace, bare_python, tmp_path):
-    """On its way to a Python without the packages, and in the .venv that it would install them into."""
+    """Neither in a Python without the packages, nor in the .venv that it would install them into."""
     shutil.copy(ROOT / "run.sh", workspace)
     (workspace / "requirements.txt").write_text("no-such-package\n")
     for path in (tmp_path / "bin" / "python3.11", workspace / ".venv" / "bin" / "python"):
         path.parent.mkdir(parents=True)
-        # pip is not there, and what it does not install is not missed
+        # there is no pip, and nothing that it would install is needed
         path.write_text(f'#!/bin/sh\n"{bare_python}" "$@" || case "$*" in *pip*) ;; *) exit 1;; esac\n')
         path.chmod(0o755)
     (tmp_path / "here").mkdir()
@@ -112,7 +112,7 @@ def test_run_sh_imports_nothing_from_the_folder_that_it_is_started_in(workspace,
     assert not (tmp_path / "here" / "executed").exists()
 
 
-def test_run_sh_where_python_is_told_to_look_nowhere_for_modules():
+def test_run_sh_with_pythonsafepath():
     words = ["env", "PYTHONSAFEPATH=1", f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"]
     done = run(*words, ROOT / "run.sh", "make_folds", "fold=x")
     assert "fold=x: write all, 3, 0,2 or 0..4" in done.stderr
@@ -120,15 +120,15 @@ def test_run_sh_where_python_is_told_to_look_nowhere_for_modules():
 
 @pytest.mark.parametrize(("command", "module"), [("report", "rsna.startup"), ("cache_images", "rsna.data.cache")])
 def test_ctrl_c_while_packages_are_imported(command, module):
-    # Python reports each module once it is imported; startup among the first, those of the settings last
+    # Python reports each module after its import; startup is among the first
     words = [sys.executable, "-X", "importtime", str(ROOT / "src" / f"{command}.py"), "root=/nonexistent-workspace"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not process.stderr.readline().endswith(f"{module}\n"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert "Traceback" not in said
-    assert [line for line in said.splitlines() if not line.startswith("import time:")] == ["stopped"]
+    _, output = process.communicate()
+    assert "Traceback" not in output
+    assert [line for line in output.splitlines() if not line.startswith("import time:")] == ["stopped"]
     assert process.returncode == 130
 
 
@@ -143,7 +143,7 @@ def work(cfg, fold):
 
 if __name__ == "__main__":
     end_with_one_line()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as commands do: started in the background it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as commands do; in a background job it is ignored
     run_folds(work, [(parse([]), 0)])
 else:
     print("importing", flush=True)
@@ -158,5 +158,5 @@ def test_ctrl_c_while_the_process_of_a_fold_imports(tmp_path):
     process = subprocess.Popen([sys.executable, tmp_path / "slow.py"], start_new_session=True, **words)
     assert process.stdout.readline() == "importing\n"
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate()
-    assert said.splitlines() == ["stopped; what was finished is kept, and the same command resumes from there"]
+    _, output = process.communicate()
+    assert output.splitlines() == ["stopped; what was finished is kept, and the same command resumes from there"]

@@ -1,6 +1,6 @@
-"""The image cache on files as hospitals, networks and disks leave them, through the real script.
+"""The image cache on files with the faults of hospitals, networks and disks, through the real script.
 
-Each file becomes the known image, or a row with its reason; nothing is written anywhere but into the cache.
+Each file becomes the expected image, or a row with a reason; nothing is written outside the cache.
 """
 
 import os
@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "src" / "cache_images.py"
 SIZE = 64
 SECRET = "Doe^Jane"
 IMAGE = radiograph(SIZE, SIZE, 3)
-# the whole range, so that stretching minimum and maximum to 0 and 255 changes nothing
+# the full range, so that scaling minimum and maximum to 0 and 255 changes nothing
 IMAGE[0, 0], IMAGE[0, 1] = 0, 255
 WIDE = IMAGE.astype(np.uint16)
 IDENTITY = (np.arange(256) * 257).astype("<u2").tobytes()
@@ -38,7 +38,7 @@ PALETTE = {"PhotometricInterpretation": "PALETTE COLOR"} | {
 
 
 class Good(NamedTuple):
-    """Pixels and header to write; `expected` is what the cache must hold, within `tolerance` grey levels."""
+    """Pixels and header to write; the cache must hold `expected`, within `tolerance` grey levels."""
 
     pixels: NDArray[Any]
     syntax: str
@@ -76,12 +76,12 @@ GOOD = {
     "Größe": good(),
 }  # fmt: skip
 
-# the name of each bad file, and what its reason must say
+# the name of each bad file, and what its reason must contain
 BAD = {
     "norows": "no image",
     "nophotometric": "PhotometricInterpretation",
     "cut": "less than expected",
-    "garbage": "",  # whatever pydicom stumbles over first
+    "garbage": "",  # whatever pydicom fails at first
     "zero": "the file is empty",
     "text": "DICM",
     "folder": "folder",
@@ -131,13 +131,13 @@ def write_bad(folder):
     path("report").write_bytes(Path(report).read_bytes())
 
 
-# the headers are meant to be wrong
+# the headers are wrong on purpose
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")
 
 
 @pytest.fixture(scope="module")
 def torture(tmp_path_factory):
-    """A competition's images: all good and bad ones to train on, and one to test on; a folder around it to watch."""
+    """All good and bad files as training images, and one test image; in a folder that is watched for changes."""
     root = tmp_path_factory.mktemp("torture")
     train = root / "input" / TRAIN_IMAGES
     for split in (TRAIN_IMAGES, TEST_IMAGES):
@@ -150,8 +150,8 @@ def torture(tmp_path_factory):
     return root
 
 
-# a small process runs the script and prints its peak memory, in kB, last: a child of this one, which may have
-# libraries in memory, would begin with as much
+# a small process runs the script and finally prints its peak memory in kB; a direct child of this process, which may
+# have libraries in memory, would start with that much
 MEASURED = """
 import resource, subprocess, sys
 status = subprocess.run(sys.argv[1:]).returncode
@@ -167,7 +167,7 @@ def run(root, working, *words):
 
 
 def files_of(root):
-    """Every path below `root` with its time and size, but for the caches; nothing is opened, since one is a pipe."""
+    """Time and size of every path below `root`, except for caches; no file is opened, since one is a pipe."""
     inside = [path for path in sorted(root.rglob("*")) if not path.is_relative_to(root / "caches")]
     return {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in inside if not path.is_dir()}
 
@@ -179,7 +179,7 @@ def cached(root, workers):
 
 @pytest.fixture(scope="module")
 def done(torture):
-    """The script over the torture set, in this many processes beside the main one."""
+    """Run the script on all files: number of worker processes -> its result."""
     before = files_of(torture)
     results = {workers: run(torture, f"caches/workers{workers}", f"workers={workers}") for workers in (0, 2)}
     assert files_of(torture) == before
@@ -188,11 +188,11 @@ def done(torture):
 
 def test_it_finishes_and_reports_what_it_refused(done):
     for result in done.values():
-        said = result.stdout + result.stderr
-        assert "Traceback" not in said
-        assert SECRET not in said
-        assert f"{len(GOOD) + 1} images written, 0 current, {len(BAD)} refused" in result.stdout, said
-        # more than one in twenty
+        output = result.stdout + result.stderr
+        assert "Traceback" not in output
+        assert SECRET not in output
+        assert f"{len(GOOD) + 1} images written, 0 current, {len(BAD)} refused" in result.stdout, output
+        # more than one in twenty is refused
         assert result.returncode == 1
         assert "were refused" in result.stderr
 
@@ -224,14 +224,14 @@ def test_the_cache_holds_these_files_and_no_names_of_patients(torture, done):
     assert not list(torture.parent.rglob("*escaped*"))
 
 
-def test_memory_is_not_taken_for_what_a_header_declares(torture, done):
+def test_no_memory_is_allocated_for_the_size_that_a_header_declares(torture, done):
     """20,000 x 20,000 pixels of 8 bits would be 400 MB on top of the libraries."""
     for result in done.values():
         assert int(result.stdout.split()[-1]) * 1024 < 400_000_000
 
 
-def test_strict_allows_no_refusal(torture):
-    """One bad file of many: the run finishes, and its exit status is that of the setting."""
+def test_strict_fails_if_a_single_file_is_refused(torture):
+    """With one bad file of many the run finishes, and the setting decides its exit status."""
     root = torture.parent / "one_bad"
     for split in (TRAIN_IMAGES, TEST_IMAGES):
         (root / "input" / split).mkdir(parents=True)
@@ -246,7 +246,7 @@ def test_strict_allows_no_refusal(torture):
 
 
 def test_a_file_that_never_finishes_is_refused(tmp_path):
-    """A JP2 box of length 0, at which pydicom 3.0.2 loops for ever."""
+    """A JP2 box of length 0 sends pydicom 3.0.2 into an endless loop."""
     frame = bytes.fromhex("0000000c6a502020") + b"\0" * 200
     (tmp_path / TRAIN_IMAGES).mkdir()
     source = write_dicom(tmp_path / TRAIN_IMAGES / "endless.dcm", IMAGE, uid.JPEG2000Lossless, frame)

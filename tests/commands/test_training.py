@@ -1,4 +1,4 @@
-"""Training as a command: alone and among others, killed and resumed, in phases; and what looks at it afterwards."""
+"""Training as a command: one fold or several, killed and resumed, in another precision, failing."""
 
 import os
 import shutil
@@ -13,13 +13,13 @@ import torch
 from helpers.sequence import ROOT, SMALL, copy_of, equal_weights, refused, stage
 
 
-def test_one_fold_alone_is_that_fold_among_all(world, tmp_path):
+def test_a_fold_trained_alone_equals_the_fold_trained_with_others(world, tmp_path):
     root = copy_of(world, tmp_path)
     stage("train", root, "name=alone", "fold=1")
     assert equal_weights(root / "working/alone/fold1/last.pt", root / "working/tiny/fold1/last.pt")
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_weights(world, tmp_path):
+def test_a_killed_training_resumes_to_the_same_weights(world, tmp_path):
     root = copy_of(world, tmp_path)
     fold = root / "working" / "killed" / "fold0"
     command = [sys.executable, str(ROOT / "src" / "train.py"), f"root={root}", *SMALL, "name=killed", "fold=0"]
@@ -35,7 +35,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(world, tmp_path):
     assert (fold / "history.csv").read_bytes() == (root / "working/tiny/fold0/history.csv").read_bytes()
 
 
-def test_training_that_is_not_finished_is_not_predicted_from(world, tmp_path):
+def test_unfinished_training_is_not_used_for_prediction(world, tmp_path):
     root = copy_of(world, tmp_path)
     history = root / "working/tiny/fold0/history.csv"
     history.write_text("".join(history.read_text().splitlines(keepends=True)[:2]))
@@ -47,7 +47,7 @@ def test_training_that_is_not_finished_is_not_predicted_from(world, tmp_path):
     stage("predict", root, "fold=0")
 
 
-def test_in_another_precision_tables_are_made_again_but_no_network_trains_on(world, tmp_path):
+def test_another_precision_remakes_tables_but_does_not_continue_training(world, tmp_path):
     root = copy_of(world, tmp_path)
     tables = []
     for precision in ("float32", "bfloat16"):
@@ -61,14 +61,14 @@ def test_in_another_precision_tables_are_made_again_but_no_network_trains_on(wor
     assert "precision: auto -> float32" in refused("train", root, "precision=float32")
 
 
-def test_training_that_runs_away_is_no_success(world, tmp_path):
+def test_a_loss_that_is_not_finite_fails_the_command(world, tmp_path):
     root = copy_of(world, tmp_path)
-    said = refused("train", root, "name=away", "fold=0", "lr=10", "grad_clip=0", "epochs=1")
-    assert "is not finite" in said
-    assert "lower the learning rates" in said
+    message = refused("train", root, "name=away", "fold=0", "lr=10", "grad_clip=0", "epochs=1")
+    assert "is not finite" in message
+    assert "lower the learning rates" in message
 
 
-def test_a_fold_that_fails_leaves_the_others(world, tmp_path):
+def test_a_failing_fold_does_not_stop_the_others(world, tmp_path):
     root = copy_of(world, tmp_path)
     shutil.copytree(root / "working/tiny", root / "working/half")
     (root / "working/half/fold0/last.pt").write_bytes(b"broken")

@@ -1,4 +1,4 @@
-"""Training in phases and by the post's recipe; and what looks at a trained run."""
+"""Training in phases and by the post's recipe; commands that show a trained run."""
 
 import re
 import subprocess
@@ -24,10 +24,10 @@ def train_phases(root, *words):
     return done
 
 
-def test_phases_go_on_after_a_kill_as_if_nothing_had_happened(world, tmp_path):
-    """Stopped inside the second phase and at its border: the same weights as trained in one go."""
+def test_phases_resume_after_a_kill_with_the_same_result(world, tmp_path):
+    """Killed inside the second phase and at its start: the same weights as without a kill."""
     root = copy_of(world, tmp_path)
-    # bfloat16 also where the processor has to emulate it: the other tests of this take what suits the machine
+    # bfloat16 even if the processor emulates it; the other tests of resuming use the machine's default
     words = [PHASES, "model=fastai", "num_classes=2", "fold=0", "precision=bfloat16"]
     train_phases(root, "name=whole", *words)
     whole = torch.load(root / "working/whole/fold0/last.pt", weights_only=True)
@@ -45,16 +45,16 @@ def test_phases_go_on_after_a_kill_as_if_nothing_had_happened(world, tmp_path):
         for line in process.stdout:
             if f"epoch {epochs}/3" in line:
                 break
-        # at once: what is left takes less than a second
+        # at once, because the rest takes less than a second
         process.kill()
-        process.communicate()  # the end of the output: the fold's own process, which holds the lock, is gone as well
+        process.communicate()  # the output ends when the fold's process, which holds the lock, has ended too
     again = train_phases(root, "name=parts", *words)
     assert re.search(r"resumes after epoch [12] of 3", again.stdout), again.stdout
     parts = torch.load(folder / "last.pt", weights_only=True)
     assert all(torch.equal(parts["model"][key], value) for key, value in whole["model"].items())
 
 
-def test_the_posts_recipe_from_end_to_end(world, tmp_path):
+def test_the_posts_recipe_end_to_end(world, tmp_path):
     root = copy_of(world, tmp_path)
     words = [
         *FASTAI,
@@ -69,13 +69,13 @@ def test_the_posts_recipe_from_end_to_end(world, tmp_path):
     assert (root / "working/post/history.png").stat().st_size > 10_000
 
 
-def test_pictures_and_tables_for_a_look(world, tmp_path):
+def test_pictures_and_tables_of_a_trained_run(world, tmp_path):
     root = copy_of(world, tmp_path)
     run = root / "working/tiny"
     before = {path: path.read_bytes() for path in run.rglob("fold*/*") if path.is_file()}
     for name, picture in (("results", "results.png"), ("batch", "batch.png"), ("history", "history.png")):
-        said = stage(f"show_{name}", root).stdout
-        assert str(run / picture) in said
+        output = stage(f"show_{name}", root).stdout
+        assert str(run / picture) in output
         assert (run / picture).stat().st_size > 10_000
     assert "training has finished, so the test starts from the initial weights" in stage("find_lr", root).stdout
     tested = stage("find_lr", root, "epochs=3").stdout

@@ -1,4 +1,4 @@
-"""Provenance: what is current, what differs, and that a workspace may be moved, copied and touched."""
+"""Provenance: what is current, what differs; a workspace may be moved, copied and touched."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def write(cfg, templates, fold=None, text=""):
 
 
 def finish(cfg, name, fold=None):
-    """Make up a command's outputs, from inputs that are there."""
+    """Make up a command's outputs; its inputs must exist."""
     write(cfg, STAGES[name].outputs, fold)
     record(cfg, name, fold)
 
@@ -106,8 +106,8 @@ def test_another_png_library_changes_nothing_but_another_source_does(workspace):
         require(workspace, "train", 0)
 
 
-def test_what_is_gone_is_not_taken_for_another(workspace):
-    """The training images may be deleted, or never have been on a machine that only predicts."""
+def test_a_deleted_input_is_not_a_changed_input(workspace):
+    """The training images may be deleted, or missing on a machine that only predicts."""
     shutil.rmtree(workspace.cache_dir)
     (Path(workspace.input) / "stage_2_train_labels.csv").unlink()
     require(workspace, "evaluate")
@@ -154,7 +154,7 @@ def test_runs_are_fused_from_all_of_their_folds(workspace):
         require(both, "ensemble")
 
 
-def test_a_file_of_weights_counts_by_its_content(tmp_path):
+def test_a_weights_file_is_compared_by_its_content(tmp_path):
     first, second = tmp_path / "a.pth", tmp_path / "b.pth"
     for path in (first, second):
         path.write_text("weights")
@@ -188,7 +188,7 @@ def test_a_setting_of_another_type_in_a_manifest_is_named(workspace, settings):
 
 
 def test_a_command_that_was_killed_is_not_skipped(workspace):
-    """Without a manifest its outputs may be old; folds alone may be the user's own."""
+    """Without a manifest outputs may be old; only folds may be the user's own."""
     withdraw(workspace, "ensemble")
     with pytest.raises(UserError, match=r"ensemble\.json: no such file.*run: \./run\.sh ensemble"):
         require(workspace, "report")

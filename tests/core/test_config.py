@@ -1,4 +1,4 @@
-"""Settings: what is written wrong ends in one readable line and status 2."""
+"""Settings: a mistake ends with one readable line and status 2."""
 
 import shlex
 import subprocess
@@ -24,7 +24,7 @@ def test_defaults_are_the_workspace():
     assert cfg.weights == "imagenet"
 
 
-def test_paths_are_relative_to_where_the_user_stands(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_current_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = parse(["root=here", "input=~/rsna"])
     assert cfg.working == str(tmp_path / "here" / "working")
@@ -40,12 +40,12 @@ def test_a_folder_may_have_any_name(tmp_path, name):
     assert parse(shlex.split(command(cfg, "train"))[2:]) == cfg
 
 
-def test_a_tilde_of_nobody_is_a_name_like_others(tmp_path, monkeypatch):
+def test_a_tilde_with_an_unknown_user_is_an_ordinary_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse(["input=~no-such-user/x"]).input == str(tmp_path / "~no-such-user" / "x")
 
 
-def test_preset_gives_way_to_what_is_said():
+def test_words_on_the_command_line_override_the_preset():
     cfg = parse(["size=96", "preset=demo"])
     assert (cfg.size, cfg.name, cfg.weights) == (96, "demo", "none")
     assert cfg.input == str(WORKSPACE / "demo" / "input")
@@ -96,7 +96,7 @@ def test_a_renamed_setting_is_pointed_to(old, new):
 @pytest.mark.parametrize(
     ("text", "folds"), [("3", [3]), ("0,2", [0, 2]), ("0..4", [0, 1, 2, 3, 4]), ("4,0..1", [0, 1, 4])]
 )
-def test_folds_as_written(text, folds):
+def test_the_syntax_of_fold(text, folds):
     assert parse_folds(text, 5) == folds
 
 
@@ -175,11 +175,11 @@ def test_from_the_shell():
     assert "./run.sh evaluate root=/nonexistent-workspace name=never-trained" in absent.stderr
 
 
-def test_commands_repeat_what_was_said(tmp_path):
+def test_commands_repeat_the_given_settings(tmp_path):
     assert command(parse([]), "train") == "./run.sh train"
     cfg = parse(["name=small", "size=96", f"root={tmp_path}", "fold=1"])
-    said = command(cfg, "train", fold="0")
-    assert said == f"./run.sh train root={tmp_path} name=small fold=0 size=96"
+    message = command(cfg, "train", fold="0")
+    assert message == f"./run.sh train root={tmp_path} name=small fold=0 size=96"
     assert command(parse(["preset=demo", "size=96"]), "evaluate") == "./run.sh evaluate preset=demo size=96"
 
 
@@ -196,7 +196,7 @@ def test_members_are_runs_of_their_own_with_the_given_words():
     assert command(cfg, "ensemble") == "./run.sh ensemble preset=best name=mine fold=0,1 epochs=3"
 
 
-def test_commands_of_an_ensemble_repeat_what_only_a_member_has_otherwise(monkeypatch):
+def test_commands_of_an_ensemble_repeat_what_differs_in_a_member_only(monkeypatch):
     monkeypatch.setitem(PRESETS, "detector", {**PRESETS["detector"], "size": "640"})
     assert command(parse(["preset=best"], settings_of), "train") == "./run.sh train preset=best"
     cfg = parse(["preset=best", "size=512"], settings_of)
@@ -232,6 +232,6 @@ def test_a_member_that_is_no_preset_is_refused():
         (["members=best"], "presets of single runs"),
     ],
 )
-def test_members_that_make_no_sense_are_refused(words, message):
+def test_invalid_members_are_refused(words, message):
     with pytest.raises(UserError, match=message):
         parse(words, settings_of)

@@ -1,4 +1,4 @@
-"""Files are whole or absent; tables and JSON are checked when they are read."""
+"""Files are complete or absent; tables and JSON are checked when they are read."""
 
 import bz2
 import contextlib
@@ -38,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_tables_return_exactly(tmp_path):
+def test_tables_are_read_back_exactly(tmp_path):
     table = pd.DataFrame({"patientId": ["007", "1e5"], "confidence": [0.1 + 0.2, 1 / 3]})
     write_table(table, tmp_path / "t.csv")
     pd.testing.assert_frame_equal(read_table(tmp_path / "t.csv", ["patientId"]), table, check_exact=True)
@@ -72,7 +72,7 @@ def test_a_compressed_table_is_refused_whatever_its_name(tmp_path, suffix, compr
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".gz", ".zip", ".tar", ".zst"])
-def test_archives_are_no_tables_and_a_suffix_makes_none_of_a_table(tmp_path, suffix):
+def test_an_archive_is_not_a_table_and_a_suffix_does_not_make_it_one(tmp_path, suffix):
     path = tmp_path / f"t{suffix}"
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("a.csv", "b.csv"):
@@ -83,7 +83,7 @@ def test_archives_are_no_tables_and_a_suffix_makes_none_of_a_table(tmp_path, suf
     assert read_table(path, ["patientId"])["patientId"].tolist() == ["1"]
 
 
-def test_words_for_missing_values_are_ids_like_others(tmp_path):
+def test_ids_that_look_like_missing_values_are_kept(tmp_path):
     ids = ["NA", "null", "nan", "None", "N/A", "1e5", "007", "inf", "-"]
     write_table(pd.DataFrame({"patientId": ids, "group": ids, "x": 1.5}), tmp_path / "t.csv")
     table = read_table(tmp_path / "t.csv", ["patientId"])
@@ -136,7 +136,7 @@ def test_lines_are_counted_with_the_empty_ones(tmp_path):
     assert [line_number(tmp_path / "t.csv", row) for row in (0, 1, 2)] == [4, 7, 8]
 
 
-def test_a_column_that_is_there_twice_is_named(tmp_path):
+def test_a_duplicate_column_is_named(tmp_path):
     (tmp_path / "t.csv").write_text("a,b, a\n1,2,3\n")
     with pytest.raises(UserError, match="column a is there twice"):
         read_table(tmp_path / "t.csv", ["a"])
@@ -162,7 +162,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("kind", PLANTED)
 @pytest.mark.parametrize(("name", "act"), [(".t.csv.tmp", write), (".lock", lock)])
-def test_what_was_planted_under_a_temporary_or_lock_name_is_neither_followed_nor_overwritten(tmp_path, name, act, kind):
+def test_links_and_pipes_under_a_temporary_or_lock_name_are_refused(tmp_path, name, act, kind):
     (tmp_path / "folder").mkdir()
     target = tmp_path / "somebody's file"
     target.write_text("theirs")
@@ -174,14 +174,14 @@ def test_what_was_planted_under_a_temporary_or_lock_name_is_neither_followed_nor
     assert [path.name for path in (tmp_path / "folder").iterdir()] == [name]
 
 
-def test_a_file_of_somebody_else_is_no_lock(tmp_path):
+def test_somebody_elses_file_is_not_a_lock(tmp_path):
     (tmp_path / ".lock").write_text("notes of mine")
     with pytest.raises(UserError, match=r"\.lock: not a lock of this program"):
         lock(tmp_path)
     assert (tmp_path / ".lock").read_text() == "notes of mine"
 
 
-def test_what_a_killed_process_left_is_used_again(tmp_path):
+def test_files_left_by_a_killed_process_are_reused(tmp_path):
     (tmp_path / ".t.csv.tmp").write_text("half of something longer")
     (tmp_path / ".lock").write_text("process 12")
     write(tmp_path)
@@ -244,12 +244,12 @@ def held_by_another(folder, seconds):
         holder.kill()
 
 
-def test_a_process_that_ends_soon_is_waited_for(tmp_path):
-    """As the fold of a command that was killed, which may still be in the middle of a write."""
+def test_a_lock_that_is_released_soon_is_waited_for(tmp_path):
+    """Such as the fold of a command that was killed, which may still be writing a file."""
     with held_by_another(tmp_path, 0.5), file_lock(tmp_path, patience=20):
         pass
 
 
-def test_a_process_that_works_on_is_named(tmp_path):
+def test_a_process_that_keeps_the_lock_is_named(tmp_path):
     with held_by_another(tmp_path, 60) as holder, pytest.raises(UserError, match=f"process {holder.pid} is at work"):
         lock(tmp_path)

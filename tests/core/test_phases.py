@@ -31,7 +31,7 @@ def test_without_phases_epochs_and_lr_make_one():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("head", "1 of 3 or 4 fields"),
         ("neck:3:1e-3", "'neck' is not head"),
@@ -44,8 +44,8 @@ def test_without_phases_epochs_and_lr_make_one():
         ("head:3:1e-3,", "'' has 1 of"),
     ],
 )
-def test_wrong_phases_are_explained(text, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_phases_are_explained(text, message):
+    with pytest.raises(UserError, match=message):
         parse([f"phases={text}"])
 
 
@@ -62,7 +62,7 @@ def test_wrong_phases_are_explained(text, said):
         max_size=5,
     )
 )
-def test_phases_survive_being_written(phases):
+def test_phases_are_parsed_back_from_their_text(phases):
     assert parse_phases(",".join(map(str, phases))) == phases
     flat = [(k, within) for k, phase in enumerate(phases) for within in range(phase.epochs)]
     for epoch, (k, within) in enumerate(flat):

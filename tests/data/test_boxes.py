@@ -1,4 +1,4 @@
-"""Geometry of boxes: what users fear are boxes that are wrong after a flip, a turn or a resize."""
+"""Geometry of boxes: they must be right after flips, rotations and resizing."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ boxes = st.tuples(corner, corner, side, side).map(lambda b: xywh_to_xyxy(np.arra
 
 
 @given(boxes)
-def test_conversions_return(box):
+def test_conversions_are_inverse_to_each_other(box):
     assert xywh_to_xyxy(xyxy_to_xywh(box)) == pytest.approx(box)
     assert cxcywh_to_xyxy(xyxy_to_cxcywh(box)) == pytest.approx(box)
 
@@ -58,8 +58,8 @@ def test_clip_stays_inside(box):
 
 
 @given(boxes, st.floats(-30, 30))
-def test_turned_box_is_tight_and_centred(box, degrees):
-    """The tight box of the ellipse lies within the box of the four corners and turns about the same centre."""
+def test_a_rotated_box_is_tight_and_centred(box, degrees):
+    """The tight box of the rotated ellipse lies within the box of the rotated corners and has the same centre."""
     angle = np.deg2rad(degrees)
     matrix = np.array([[np.cos(angle), -np.sin(angle), 3.0], [np.sin(angle), np.cos(angle), -2.0]])
     turned = affine_boxes(box, matrix)
@@ -69,14 +69,14 @@ def test_turned_box_is_tight_and_centred(box, degrees):
     assert xyxy_to_cxcywh(turned)[:2] == pytest.approx(corners.mean(axis=0), abs=1e-6)
 
 
-def test_quarter_turn_swaps_the_sides():
+def test_a_rotation_by_90_degrees_swaps_the_sides():
     turned = affine_boxes(np.array([0.0, 0, 10, 30]), np.array([[0.0, -1, 0], [1, 0, 0]]))
     assert turned == pytest.approx([-30, 0, 0, 10])
 
 
 @given(boxes, st.floats(-30, 30), st.floats(-40, 40), st.floats(0.8, 1.25), st.booleans())
-def test_there_and_back_in_one_map_returns_the_box(box, degrees, offset, scale, mirror):
-    """As augmentation does it: the map and its inverse multiplied first, then one box moved."""
+def test_a_map_times_its_inverse_returns_the_box(box, degrees, offset, scale, mirror):
+    """Like augmentation, this multiplies the maps first and then applies the product to a box."""
     angle = np.deg2rad(degrees)
     linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = linear @ np.diag([-1.0 if mirror else 1.0, 1.0])
@@ -85,7 +85,7 @@ def test_there_and_back_in_one_map_returns_the_box(box, degrees, offset, scale, 
 
 
 @given(boxes, st.floats(-15, 15))
-def test_turned_and_turned_back_the_box_has_grown_by_no_more_than_it_must(box, degrees):
+def test_rotating_there_and_back_enlarges_a_box_as_expected(box, degrees):
     """A tight upright box forgets the turn: sides w, h become sqrt(w^2 + 2 c^2 s^2 (h^2 - w^2)), the centre stays.
 
     That is within half a pixel for a square, and for turns under a degree or so.
@@ -113,21 +113,21 @@ def measured_box(image):
 
 
 @given(st.integers(0, 10_000))
-def test_augmented_box_follows_the_picture(seed):
-    """Whatever was drawn (flip, turn, shift, zoom), the box is where the bright ellipse went: within 1.5 px."""
+def test_an_augmented_box_follows_the_image(seed):
+    """For any random flip, rotation, shift and zoom, the box is where the bright ellipse is, within 1.5 px."""
     box = np.array([90.0, 60, 130, 150])
     augmentation = Augmentation(flip=0.5, rotate=15, translate=0.1, scale=0.2, brightness_contrast=0.0)
     image, moved = augmentation(bright_ellipse(256, box), box, np.random.default_rng(seed))
     assert measured_box(image) == pytest.approx(moved, abs=1.5)
 
 
-def test_warp_by_half_the_picture_is_exact():
+def test_warp_by_half_the_image_is_exact():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8)
     mirrored = warp(image, np.array([[-1.0, 0, 8], [0, 1, 0]]))
     assert (mirrored == image[:, ::-1]).all()
 
 
-def test_an_image_without_box_keeps_none():
+def test_an_image_without_a_box_stays_without_one():
     augmentation = Augmentation(flip=0.5, rotate=15, translate=0.1, scale=0.2, brightness_contrast=0.3)
     image, box = augmentation(np.zeros((32, 32), np.uint8), np.full(4, np.nan), np.random.default_rng(0))
     assert image.dtype == np.uint8

@@ -73,8 +73,8 @@ def test_bad_rows_are_named(labels_csv, body, message):
         read_labels(labels_csv(body))
 
 
-def test_spaces_are_cut_off_counted_and_said(labels_csv, capsys):
-    """Around 3 names of columns and 1 id; 4 fields of spaces are empty ones."""
+def test_spaces_are_stripped_counted_and_reported(labels_csv, capsys):
+    """There are spaces around 3 column names and 1 id; 4 fields have only spaces and count as empty."""
     labels = read_labels(
         labels_csv(" 007 , 1,2 ,3,4,1\n02, , , , ,0\n", header=" patientId , x,y,width,height,Target \n")
     )
@@ -85,7 +85,7 @@ def test_spaces_are_cut_off_counted_and_said(labels_csv, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_an_empty_file_is_said_to_be_no_table(tmp_path):
+def test_an_empty_file_is_reported_as_no_table(tmp_path):
     (tmp_path / "labels.csv").touch()
     with pytest.raises(UserError, match=r"labels\.csv: not a CSV table with a header"):
         read_labels(tmp_path / "labels.csv")
@@ -98,7 +98,7 @@ def test_missing_column_and_file_are_named(labels_csv, tmp_path):
         read_labels(tmp_path / "absent.csv")
 
 
-def test_largest_box_by_area_first_of_equals():
+def test_the_largest_box_by_area_is_the_first_if_tied():
     rows = [("a", 0, 0, 10, 10), ("b", 0, 0, 5, 5), ("a", 1, 1, 4, 30), ("b", 9, 9, 5, 5)]
     largest = largest_box(pd.DataFrame(rows, columns=["patientId", "x", "y", "width", "height"]))
     assert largest.to_numpy().tolist() == [["b", 0, 0, 5, 5], ["a", 1, 1, 4, 30]]
@@ -125,7 +125,7 @@ def test_sample_keeps_its_order(tmp_path):
     assert read_sample(tmp_path) == ["b", "a"]
 
 
-def test_ids_may_be_words_that_elsewhere_mean_a_missing_value(labels_csv):
+def test_ids_may_look_like_missing_values(labels_csv):
     assert read_labels(labels_csv("NA,1,2,3,4,1\nnull,,,,,0\nnan,,,,,0\n"))["patientId"].tolist() == [
         "NA",
         "null",

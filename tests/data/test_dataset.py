@@ -1,4 +1,4 @@
-"""Samples: all boxes of each image, from the labels to the tensors of a sample."""
+"""Samples: the boxes of each image, from the labels to the tensors of a sample."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +13,7 @@ from rsna.data.cache import write_png
 from rsna.data.dataset import ImageDataset, Samples, check_inside, make_samples
 
 
-def test_tables_of_samples_join_by_id():
+def test_samples_are_joined_by_id():
     index = pd.DataFrame(
         {
             "patientId": ["b", "a"],
@@ -38,14 +38,14 @@ def test_tables_of_samples_join_by_id():
     ("right", "bottom", "leaves"), [(20, 10, False), (21, 11, False), (22, 10, True), (5, 12, True)]
 )
 def test_a_box_that_ends_beyond_its_image_is_named(right, bottom, leaves):
-    """By more than the pixel that a count from 1 would give."""
+    """A box may end one pixel outside, as if pixels were counted from 1, but not further."""
     images = pd.DataFrame({"patientId": ["a", "b"], "rows": [1000, 10], "cols": [1000, 20]})
     truth = pd.DataFrame([("b", 1, 1, right - 1, bottom - 1)], columns=["patientId", "x", "y", "width", "height"])
     with pytest.raises(UserError, match=r"patientId b: the box ends at .*20 x 10") if leaves else nullcontext():
         check_inside(truth, images)
 
 
-def test_boxes_come_by_falling_area_and_of_equals_the_first_first():
+def test_boxes_are_sorted_by_decreasing_area_and_ties_keep_their_order():
     index = pd.DataFrame(
         {"patientId": list("abc"), "rows": 100, "cols": 100, "scale_x": 1.0, "scale_y": 1.0, "png_hash": ""}
     )
@@ -72,7 +72,7 @@ def test_a_sample_has_all_its_boxes(tmp_path):
 
 
 def test_augmentation_keeps_the_order_of_boxes_and_empties_those_outside(tmp_path):
-    """The image moves by half its side at most: of a box in each corner some leave it."""
+    """The image is shifted by up to half its side, so that some of the boxes in its corners leave it."""
     corners = [[x, y, x + 8, y + 8] for y in (0, 56) for x in (0, 56)]
     augmentation = Augmentation(flip=0.0, rotate=0.0, translate=0.5, scale=0.0, brightness_contrast=0.0)
     dataset = sample_with(tmp_path, corners, augmentation)

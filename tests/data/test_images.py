@@ -42,7 +42,7 @@ def open_dicom(path):
 
 
 def read_dicom(path, size):
-    """A DICOM file as uint8 (size, size), its geometry, and what its header says of the image."""
+    """Read a DICOM file: the image, uint8 (size, size), its geometry, and the fields of decoders.describe."""
     dataset = open_dicom(path)
     header = describe(dataset)
     return *decode_square(dataset, size), header
@@ -63,7 +63,7 @@ def stretched(values):
 @pytest.mark.parametrize("syntax", [*NATIVE, *GDCM_SYNTAXES], ids=lambda syntax: uid.UID(syntax).name)
 def test_8_bit_pixels_come_back_unchanged(tmp_path, syntax):
     image = radiograph(98, 83)
-    # GDCM's 8-bit JPEG Extended is the one lossy encoder of them
+    # of these encoders only GDCM's 8-bit JPEG Extended is lossy
     error = np.abs(pixels_of(write_dicom(tmp_path / "a.dcm", image, syntax)) - image)
     assert error.max() <= (1 if syntax == uid.JPEGExtended12Bit else 0)
 
@@ -93,8 +93,8 @@ def test_jpeg_baseline_equals_pillow(tmp_path, quality):
     assert np.abs(pixels_of(path, smallest=(200, 256)) - image).mean() < 3
 
 
-def test_files_of_other_writers():
-    """Those that come with pydicom: no network, pixels compared with the uncompressed original."""
+def test_dicoms_written_by_other_software():
+    """The files that come with pydicom, so no network is needed; pixels are compared with the uncompressed original."""
     original = pixels_of(local("MR_small.dcm"))
     for name in (
         "MR_small_RLE.dcm",
@@ -119,13 +119,13 @@ def test_files_of_other_writers():
         "SC_ybr_full_422_uncompressed.dcm",
     ],
 )
-def test_colours_come_as_luma(name):
-    """The same ten bars of colour in every encoding."""
+def test_colours_become_luma(name):
+    """The same ten colour bars in every encoding."""
     reference = cv2.cvtColor(pydicom.dcmread(local("SC_rgb_rle.dcm")).pixel_array, cv2.COLOR_RGB2GRAY)
     assert np.abs(pixels_of(local(name)) - reference.astype(int)).mean() < 2
 
 
-def test_palette_comes_as_luma(tmp_path):
+def test_a_palette_becomes_luma(tmp_path):
     table = (np.arange(255, -1, -1) * 257).astype("<u2").tobytes()
     tags = {"PhotometricInterpretation": "PALETTE COLOR"}
     for colour in ("Red", "Green", "Blue"):
@@ -162,7 +162,7 @@ RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
-        # PS3.3 C.11.2.1.2 and C.11.2.1.3, worked by hand for centre 2048, width 1024
+        # PS3.3 C.11.2.1.2 and C.11.2.1.3, worked out by hand for centre 2048, width 1024
         ("LINEAR", lambda x: np.clip((x - 2047.5) / 1023 + 0.5, 0, 1) * 255),
         ("LINEAR_EXACT", lambda x: np.clip((x - 2048) / 1024 + 0.5, 0, 1) * 255),
         ("SIGMOID", lambda x: 255 / (1 + np.exp(-4 * (x - 2048) / 1024))),
@@ -181,7 +181,7 @@ def test_window_is_in_rescaled_units_and_the_first_of_many_counts(tmp_path):
     assert np.abs(found - expected).max() <= 0.51
 
 
-def test_a_window_changes_8_bit_jpeg_too(tmp_path):
+def test_a_window_applies_to_8_bit_jpeg_too(tmp_path):
     image = radiograph(64, 64)
     tags = {"WindowCenter": 128, "WindowWidth": 64}
     found = pixels_of(write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, **tags), smallest=(8, 8))
@@ -195,7 +195,7 @@ def test_negative_slope_inverts(tmp_path):
     assert np.abs(pixels_of(path) - (255 - stretched(RAMP))).max() <= 0.51
 
 
-def test_an_empty_window_is_no_window(tmp_path):
+def test_an_empty_window_is_ignored(tmp_path):
     image = radiograph(32, 32)
     found = pixels_of(write_dicom(tmp_path / "a.dcm", image, WindowCenter=None, WindowWidth=None))
     np.testing.assert_array_equal(found, image)
@@ -211,8 +211,8 @@ def test_an_empty_window_is_no_window(tmp_path):
         (3000, {"PixelPaddingValue": 3000, "WindowCenter": 120, "WindowWidth": 200}),
     ],
 )
-def test_padding_is_black_and_does_not_count(tmp_path, value, tags, photometric):
-    """A scanner's border outside of what it measured would leave the lungs one flat grey."""
+def test_padding_is_black_and_does_not_affect_the_scaling(tmp_path, value, tags, photometric):
+    """Otherwise a scanner's border outside the measured area would turn the lungs into a flat grey."""
     values = radiograph(64, 64).astype(np.int16)
     shown = {name: value for name, value in tags.items() if name.startswith("Window")}
     plain = pixels_of(write_dicom(tmp_path / "a.dcm", values, PhotometricInterpretation=photometric, **shown))
@@ -224,7 +224,7 @@ def test_padding_is_black_and_does_not_count(tmp_path, value, tags, photometric)
 @pytest.mark.parametrize("rescaled", [False, True])
 @pytest.mark.parametrize("bits", [8, 12])
 def test_voi_table(tmp_path, bits, rescaled):
-    """Also a table of 8-bit output with more than 256 entries, which pydicom 3.0.2 alone looks up wrongly."""
+    """Including a table with 8-bit output and more than 256 entries, which pydicom 3.0.2 applies wrongly."""
     table = Dataset()
     table.add_new("LUTDescriptor", "US", [4096, 0, bits])
     table.add_new("LUTData", "US", [int(2**bits - 1 - entry / 4095 * (2**bits - 1)) for entry in range(4096)])
@@ -243,14 +243,14 @@ def test_voi_table(tmp_path, bits, rescaled):
     size=st.sampled_from([64, 224, 512, 1024]),
     box=st.lists(st.floats(0, 1), min_size=4, max_size=4),
 )
-def test_boxes_come_back(rows, cols, size, box):
+def test_boxes_are_mapped_back(rows, cols, size, box):
     width, height, geometry = fit_letterbox(rows, cols, size)
     original = np.array([box]) * [cols, rows, cols, rows]
     cached = original_to_cached(original, np.array([geometry]))
     assert ((cached >= -1e-6) & (cached <= size + 1e-6)).all()
     np.testing.assert_allclose(cached_to_original(cached, np.array(geometry)), original, atol=1e-6)
     assert max(width, height) == size
-    # in proportion: the shorter side is rounded to whole pixels and never vanishes
+    # the proportions are kept; the shorter side is rounded to whole pixels and is at least 1
     assert abs(min(width, height) - min(rows, cols) * size / max(rows, cols)) <= 1
 
 
@@ -280,7 +280,7 @@ def test_a_bright_box_lies_where_its_mapped_box_says(tmp_path, syntax, shape, si
     assert cached.shape == (size, size)
     assert cached.dtype == np.uint8
     mapped = original_to_cached(box, np.array(geometry))[0]
-    # the brightness of the middle row and column, as fractions of pixels, gives edges finer than a pixel
+    # the brightness along the middle row and column gives the edges to fractions of a pixel
     centre_x, centre_y = int(mapped[[0, 2]].mean()), int(mapped[[1, 3]].mean())
     for profile, low, high in ((cached[centre_y], mapped[0], mapped[2]), (cached[:, centre_x], mapped[1], mapped[3])):
         brightness = np.clip((profile.astype(float) - 20) / 200, 0, None)
@@ -300,7 +300,7 @@ def test_not_square_is_padded_black_on_both_sides(tmp_path):
 
 @pytest.mark.parametrize("size", [64, 128, 256, 384, 512])
 def test_fast_path_equals_full_decoding(tmp_path, size):
-    """Within 2 grey levels but for single pixels: libjpeg drops high frequencies, which an average mixes in."""
+    """Within 2 grey levels, except for single pixels: libjpeg drops high frequencies, which averaging keeps."""
     image = radiograph(1024, 1024)
     path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit)
     fast, _, _ = read_dicom(path, size)
@@ -334,7 +334,7 @@ def refusal(path, size=64):
     return reason
 
 
-def test_files_that_are_no_dicom(tmp_path):
+def test_files_that_are_not_dicom(tmp_path):
     (tmp_path / "text.dcm").write_text("<html>please log in</html>\n" * 20)
     (tmp_path / "empty.dcm").touch()
     (tmp_path / "folder.dcm").mkdir()
@@ -352,7 +352,7 @@ def test_files_that_are_no_dicom(tmp_path):
 @pytest.mark.parametrize(
     "syntax", [*NATIVE, uid.JPEGBaseline8Bit, *GDCM_SYNTAXES], ids=lambda syntax: uid.UID(syntax).name
 )
-def test_a_cut_off_file_is_refused(tmp_path, syntax, kept):
+def test_a_truncated_file_is_refused(tmp_path, syntax, kept):
     path = write_dicom(tmp_path / "a.dcm", radiograph(200, 200), syntax)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
@@ -360,7 +360,7 @@ def test_a_cut_off_file_is_refused(tmp_path, syntax, kept):
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
-def test_a_cut_off_jpeg_in_a_whole_dicom_is_refused(tmp_path, kept):
+def test_a_truncated_jpeg_in_a_complete_dicom_is_refused(tmp_path, kept):
     image = radiograph(256, 256)
     frame = jpeg(image)
     path = write_dicom(tmp_path / "a.dcm", image, uid.JPEGBaseline8Bit, frame[: int(len(frame) * kept)])
@@ -386,7 +386,7 @@ def test_headers_that_ask_for_too_much_are_refused(tmp_path):
     assert "windows or lookup tables" in refusal(write_dicom(tmp_path / "a.dcm", image, WindowCenter=5, WindowWidth=0))
 
 
-def test_an_image_of_one_grey_is_refused(tmp_path):
+def test_an_image_of_a_single_grey_level_is_refused(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", np.zeros((64, 64), np.uint8))
     assert refusal(path) == "every pixel is the same grey (0 of 255)"
     assert "same grey" in refusal(write_dicom(tmp_path / "a.dcm", np.full((64, 64), 900, np.uint16)))
@@ -410,8 +410,8 @@ def test_colour_jpeg_declared_as_grey_is_refused(tmp_path):
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_damaged_bytes_are_an_image_or_a_reason(tmp_path_factory, data):
-    """Not with GDCM, which a damaged stream can kill together with its process; see test_cache_images."""
+def test_damaged_bytes_give_an_image_or_a_reason(tmp_path_factory, data):
+    """Not with GDCM: a damaged stream can crash its process; see test_cache_images."""
     folder = tmp_path_factory.mktemp("damaged")
     syntax = data.draw(st.sampled_from([uid.JPEGBaseline8Bit, *NATIVE]))
     path = write_dicom(folder / "a.dcm", radiograph(40, 40), syntax)
@@ -437,7 +437,7 @@ def test_coded_size():
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR AS")
 def test_read_header(tmp_path):
-    """Ages without their unit, as the challenge's files have them."""
+    """Ages may lack their unit, as in the challenge's files."""
     tags = {"PatientAge": "62", "PatientSex": "F", "ViewPosition": "PA"}
     path = write_dicom(tmp_path / "0a1b.dcm", radiograph(8, 8), **tags)
     assert read_header(path) == {"patientId": "0a1b", **tags}
@@ -445,8 +445,8 @@ def test_read_header(tmp_path):
     assert read_header(path) == {"patientId": "0a1b", "PatientAge": "", "PatientSex": "", "ViewPosition": ""}
 
 
-def test_a_header_without_end_is_given_up(tmp_path, monkeypatch):
-    """A file that is too large is not opened, and one that keeps the parser busy costs its time limit."""
+def test_a_header_that_never_ends_is_abandoned(tmp_path, monkeypatch):
+    """A file that is too large is not opened, and one that keeps the parser busy is stopped by the time limit."""
     path = write_dicom(tmp_path / "a.dcm", radiograph(8, 8), ViewPosition="AP")
     os.truncate(path, decoders.MAX_BYTES + 1)  # sparse
     with monkeypatch.context() as patch:
@@ -460,7 +460,7 @@ def test_a_header_without_end_is_given_up(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")
 @pytest.mark.filterwarnings("ignore:The value length")
-def test_what_people_write_into_any_field_stays_there(tmp_path):
+def test_free_text_in_header_fields_is_not_passed_on(tmp_path):
     secrets = {"PatientAge": "DOE", "PatientSex": "DOE^JANE 1950", "ViewPosition": "DOE^JOHN MRN123"}
     path = write_dicom(tmp_path / "0a1b.dcm", radiograph(8, 8), **secrets)
     assert read_header(path) == {"patientId": "0a1b"} | dict.fromkeys(secrets, "")
@@ -481,8 +481,8 @@ NUMERIC_FIELDS += ["RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLi
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEGBaseline8Bit, uid.RLELossless])
 @pytest.mark.parametrize("name", NUMERIC_FIELDS)
-def test_reasons_repeat_nothing_of_the_header(tmp_path, name, syntax):
-    """A field may be declared as text, and hold a name: libraries put that into their messages."""
+def test_reasons_do_not_quote_the_header(tmp_path, name, syntax):
+    """A field may hold a name, which libraries quote in their messages."""
     window = {} if syntax == uid.JPEGBaseline8Bit else {"WindowCenter": 90, "WindowWidth": 80}
     path = write_dicom(tmp_path / "a.dcm", radiograph(64, 64), syntax, **window)
     dataset = pydicom.dcmread(path)
@@ -495,19 +495,19 @@ def test_reasons_repeat_nothing_of_the_header(tmp_path, name, syntax):
 
 
 def test_an_unknown_transfer_syntax_is_not_repeated(tmp_path):
-    """Its number may be anything, and DICOM's own prefix does not make it one of DICOM's."""
+    """Its UID may be any text, even with DICOM's own prefix."""
     path = write_dicom(tmp_path / "a.dcm", radiograph(64, 64))
     path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.194701"))
     assert refusal(path) == "the transfer syntax is none that DICOM knows"
 
 
 def write_inflating(path, megabytes):
-    """A deflated DICOM, small, that inflates to this size."""
+    """Write a small deflated DICOM that inflates to this size."""
     write_dicom(path, radiograph(8, 8), uid.DeflatedExplicitVRLittleEndian, ViewPosition="AP")
     content = path.read_bytes()
     meta = 144 + int.from_bytes(content[140:144], "little")
     deflate = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    # an element of private data, without end; after a full flush each block stands alone and can be repeated
+    # an endless private element; after a full flush, a compressed block is independent and can be repeated
     element = b"\x09\x00\x10\x10OB\0\0" + (0xFFFFFFF0).to_bytes(4, "little")
     first = deflate.compress(element) + deflate.flush(zlib.Z_FULL_FLUSH)
     block = deflate.compress(bytes(2**20)) + deflate.flush(zlib.Z_FULL_FLUSH)
@@ -516,7 +516,7 @@ def write_inflating(path, megabytes):
     return path
 
 
-def test_what_inflates_without_end_is_refused_before_it_takes_the_memory(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(decoders, "MAX_BYTES", 100_000_000)
     path = write_inflating(tmp_path / "a.dcm", 1000)
     tracemalloc.start()
@@ -528,7 +528,7 @@ def test_what_inflates_without_end_is_refused_before_it_takes_the_memory(tmp_pat
         tracemalloc.stop()
 
 
-def test_a_file_that_is_larger_than_any_radiograph_is_refused_unread(tmp_path):
+def test_a_file_larger_than_any_radiograph_is_refused_unread(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", radiograph(8, 8))
     os.truncate(path, 2**40)
     assert "more than 400,000,000" in refusal(path)

@@ -1,4 +1,4 @@
-"""Batches: padding, order, loader processes, and the memory that they share."""
+"""Batches: padding, order, loader processes, and their shared memory."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def test_memory_holds_the_images_for_all_processes(tmp_path):
         assert torch.equal(one, three)
 
 
-def test_memory_is_taken_where_it_fits(tmp_path):
+def test_memory_is_used_if_the_images_fit(tmp_path):
     held = samples(tmp_path)
     data = FoldData(held, held, None)
     assert all(memory_for(data, 64, 0.5))
@@ -51,7 +51,7 @@ def test_memory_is_taken_where_it_fits(tmp_path):
 
 
 class KilledAtThree(ImageDataset):
-    """Image 3 makes the kernel kill the process that reads it, as it does when memory ends."""
+    """Reading image 3 kills the process, as the kernel does when memory runs out."""
 
     def __getitem__(self, row):
         if row == 3:
@@ -59,7 +59,7 @@ class KilledAtThree(ImageDataset):
         return super().__getitem__(row)
 
 
-def test_a_loader_process_that_the_kernel_kills_is_reported_as_that(tmp_path):
+def test_a_loader_process_killed_by_the_kernel_is_reported(tmp_path):
     loader = make_loader(KilledAtThree(samples(tmp_path)), 1, 1, torch.device("cpu"))
     with (
         pytest.raises(UserError, match=r"a loader process was killed, probably by the kernel.*lower workers="),
@@ -77,14 +77,14 @@ def test_a_damaged_png_in_a_loader_process_ends_in_one_line(tmp_path):
 
 
 class OpencvThreads(ImageDataset):
-    """In place of its class an image has the number of threads that OpenCV would use."""
+    """The label of an image is the number of threads that OpenCV uses."""
 
     def __getitem__(self, key):
         return super().__getitem__(key) | {"label": cv2.getNumThreads()}
 
 
 def test_opencv_has_one_thread_in_loader_processes(tmp_path):
-    """A pool that is there at the fork can hang the child; and a process per core needs no threads of its own."""
+    """An OpenCV thread pool that exists before a fork can hang the child; with a process per core none is needed."""
     cv2.setNumThreads(3)
     found = [
         batch["label"].tolist() for batch in make_loader(OpencvThreads(samples(tmp_path)), 2, 2, torch.device("cpu"))
@@ -104,7 +104,7 @@ def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
     dataset = make_train_set(parse([]), 0, samples)
 
     def epochs(which, workers):
-        """Rows (epochs, 6) and images (epochs, 6, ...) as the batches of these epochs bring them."""
+        """The rows (epochs, 6) and images (epochs, 6, ...) in the batches of these epochs."""
         batches = EpochBatches(dataset, 2, which)
         found = list(make_loader(dataset, batches, workers, CPU))
         assert len(found) == len(batches) == 3 * len(which)
@@ -118,7 +118,7 @@ def test_augmentation_depends_on_epoch_and_image_not_on_workers(tmp_path):
     assert [sorted(row) for row in rows.tolist()] == [list(range(6))] * 2
     assert not torch.equal(rows[0], rows[1])
     assert not torch.equal(images[0][rows[0].argsort()], images[1][rows[1].argsort()])
-    # a run resumed after the first epoch gets what the second one of an uninterrupted run gets
+    # a run resumed after the first epoch gets the same second epoch as an uninterrupted run
     later_rows, later = epochs(range(1, 2), 0)
     assert torch.equal(later_rows[0], rows[1])
     assert torch.equal(later[0], images[1])
@@ -142,7 +142,7 @@ def sample(row, *boxes):
     return {"image": image, "boxes": torch.tensor(boxes).reshape(-1, 4), "label": 2, "row": row}
 
 
-def test_boxes_are_padded_and_those_outside_are_masked():
+def test_boxes_are_padded_and_boxes_outside_are_masked():
     first, second = [0.5, 0.5, 0.2, 0.2], [0.2, 0.2, 0.1, 0.1]
     outside = [1.0, 0.5, 0.0, 0.2]
     batch = collate([sample(0, first, second), sample(1), sample(2, outside, second, first)])

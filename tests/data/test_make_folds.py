@@ -1,4 +1,4 @@
-"""Folds: complete, balanced, no patient in two of them, made once and then kept."""
+"""Folds: complete, balanced, no patient in two folds, made once and then kept."""
 
 import os
 from dataclasses import replace
@@ -51,7 +51,7 @@ def test_folds_never_split_a_patient_and_every_fold_is_used(patients, n_folds, s
 
 @st.composite
 def labelled_patients(draw):
-    """Images with anything in any column, of any number of patients."""
+    """Images with any values in all columns, and any number of patients."""
     n = draw(st.integers(6, 60))
 
     def column(*values):
@@ -77,7 +77,7 @@ def test_folds_are_disjoint_and_complete_for_any_labels(images, n_folds, seed):
     assert set(images["fold"]) == set(range(n_folds))
     assert images.groupby("group")["fold"].nunique().max() == 1
     sizes = images["fold"].value_counts()
-    # beyond the largest patient, what is even is decided by the labels
+    # apart from the largest patient, the labels determine how even the folds can be
     assert sizes.max() - sizes.min() <= 2 * images["group"].value_counts().max() + 4
 
 
@@ -85,10 +85,10 @@ def test_images_without_labels_and_labels_without_images_are_reported(tmp_path, 
     for name in ("a", "b", "d", "._a"):
         (tmp_path / f"{name}.dcm").touch()
     compare_files(np.array(["a", "b", "c", "e"]), tmp_path)
-    said = capsys.readouterr().out
-    assert "2 of 4 labelled images have no DICOM" in said
-    assert "first c" in said
-    assert "1 images in" in said
+    output = capsys.readouterr().out
+    assert "2 of 4 labelled images have no DICOM" in output
+    assert "first c" in output
+    assert "1 images in" in output
     compare_files(np.array(["a", "b", "d"]), tmp_path)
     compare_files(np.array(["a"]), tmp_path / "absent")
     assert capsys.readouterr().out == ""
@@ -116,8 +116,8 @@ def test_images_of_unknown_patients_are_reported(capsys):
         assert f"patients may leak between folds: {count} of 2 images" in capsys.readouterr().out
 
 
-def test_headers_are_those_of_the_files_that_are_there(tmp_path):
-    """Also once files were replaced: nothing is kept of an earlier reading."""
+def test_headers_are_read_from_the_current_files(tmp_path):
+    """Even after files were replaced: nothing is cached."""
     cfg = parse([f"root={tmp_path}", "workers=0"])
     folder = tmp_path / "input" / TRAIN_IMAGES
     folder.mkdir(parents=True)
@@ -131,8 +131,8 @@ def test_headers_are_those_of_the_files_that_are_there(tmp_path):
     assert read_headers(cfg)["ViewPosition"].tolist() == ["PA", "AP"]
 
 
-def test_a_table_of_headers_is_taken_as_far_as_it_has_the_documented_values(tmp_path):
-    """People type names into any field, and these would stand in folds.csv."""
+def test_only_documented_values_are_taken_from_a_table_of_headers(tmp_path):
+    """People type names into any field, which must not get into folds.csv."""
     cfg = parse([f"root={tmp_path}"])
     (tmp_path / "input").mkdir()
     rows = "a,62,F,AP\nb,062Y,DOE^JANE,PA\nc,,M,see Mr Doe\nd,born 1950,O,LL\n"
@@ -151,7 +151,7 @@ def test_single_images_are_stratified_evenly():
     assert (rates - images["target"].mean()).abs().max() < 0.011
 
 
-def test_seed_decides_the_folds():
+def test_the_seed_determines_the_folds():
     images = images_of([1, 2, 3] * 30)
     assert (assign_folds(images, 5, 1) == assign_folds(images, 5, 1)).all()
     assert (assign_folds(images, 5, 1) != assign_folds(images, 5, 2)).any()
@@ -160,8 +160,8 @@ def test_seed_decides_the_folds():
 @pytest.mark.parametrize(
     ("sizes", "expected"), [([1] * 30, "022122011101011210201202100202"), ([3] * 10, "222111222000000000111111222222")]
 )
-def test_folds_are_these(sizes, expected):
-    """Written down, so that a library version that gives other folds is noticed: runs would mix."""
+def test_folds_are_the_same_with_every_library_version(sizes, expected):
+    """The expected folds are listed, so that a library version that gives other folds is noticed."""
     images = images_of(sizes)
     images.loc[3, "age"] = pd.NA
     folds = "".join(map(str, assign_folds(images, 3, 42)))
@@ -174,7 +174,7 @@ def test_too_few_positives_are_refused():
 
 
 @pytest.mark.parametrize(("written", "age"), [("062Y", 62), ("62", 62), (" 62".strip(), 62), ("", None), ("6M", None)])
-def test_age_as_it_is_written(written, age):
+def test_forms_of_an_age(written, age):
     labels = pd.DataFrame({"patientId": ["a"], "Target": [0]})
     headers = pd.DataFrame({"patientId": ["a"], "PatientAge": [written], "PatientSex": ["F"], "ViewPosition": ["AP"]})
     found = describe_images(labels, None, headers)["age"].iloc[0]
@@ -211,19 +211,19 @@ def make(cfg, capsys):
     """Run the command in this process; returns its first line and the bytes of the folds and their manifest."""
     capsys.readouterr()
     report(cfg, *update_folds(cfg))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("make_folds:")]
-    return said[0], [path.read_bytes() for path in sorted(cfg.folds_csv.parent.glob("folds.*"))]
+    output = [line for line in capsys.readouterr().out.splitlines() if line.startswith("make_folds:")]
+    return output[0], [path.read_bytes() for path in sorted(cfg.folds_csv.parent.glob("folds.*"))]
 
 
-def test_folds_are_made_once_wherever_the_workspace_is_moved(cfg, tmp_path, capsys):
+def test_folds_are_made_once_even_if_the_workspace_is_moved(cfg, tmp_path, capsys):
     first, before = make(cfg, capsys)
     assert first == f"make_folds: new -> {cfg.folds_csv}"
     assert make(cfg, capsys) == (f"make_folds: current -> {cfg.folds_csv}", before)
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     for path in moved.rglob("*"):
         os.utime(path, (1, 1))
-    said, after = make(parse([f"root={moved}", "n_folds=2"]), capsys)
-    assert said.startswith("make_folds: current")
+    message, after = make(parse([f"root={moved}", "n_folds=2"]), capsys)
+    assert message.startswith("make_folds: current")
     assert after == before
 
 
@@ -262,14 +262,14 @@ def test_folds_that_the_user_brought_are_checked_and_kept(cfg, capsys):
         update_folds(cfg)
 
 
-def test_folds_that_were_edited_are_checked_kept_and_recorded_anew(cfg, capsys):
+def test_edited_folds_are_checked_kept_and_recorded_again(cfg, capsys):
     make(cfg, capsys)
     folds = pd.read_csv(cfg.folds_csv)
     folds["fold"] = 1 - folds["fold"]
     folds.to_csv(cfg.folds_csv, index=False)
     edited = cfg.folds_csv.read_bytes()
-    said, _ = make(cfg, capsys)
-    assert said == f"make_folds: edited by hand, kept -> {cfg.folds_csv}"
+    message, _ = make(cfg, capsys)
+    assert message == f"make_folds: edited by hand, kept -> {cfg.folds_csv}"
     assert cfg.folds_csv.read_bytes() == edited
     assert make(cfg, capsys)[0] == f"make_folds: current -> {cfg.folds_csv}"
 

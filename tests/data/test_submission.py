@@ -1,4 +1,4 @@
-"""The submission: what Kaggle accepts, and what it would reject or score as nonsense."""
+"""The submission: Kaggle must accept it; what it would reject or score wrongly is refused."""
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,7 @@ def test_whatever_was_predicted_passes_the_check(tmp_path_factory, rows, height,
 
 @settings(max_examples=50)
 @given(st.floats(0, 900), st.floats(0, 900), st.floats(1, 124), st.floats(1, 124), st.floats(0.001, 1))
-def test_boxes_inside_come_back_within_a_tenth_of_a_pixel(tmp_path_factory, x, y, width, height, confidence):
+def test_boxes_inside_the_image_change_by_at_most_a_tenth_of_a_pixel(tmp_path_factory, x, y, width, height, confidence):
     path = tmp_path_factory.mktemp("s") / "s.csv"
     write_table(format_submission(predictions(("a", confidence, x, y, width, height)), ["a"], shapes_of("a")), path)
     back = parse_submission(path).iloc[0]
@@ -95,7 +95,7 @@ def test_broken_submissions_are_named(tmp_path, text, message):
 
 @pytest.fixture
 def score(tmp_path, capsys):
-    """Score the text of a submission against labels of a (a box) and b (none), as from the shell."""
+    """Run the command on a submission's text; image a has a true box, image b has none."""
 
     def run(text):
         (tmp_path / "labels.csv").write_text("patientId,x,y,width,height,Target\na,0,0,100,100,1\nb,,,,,0\n")
@@ -130,7 +130,7 @@ def test_a_submission_is_scored_and_missing_images_are_counted(score):
     assert "scored 1 images; 1 labelled images are not in" in alone
 
 
-def test_other_images_than_the_sample_are_refused(tmp_path):
+def test_images_that_are_not_in_the_sample_are_refused(tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("patientId,PredictionString\na,\nb,\n")
     for ids in (["a"], ["a", "b", "c"], ["b", "a"]):
@@ -138,7 +138,7 @@ def test_other_images_than_the_sample_are_refused(tmp_path):
             check_submission(path, ids, shapes_of(ids))
 
 
-def test_box_outside_its_image_is_refused(tmp_path):
+def test_a_box_outside_its_image_is_refused(tmp_path):
     path = tmp_path / "s.csv"
     path.write_text("patientId,PredictionString\na,0.5 1000 0 100 100\n")
     with pytest.raises(UserError, match="leaves its image"):

@@ -1,4 +1,4 @@
-"""Error analysis: parts that add up exactly, subgroups, calibration, thinned curves."""
+"""Error analysis: parts add up exactly; subgroups, calibration, thinned curves."""
 
 from fractions import Fraction
 
@@ -44,7 +44,7 @@ def overlap(first, second):
 
 
 def take(boxes, free, least):
-    """The boxes that take the best free truth box above `least`, one after the other; the others; what stays free."""
+    """Match boxes with the best free true box above `least`: number matched, unmatched boxes, true boxes left."""
     free, failed, n_taken = list(free), [], 0
     for box in boxes:
         found = [overlap(box, true) for true in free]
@@ -57,7 +57,7 @@ def take(boxes, free, least):
 
 
 def parts_of_image(truth, boxes, kind, limit):
-    """The parts of one image at one IoU threshold, as exact fractions: written from the definition, box by box."""
+    """The parts of one image at one IoU threshold, as exact fractions, by the definition, box by box."""
     hits, failed, free = take(boxes, truth, limit)
     near, background, unseen = take(failed, free, analysis.NEAR_IOU)
     union = hits + len(failed) + len(free)
@@ -74,7 +74,7 @@ def parts_of_image(truth, boxes, kind, limit):
 
 @settings(max_examples=300)
 @given(true_rows, predicted_rows, kinds)
-def test_parts_are_those_of_the_definition_and_add_up(true, predicted, kind):
+def test_parts_match_the_definition_and_add_up(true, predicted, kind):
     truth, kept = truth_of(*true), predictions(*predicted)
     parts, images = analysis.loss_parts(truth, kept, pd.Series(kind))
     counted = sorted({row[0] for row in [*true, *predicted]})
@@ -132,14 +132,14 @@ def test_bins_contain_every_image_once_and_the_interval_contains_the_fraction(co
 
 
 def test_calibration_of_known_confidences():
-    """Confidence .25 and right in one of four, confidence .75 and right in all."""
+    """Confidence 0.25 is right in one of four images, confidence 0.75 in all."""
     top = pd.Series([0.25] * 4 + [0.75] * 4)
     positive = np.array([1, 0, 0, 0, 1, 1, 1, 1], dtype=bool)
     bins = analysis.calibration(top, positive, 2)
     assert bins["share"].tolist() == [0.25, 1.0]
     assert analysis.calibration_error(bins) == pytest.approx(0.125)
     low, high = analysis.wilson_interval(np.array([0.5]), np.array([100.0]))
-    assert (low[0], high[0]) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # the textbook's
+    assert (low[0], high[0]) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # textbook values
 
 
 def test_roc_and_where_the_threshold_lies():
@@ -180,7 +180,7 @@ def test_coverage_counts_boxes_over_each_cell():
 
 
 def test_groups_contain_documented_values_only():
-    """Whatever a header contains, only the documented values come out."""
+    """Whatever a header contains, only documented values are used."""
     folds = pd.DataFrame(
         {"view": ["AP", "PA", "Dr. Smith", np.nan], "sex": ["F", "M", "Jane Doe", ""], "age": [19, 20, 155, np.nan]},
         index=list(IMAGES),

@@ -1,4 +1,4 @@
-"""Runs side by side: the paired difference, what differs in settings, and what is left out with a reason."""
+"""Comparison of runs: the paired difference, settings that differ, and runs that are left out with a reason."""
 
 import re
 import shutil
@@ -37,8 +37,8 @@ def boxes_of(labels):
     return labels[labels["Target"] == 1].drop(columns="Target")
 
 
-def test_the_difference_is_that_of_the_two_scores(world):
-    """Without a draw: mAP of one minus mAP of the other, though other images count for each."""
+def test_the_difference_is_the_difference_of_the_two_scores(world):
+    """It is mAP minus mAP, even though different images count for each run."""
     _, labels, good = world
     truth = boxes_of(labels)
     kept = [keep_confident(table, 0.6) for table in (good, make_predictions(labels, 2, skill=0.1))]
@@ -54,8 +54,8 @@ def test_the_difference_is_that_of_the_two_scores(world):
     assert turned == pytest.approx((-difference, -high, -low))
 
 
-def test_a_paired_interval_is_narrower_than_two_apart():
-    """Two runs that differ by a constant: the difference is sure, however much the images vary."""
+def test_a_paired_interval_is_narrower_than_two_separate_ones():
+    """For runs that differ by a constant the difference is certain, however much the images vary."""
     rng = np.random.default_rng(0)
     first = pd.Series(rng.random(300), index=[f"i{k}" for k in range(300)])
     people = pd.Series([f"p{k}" for k in range(300)], index=first.index)
@@ -64,7 +64,7 @@ def test_a_paired_interval_is_narrower_than_two_apart():
 
 
 def test_people_are_resampled_not_images():
-    """All images of a person have one score: the interval is as wide as the few people make it."""
+    """If all images of a person have the same score, the interval is as wide as for one image per person."""
     values = np.repeat(np.random.default_rng(1).random(10), 40)
     first = pd.Series(values, index=[f"i{k}" for k in range(400)])
     second = first * 0
@@ -89,13 +89,13 @@ def test_a_run_without_a_counting_image_has_no_difference(first, second):
         assert np.isnan(result).all()
 
 
-def test_nothing_in_common_is_no_number():
+def test_runs_without_common_images_have_no_difference():
     none = pd.Series(dtype=float)
     assert np.isnan(paired_interval(none, none, pd.Series(dtype=object), 50, 0)).all()
 
 
 def compare(root):
-    """What the command prints."""
+    """Run the command; returns what it prints."""
     done = run_command("compare", *words(root))
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -121,7 +121,7 @@ def test_what_is_printed_and_written(world):
     assert str(root / "working/compare.csv") in printed
 
 
-def test_settings_that_are_the_same_are_not_named():
+def test_settings_that_do_not_differ_are_not_named():
     found = differing_settings({"a": {"lr": 1, "size": 2}, "b": {"lr": 1, "size": 3, "clip": 5}})
     assert found == {"a": {"size": 2}, "b": {"size": 3}}
 
@@ -153,7 +153,7 @@ def test_a_run_that_is_not_current_is_left_out_with_the_reason(tmp_path):
 
 
 def test_a_run_is_compared_with_its_own_settings_and_folder(tmp_path):
-    """Whatever is set now; and also after its workspace was moved."""
+    """Whatever the current settings are, and even after the workspace was moved."""
     _, labels = make_competition(tmp_path / "here", 40)
     cfg = make_run(tmp_path / "here", make_predictions(labels), epochs=5, checkpoint="last")
     (tmp_path / "here").rename(tmp_path / "there")
@@ -174,8 +174,8 @@ def test_settings_that_the_run_replaces_are_named(tmp_path, capsys):
     assert capsys.readouterr().out == f"epochs=7 has no effect here: {cfg.name} was made with epochs=5\n"
 
 
-def test_a_run_with_members_needs_no_word_about_them(finished, tmp_path):
-    """Its manifest names them, theirs hold their settings; what they took is part of what it took."""
+def test_a_run_with_members_does_not_repeat_their_settings(finished, tmp_path):
+    """Its manifest names the members, whose manifests hold their settings; their size is part of its size."""
     root = copy_workspace(finished, tmp_path / "workspace") or tmp_path / "workspace"
     for member in ("detector", "single_box"):
         shutil.copytree(root / "working" / "first", root / "working" / f"both_{member}")
@@ -205,7 +205,7 @@ def test_broken_manifests_are_named(tmp_path):
         read_settings(tmp_path)
 
 
-def test_without_any_run_the_command_is_said(tmp_path):
+def test_without_any_run_the_command_to_run_is_named(tmp_path):
     done = run_command("compare", f"root={tmp_path}")
     assert done.returncode == 1
     assert "no run with scores; run: ./run.sh evaluate" in done.stderr

@@ -1,4 +1,4 @@
-"""AP50 against COCO's own code, FROC against cases worked by hand and its definition."""
+"""AP50 against COCO's own code, FROC against hand-worked cases and its definition."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS
 from rsna.evaluation.detection_curves import FROC_RATES, detection_scores
 
 TRUE_COLUMNS = ["patientId", *BOX_COLUMNS]
-# a coarse grid: equal boxes, equal confidences, equal overlaps and an IoU of exactly .5 are frequent
+# a coarse grid, on which ties and an IoU of exactly 0.5 are frequent
 SIDES = st.sampled_from([10, 20, 40])
 BOXES = st.tuples(st.sampled_from([0, 10, 20]), st.sampled_from([0, 10]), SIDES, SIDES)
 CONFIDENT = st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), BOXES)
@@ -61,7 +61,7 @@ def score(images):
 
 @settings(max_examples=150)
 @given(IMAGES)
-def test_ap50_is_that_of_pycocotools(images):
+def test_ap50_equals_pycocotools(images):
     if not any(boxes for boxes, _ in images):
         assert np.isnan(score(images)["AP50"])
     elif not any(rows for _, rows in images):  # which pycocotools refuses
@@ -70,8 +70,8 @@ def test_ap50_is_that_of_pycocotools(images):
         assert score(images)["AP50"] == pytest.approx(coco_ap50(images), abs=1e-12)
 
 
-def test_ap50_is_that_of_pycocotools_with_more_boxes_than_it_counts():
-    """150 boxes on one image; the hits after the hundredth do not count."""
+def test_ap50_equals_pycocotools_with_more_boxes_than_it_counts():
+    """Of 150 boxes on one image, matches after the hundredth do not count."""
     rng = np.random.default_rng(0)
     truth = [(20 * k, 0, 15, 15) for k in range(40)]
     rows = [(0.9 - k / 1000, (20 * int(rng.integers(40)), int(rng.integers(8)), 15, 15)) for k in range(150)]
@@ -81,16 +81,16 @@ def test_ap50_is_that_of_pycocotools_with_more_boxes_than_it_counts():
 
 
 def test_the_order_of_rows_does_not_matter():
-    """Of boxes of equal confidence on different images, too."""
+    """Not even for boxes of equal confidence on different images."""
     truth, found = tables([([(0, 0, 9, 9)], [(0.5, (0, 0, 9, 9))]), ([], [(0.5, (0, 0, 9, 9))])])
     scores = detection_scores(truth, found, 2)
     assert detection_scores(truth, found.iloc[::-1], 2) == scores
-    assert scores["AP50"] == 1.0  # COCO breaks the tie by the image's name, which is luck here
+    assert scores["AP50"] == 1.0  # COCO breaks the tie by the image's name, here in its favour
 
 
 BOX, FAR = (0, 0, 10, 10), (500, 500, 10, 10)
 FROC_BY_HAND = {
-    # found 1 of 2 at no false positive, 2 of 2 at 1 in 4 images
+    # 1 of 2 found without a false positive, 2 of 2 with 1 false positive in 4 images
     "a miss is found at a lower threshold": (
         [([BOX], [(0.9, BOX)]), ([BOX], [(0.5, BOX)]), ([], [(0.7, BOX)]), ([], [])],
         [0.5, 1, 1, 1, 1, 1, 1],
@@ -105,9 +105,9 @@ FROC_BY_HAND = {
         [([BOX], [(0.1, BOX)]), ([], [(0.9 - k / 10, FAR) for k in range(4)])],
         [0, 0, 0, 0, 1, 1, 1],
     ),
-    # a second box on a true box that is found is a false positive
+    # a second box on the same true box is a false positive
     "the same box twice": ([([BOX, FAR], [(0.9, BOX), (0.8, BOX), (0.7, FAR)])], [0.5, 0.5, 0.5, 1, 1, 1, 1]),
-    # a threshold cannot separate them: with the hit comes the false positive
+    # no threshold can separate the match from the false positive
     "equal confidences are kept together": ([([BOX], [(0.5, BOX), (0.5, FAR)])], [0, 0, 0, 1, 1, 1, 1]),
     "an IoU of exactly .5 is no hit": ([([BOX], [(0.9, (0, 0, 10, 5))])], [0] * 7),
     "nothing predicted": ([([BOX], [])], [0] * 7),
@@ -122,7 +122,7 @@ def test_froc_by_hand(case):
     assert found["mean"] == pytest.approx(np.mean(expected))
 
 
-def test_a_coco_match_of_exactly_half_is_none_for_froc():
+def test_an_iou_of_exactly_half_matches_for_coco_but_not_for_froc():
     images = [([BOX], [(0.9, (0, 0, 10, 5))])]
     assert (score(images)["AP50"], score(images)["FROC"]["mean"]) == (1.0, 0.0)
 
@@ -139,10 +139,10 @@ def test_froc_is_the_best_of_all_thresholds_that_allow_the_rate(images):
 
 
 def slow_point(images, threshold):
-    """Hits and false positives of the boxes from this confidence on, box by box."""
+    """Matches and false positives among boxes with at least this confidence, box by box."""
     hits = false = 0
     for boxes, rows in images:
-        free = list(boxes)[::-1]  # of equal overlaps the last, as in COCO
+        free = list(boxes)[::-1]  # the last of equal overlaps first, as in COCO
         for _, box in sorted((row for row in rows if row[0] >= threshold), key=lambda row: -row[0]):
             overlaps = [float(box_iou(corners(box), corners(other))) for other in free]
             if overlaps and max(overlaps) > 0.5:

@@ -1,4 +1,4 @@
-"""The metric against hand-worked cases, an obvious reference, and its own invariants."""
+"""The metric against hand-worked cases, a simple reference implementation, and its invariants."""
 
 import numpy as np
 import pandas as pd
@@ -62,8 +62,10 @@ def test_iou_equal_to_a_threshold_is_no_match(k):
 
 
 def random_image(name, rng):
-    """Truth and predictions of one image: on a coarse grid, so that equal boxes, equal overlaps, equal confidences
-    and overlaps of exactly a threshold are frequent; a third of the predictions is a truth box cut to k/20 of it."""
+    """Truth and predictions of one image, on a coarse grid, so that ties and an IoU equal to a threshold are frequent.
+
+    A third of the predictions are a true box with its height cut to k/20.
+    """
     truth = [(name, *rng.integers(0, 40, 2), *rng.integers(1, 5, 2) * 20) for _ in range(rng.integers(0, 5))]
     predictions = []
     for _ in range(rng.integers(0, 6)):
@@ -76,7 +78,7 @@ def random_image(name, rng):
 
 
 def test_ten_thousand_random_images_score_as_defined():
-    """All in one table, image by image, threshold by threshold."""
+    """All in one table, checked for each image and threshold."""
     rng = np.random.default_rng(0)
     cases = {f"i{k:05d}": random_image(f"i{k:05d}", rng) for k in range(10_000)}
     truth = truth_table([row for rows, _ in cases.values() for row in rows])
@@ -112,7 +114,7 @@ def test_no_image_counts():
     assert np.isnan(mean_average_precision(truth_table([]), prediction_table([])))
 
 
-def test_missing_number_is_refused():
+def test_a_missing_number_is_refused():
     with pytest.raises(ValueError, match="empty field"):
         mean_average_precision(truth_table([]), prediction_table([("a", 0.5, 0, 0, np.nan, 3)]))
 
@@ -135,7 +137,7 @@ def slow_iou(a, b):
     return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
 
 
-# small whole numbers make equal boxes, equal confidences and IoUs on a threshold frequent
+# with small whole numbers, ties and IoUs equal to a threshold are frequent
 BOX = st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(1, 8), st.integers(1, 8))
 IMAGE = st.sampled_from("abcd")
 TRUTH = st.lists(st.tuples(IMAGE, BOX).map(lambda v: (v[0], *v[1])), max_size=10)
@@ -145,7 +147,7 @@ PREDICTIONS = st.lists(st.tuples(IMAGE, CONFIDENCE, BOX).map(lambda v: (v[0], v[
 
 @settings(max_examples=200)
 @given(TRUTH, PREDICTIONS)
-def test_equals_the_definition(truth, predictions):
+def test_the_metric_equals_its_definition(truth, predictions):
     fast = mean_average_precision(truth_table(truth), prediction_table(predictions))
     assert fast == pytest.approx(slow_map(truth, predictions), abs=1e-12, nan_ok=True)
 
@@ -170,7 +172,7 @@ def test_order_of_truth_rows_and_of_images_does_not_matter(truth, predictions, r
     random.shuffle(truth)
     predictions = sorted(predictions, key=lambda row: row[0], reverse=True)
     after = mean_average_precision(truth_table(truth), prediction_table(predictions))
-    # of two truth boxes that a prediction overlaps equally, the first in the file is taken: only then may it differ
+    # if a prediction overlaps two true boxes equally, the first in the file is matched; only then may scores differ
     overlaps = [[slow_iou(p[2:], t[1:]) for t in truth if t[0] == p[0]] for p in predictions]
     if all(len(set(values)) == len(values) for values in overlaps):
         assert after == pytest.approx(before, abs=1e-12, nan_ok=True)
@@ -187,14 +189,14 @@ def test_sweep_finds_the_best_threshold():
 
 
 def test_single_box_ceiling():
-    """Perfect largest boxes and nothing else: 1/1 of single-box images, 1/2 of those with two."""
+    """A perfect largest box and no other scores 1 on images with one box, and 1/2 on images with two."""
     truth = truth_table([("a", 0, 0, 10, 10), ("b", 0, 0, 10, 10), ("b", 50, 0, 5, 5)])
     predictions = prediction_table([("a", 1, 0, 0, 10, 10), ("b", 1, 0, 0, 10, 10)])
     assert image_scores(truth, predictions).mean(axis=1).to_dict() == {"a": 1.0, "b": 0.5}
 
 
 def test_bootstrap_resamples_people():
-    """Twenty images of one person are one observation: the interval must be as wide as for the people alone."""
+    """Twenty images of one person are one observation: the interval must be as wide as with one image per person."""
     people = pd.Series([f"p{k}" for k in range(20)], index=[f"i{k}" for k in range(20)])
     scores = pd.Series(np.tile([0.0, 1.0], 10), index=people.index)
     low, high = interval(scores, people, 500, seed=1)
@@ -206,7 +208,7 @@ def test_bootstrap_resamples_people():
 
 
 def slow_intervals(first, second, people, n_resamples, seed):
-    """People drawn one resample at a time; the same generator, so the same draws."""
+    """Draw people one resample at a time, with the same generator and so the same draws."""
     names = sorted(people.unique())
     table = np.array(
         [
@@ -232,7 +234,7 @@ def test_intervals_equal_drawing_people_one_resample_at_a_time():
     assert limits == pytest.approx(paired)
 
 
-def test_one_person_has_an_interval_of_no_width():
+def test_one_person_has_an_interval_of_zero_width():
     scores, people = pd.Series({"a": 0.2, "b": 0.6}), pd.Series({"a": "p", "b": "p"})
     assert interval(scores, people, 100, seed=1) == pytest.approx((0.4, 0.4))
     assert paired_interval(scores, scores, people, 100, seed=1) == (0.0, 0.0, 0.0)

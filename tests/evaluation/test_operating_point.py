@@ -84,7 +84,7 @@ def test_curves_without_smoothing_are_the_metric(seed, level):
         assert surface.scores[0, row, k] == pytest.approx(mean_average_precision(images.truth, kept))
 
 
-def test_weights_for_another_prior_are_those_of_a_set_with_it():
+def test_weighting_for_another_prior_equals_a_set_with_that_prior():
     """A set with each positive three times has the curve that mean_score computes for its prior."""
     images = simulate(300, 0.2)
     copies = [images]
@@ -130,10 +130,10 @@ def test_test_like_images_are_the_last_by_first_appearance():
     tables = (table.assign(patientId=table["patientId"].map(names)) for table in images[:2])
     every = Images(*tables, pd.Series(ids, index=ids))
     every = every._replace(truth=every.predictions[every.predictions["patientId"].isin(["nan", "a"])])
-    labelled = pd.Index(pd.Series([*ids, "a", "00012"]).unique())  # a second box of an early image moves nothing
-    found, said = calibration_images(every, "test_like", labelled)
+    labelled = pd.Index(pd.Series([*ids, "a", "00012"]).unique())  # a second box does not change the order
+    found, message = calibration_images(every, "test_like", labelled)
     assert sorted(found.predictions["patientId"]) == ["1e5", "nan"]
-    assert said == "the last 2 images of stage_2_train_labels.csv"
+    assert message == "the last 2 images of stage_2_train_labels.csv"
     assert calibration_images(every, "auto", labelled)[0] is every, "not the challenge's own labels"
 
 
@@ -202,7 +202,7 @@ def test_ids_that_cannot_be_used_are_named(root, tmp_path, lines, message):
 
 
 @pytest.mark.parametrize("word", ["calibrate=nowhere.csv", "box_scale=big", "box_scale=3", "prior=2", "prior=some"])
-def test_settings_that_make_no_sense_are_refused(word):
+def test_invalid_settings_are_refused(word):
     with pytest.raises(UserError, match=word.split("=")[0]):
         parse([word])
 

@@ -32,7 +32,7 @@ def truth_of(*rows):
 
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.5, 0.5001, 0.9, np.nan]), min_size=1, max_size=20), st.floats(0, 1))
-def test_share_is_met_as_nearly_as_ties_allow(confidences, share):
+def test_the_share_is_as_close_as_ties_allow(confidences, share):
     table = predictions(*((f"i{k}", value, 0, 0, 1, 1) for k, value in enumerate(confidences)))
     threshold = threshold_of_share(table, share)
     filled = table["confidence"].fillna(0.0)

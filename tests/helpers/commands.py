@@ -1,8 +1,8 @@
-"""Commands as a user starts them, without paying for the imports each time.
+"""Run commands as a user does, without repeating the imports each time.
 
-Importing PyTorch and the rest takes a command longer than its work on a tiny competition. So one process imports
-them once and forks for each command, which is still a process of its own that runs the script as __main__. What
-imports cost, and what happens during them, is tested with a Python started anew: test_startup.py, test_faults.py.
+Importing PyTorch and other packages takes longer than a command's work on a tiny competition. So one process imports
+them once and forks for each command, which is still a separate process that runs the script as __main__. What happens
+during imports is tested with a new Python process in test_startup.py and test_faults.py.
 """
 
 import atexit
@@ -36,22 +36,22 @@ def run_command(name, *words):
 
 @functools.cache
 def start_server():
-    """The process that forks; it ends with this one, whose end closes its input."""
+    """Start the process that forks; it ends when this process ends, which closes its input."""
     words = [sys.executable, __file__]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def import_all():
-    sys.path[0] = str(SRC)  # as Python does for a script there
+    sys.path[0] = str(SRC)  # as Python does for a script in that folder
     rsna = import_module("rsna")
     for module in pkgutil.walk_packages(rsna.__path__, "rsna."):
         import_module(module.name)
-    # a child that collects garbage would have to copy all memory that it looks at
+    # garbage collection in a child would copy all the memory that it visits
     gc.freeze()
 
 
 def serve():
-    """Fork for each request and answer with its exit status; returns the request in the child, None at the end."""
+    """Fork for each request and answer with the exit status; returns the request in the child, None at the end."""
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -62,7 +62,7 @@ def serve():
 
 
 def run_script():
-    """Run sys.argv as Python does, to the exit status."""
+    """Run sys.argv as Python does; returns the exit status."""
     status = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -78,7 +78,7 @@ def run_script():
 
 
 def fork_folds():
-    """Fork the processes of folds as well, which a command spawns: they would import everything again."""
+    """Also fork the processes of folds, which a command would spawn, so that they need not import everything again."""
     spawned_or = multiprocessing.get_context
     multiprocessing.get_context = lambda method=None: spawned_or("fork" if method == "spawn" else method)
 
@@ -98,5 +98,5 @@ if __name__ == "__main__":
         sys.stdin = open(os.devnull)  # noqa: SIM115
         sys.argv = request["argv"]
         sys.orig_argv = [sys.executable, *sys.argv]
-        # tidying up after all those imports at the end would cost as much as they do
+        # cleaning up after the imports would take as long as the imports
         os._exit(run_script())

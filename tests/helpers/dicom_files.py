@@ -1,4 +1,4 @@
-"""Writes the DICOM files that the tests read: any pixels, any header, any transfer syntax."""
+"""Write DICOM files for tests, with any pixels, header and transfer syntax."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from pydicom import uid
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-# written by GDCM from an uncompressed file; the name is the one of gdcm.TransferSyntax
+# written by GDCM from an uncompressed file; the names are those of gdcm.TransferSyntax
 GDCM_SYNTAXES = {
     uid.JPEGLossless: "JPEGLosslessProcess14",
     uid.JPEGLosslessSV1: "JPEGLosslessProcess14_1",
@@ -42,7 +42,7 @@ def jpeg(image: NDArray[np.uint8], **options: Any) -> bytes:
 def write_dicom(
     path: Path, pixels: NDArray[Any], syntax: str = uid.ExplicitVRLittleEndian, frame: bytes = b"", **tags: Any
 ) -> Path:
-    """Write `pixels` (rows, cols[, 3]) with a header that fits them; `frame` is written in their place if given.
+    """Write `pixels` (rows, cols[, 3]) with a matching header; `frame`, if given, is written instead of them.
 
     JPEG Baseline is encoded by Pillow, other compressed syntaxes by GDCM.
     """
@@ -69,7 +69,7 @@ def write_dicom(
     order = ">" if big else "<"
     dataset.PixelData = encapsulate([frame]) if frame else pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     dataset["PixelData"].VR = "OB" if bits == 8 or frame else "OW"
-    # an element has an even number of bytes
+    # DICOM elements must have an even number of bytes
     if not frame and len(dataset.PixelData) % 2:
         dataset.PixelData += b"\0"
     dataset.save_as(path, enforce_file_format=True)

@@ -1,4 +1,4 @@
-"""A run that every command has finished, in a second: the network is made up, what follows its predictions is real."""
+"""Make a run that every command has finished, in a second: predictions are made up, the steps after them are real."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def settings(root, *more):
 
 
 def make_workspace(root):
-    """A workspace in which all optional inputs are there."""
+    """A workspace with all optional inputs."""
     folds, labels = make_competition(root)
     source, index = root / "input", root / "working/png_64/index.csv"
     folds["patientId"].to_csv(root / "calibrate.txt", index=False, header=False)
@@ -61,7 +61,7 @@ def make_workspace(root):
 
 
 def make_source(folder, split, name):
-    """A file in place of a DICOM: what was cached of it is made up."""
+    """A file in place of a DICOM, whose cached image is made up."""
     path = folder / f"stage_2_{split}_images" / f"{name}.dcm"
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"{split} {name}")
@@ -95,7 +95,7 @@ def make_tables(cfg, fold, labels, test):
 
 
 def copy_workspace(source, target):
-    """A copy of linked files: commands replace files and never write into them."""
+    """A copy made of hard links, since commands replace files and never write into them."""
     shutil.copytree(source, target, copy_function=os.link, ignore=shutil.ignore_patterns(".lock"))
 
 
@@ -105,7 +105,7 @@ def run_main(name, cfg):
 
 
 def without_networks(monkeypatch):
-    """Training and prediction as far as files go: folds in this process, and a network that repeats its tables."""
+    """Replace training and prediction: folds run in this process, and the network repeats existing tables."""
 
     def repeat(cfg, model, ids, split, title):
         folder, name = cfg.fold_dir(int(title.split()[1])), title.split()[2]

@@ -1,4 +1,4 @@
-"""A small Kaggle: its folders, an image that lacks some packages, no network, and a server for the real client."""
+"""An imitation of Kaggle: its folders, a Python without some packages, no network, a server for the real client."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rsna.kaggle.bundle import PACKAGES
 
 SKIPPED = {"INSTALLER", "REQUESTED", "direct_url.json"}
 
-# runs a notebook and writes it back with what it showed; TCP between client and kernel takes a loopback interface
+# runs a notebook and writes it back with its output; client and kernel need a loopback interface for TCP
 EXECUTE = """
 import fcntl, os, socket, struct, sys
 import nbformat
@@ -44,7 +44,7 @@ def own_files(name):
 
 
 def make_wheels(folder):
-    """The installed packages of the bundle as wheels again: the tests have no internet."""
+    """Make wheels of the bundle from installed packages, since the tests have no internet."""
     folder.mkdir()
     for name in PACKAGES:
         found, paths = own_files(name)
@@ -57,7 +57,7 @@ def make_wheels(folder):
 
 
 def make_image(folder):
-    """A Python that has all packages of this one but those that Kaggle's image may lack; returns its path."""
+    """Make a Python with this one's packages, except for those that Kaggle's image may lack; returns its path."""
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "python")
     hidden = {path.parts[0] for name in PACKAGES for path in own_files(name)[1]}
     (folder / "packages").mkdir()
@@ -72,7 +72,7 @@ def make_image(folder):
 
 
 def can_isolate():
-    """Whether this system lets a user have a network and mounts of his own."""
+    """Whether this system allows users network and mount namespaces."""
     command = ["unshare", "--user", "--map-root-user", "--net", "--mount", "true"]
     return (
         shutil.which("unshare") is not None
@@ -81,7 +81,7 @@ def can_isolate():
 
 
 def run_notebook(notebook, world, python):
-    """Run a notebook in Kaggle's folders below `world`, its input read-only and without a network if that can be had.
+    """Run a notebook in Kaggle's folders below `world`, with read-only input and without a network if possible.
 
     The notebook's file then holds what it showed. Returns the finished process.
     """
@@ -90,7 +90,7 @@ def run_notebook(notebook, world, python):
         mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
         unshare = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c", mount, str(world / "input")]
         command = unshare + command
-    # short names: the kernel's connection file lies there
+    # short names, because the kernel's connection file is in this folder
     with tempfile.TemporaryDirectory() as home:
         environment = {
             "PATH": f"{python.parent}:{os.environ['PATH']}",
@@ -103,14 +103,14 @@ def run_notebook(notebook, world, python):
 
 
 def shown(notebook):
-    """All text that the cells of a finished notebook printed, and how many images they show."""
+    """The text that the cells of a finished notebook printed, and the number of images they show."""
     outputs = [output for cell in json.loads(notebook.read_text())["cells"] for output in cell.get("outputs", [])]
     text = "".join("".join(output.get("text", "")) for output in outputs)
     return text, sum("image/png" in output.get("data", {}) for output in outputs)
 
 
 class KaggleServer:
-    """Answers the real client as Kaggle does, as far as uploads, kernels and submissions go.
+    """Answers the real client like Kaggle, for uploads, kernels and submissions.
 
     The client reaches it as a proxy of http://localhost, see `environment`. on_run is called with the notebook's text
     when a kernel is asked for its status, and returns the bytes of its submission.csv.
@@ -153,7 +153,7 @@ class KaggleServer:
                 try:
                     answer = getattr(owner, method)(request)
                 except (AttributeError, LookupError, AssertionError) as error:
-                    # the client would retry for minutes without an answer
+                    # without an answer the client would retry for minutes
                     answer = ({"code": 400, "message": repr(error)}, 400)
                 self.answer(*answer)
 
@@ -172,7 +172,7 @@ class KaggleServer:
         self.http.server_close()
 
     def environment(self, home):
-        """What the client needs to come here, with a token that nobody must print."""
+        """The environment that makes the client connect here, with a token that must never be printed."""
         return {
             "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
             "http_proxy": f"http://127.0.0.1:{self.http.server_port}",

@@ -1,4 +1,4 @@
-"""A finished run written to disk without training: what report and compare read, at any size, in a second."""
+"""Write a finished run without training: the files that report and compare read, of any size, in a second."""
 
 import os
 from dataclasses import replace
@@ -13,7 +13,7 @@ from rsna.data.cache import INDEX_COLUMNS
 from rsna.data.competition import CLASSES, CLASSES_CSV, LABELS_CSV
 from rsna.evaluation.scores import evaluate_run
 
-SIDE = 1024  # px of the originals
+SIDE = 1024  # side of the original images, px
 HISTORY = ("epoch", "phase", "lr", "train_loss", "valid_loss", "accuracy", "L1", "L1_post", "AUC", "IoU", "mAP")
 
 
@@ -48,7 +48,7 @@ def make_images(n, seed=0, people=0.6):
 
 
 def make_predictions(labels, seed=0, skill=0.75):
-    """One box for each image, near the truth where there is some, and more confident there."""
+    """One box per image; on positive images it is near a true box and more confident."""
     rng = np.random.default_rng(seed)
     first = labels.drop_duplicates("patientId").reset_index(drop=True)
     positive = first["Target"].to_numpy() == 1
@@ -74,7 +74,7 @@ def make_competition(root, n=60, seed=0, side=64, edit=lambda folds: folds):
     labels.to_csv(root / "input" / LABELS_CSV, index=False)
     folds[["patientId", "class"]].to_csv(root / "input" / CLASSES_CSV, index=False)
     folds.to_csv(root / "folds/folds.csv", index=False)
-    # one file under many names; noise compresses worst
+    # one file under many names, of noise, which compresses worst
     image = np.random.default_rng(seed).integers(0, 256, (side, side)).astype(np.uint8)
     first = root / f"working/png_{side}/image.png"
     cv2.imwrite(str(first), image)

@@ -1,4 +1,4 @@
-"""The commands on a small synthetic competition, and copies of a workspace in which they ran."""
+"""Run commands on a small synthetic competition, and copy a workspace in which they ran."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def refused(name, root, *words):
 
 
 def copy_of(world, tmp_path):
-    """A copy to change. Checkpoints, most of its bytes, are linked: commands replace them and never write into them."""
+    """A copy that may be changed. Checkpoints, its largest files, are linked: commands replace files."""
     root = tmp_path / "copy"
     shutil.copytree(world[0], root, copy_function=link_checkpoint)
     return root

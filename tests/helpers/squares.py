@@ -1,4 +1,4 @@
-"""A competition of bright squares on dark images, and a model that finds them without training."""
+"""A competition with bright squares on dark images, and a model that finds them without training."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from torch import nn
 from rsna.data.competition import LABEL_COLUMNS, LABELS_CSV, SAMPLE_CSV, TEST_IMAGES, TRAIN_IMAGES
 
 DARK, BRIGHT = 20, 220
-# rows, cols; square x, y, width, height. On multiples of the cached pixel at size 64; none leaves the view at scale 1.1
+# rows, cols; square x, y, width, height. Multiples of a cached pixel at size 64; inside the view at scale 1.1
 SQUARES = {
     "a": ((1024, 1024), (128, 256, 320, 224)),
     "b": ((1024, 1024), (640, 96, 256, 512)),
@@ -21,7 +21,7 @@ SQUARES = {
 
 
 class BrightSquare(nn.Module):
-    """The edges follow from the light in the middle row and column, finer than a pixel; dark images have none."""
+    """Finds the edges from the brightness of the middle row and column, to subpixels; none in dark images."""
 
     def forward(self, images):
         return (images[:, 0].float() - DARK).clamp(min=0) / (BRIGHT - DARK)
@@ -42,7 +42,7 @@ class BrightSquare(nn.Module):
 
 
 def image_of(shape, square=None):
-    """(rows, cols) uint8: dark with one darker corner, so that it is of more than one grey; the square bright."""
+    """uint8 (rows, cols): a bright square on a dark image with a darker corner, so that there are several greys."""
     image = np.full(shape, DARK, np.uint8)
     image[: shape[0] // 4, : shape[1] // 4] = DARK // 2
     if square:
@@ -52,7 +52,7 @@ def image_of(shape, square=None):
 
 
 def make_competition(root):
-    """Each square once to train on and once to test on, and a dark image for each."""
+    """Each square in a training and in a test image, and as many dark images."""
     rows, ids = [], []
     for split in (TRAIN_IMAGES, TEST_IMAGES):
         (root / "input" / split).mkdir(parents=True)
@@ -68,7 +68,7 @@ def make_competition(root):
 
 
 def cached(cfg):
-    """The same config, once folds and the cache of its size are made."""
+    """The same config, after making the folds and the cache of its size."""
     for name, output in (("make_folds", cfg.folds_csv), ("cache_images", cfg.cache_dir / "index.csv")):
         if not output.is_file():
             done = run_command(name, f"root={cfg.root}", f"size={cfg.size}", "n_folds=2")

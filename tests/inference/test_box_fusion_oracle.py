@@ -59,7 +59,7 @@ def test_equals_the_package_on_a_thousand_random_images(iou, weighted):
         ours, scores, _ = fuse_boxes(votes, weights, FusionSettings(wbf_iou=iou, missing_weight=0))
         theirs, their_scores = fuse_with_package(boxes, confidence, model, weights, iou)
         assert len(ours) == len(theirs)
-        # both by falling confidence; equal ones by place
+        # both by decreasing confidence, ties by position
         order = np.lexsort([*ours.T.round(4), -scores.round(6)])
         other = np.lexsort([*theirs.T.round(4), -their_scores.round(6)])
         np.testing.assert_allclose(scores[order], their_scores[other], atol=1e-6)

@@ -1,7 +1,7 @@
-"""A network that returns the image's bright square, through the real commands: the square must come out again.
+"""The real commands with a network that returns an image's bright square: the square must be predicted exactly.
 
-Whatever the cache's size and the test-time views, and for images that are not square: a view undone wrongly, half
-a pixel lost at the border or an average of two places would show here as a box beside its square.
+For all cache sizes and test-time views, and for images that are not square: a view mapped back wrongly, half a pixel
+lost at the border, or an average of two places would give a box beside its square.
 """
 
 import numpy as np
@@ -29,12 +29,12 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def bright_network(monkeypatch):
-    """Stands where the trained network stands; all else is as it is."""
+    """Replace the trained network; everything else is real."""
     monkeypatch.setattr(predictor, "load_model", lambda *_: BrightSquare())
 
 
 def assert_squares(table, limit):
-    """limit: in pixels of the original, of each name."""
+    """limit: the tolerance for each image, in pixels of the original."""
     boxes = table[table["confidence"] > 0.5].set_index("patientId")
     assert sorted(boxes.index) == sorted(SQUARES), "one box each, none where it is dark"
     for name, (_, square) in SQUARES.items():
@@ -43,7 +43,7 @@ def assert_squares(table, limit):
 
 
 VIEWS = ["tta=plain", "tta=plain,hflip", "tta=plain,hflip tta_scales=1.0,0.9,1.1"]
-# the coarsest with each kind of view, and the usual size with all of them
+# the smallest size with each kind of view, and a usual size with all of them
 TELLING = {(64, VIEWS[0]), (64, VIEWS[1]), (64, VIEWS[2]), (512, VIEWS[2])}
 
 
@@ -55,17 +55,17 @@ TELLING = {(64, VIEWS[0]), (64, VIEWS[1]), (64, VIEWS[2]), (512, VIEWS[2])}
         for views in VIEWS
     ],
 )
-def test_the_square_comes_out_where_it_is(root, bright_network, size, views):
+def test_the_predicted_square_is_where_the_true_one_is(root, bright_network, size, views):
     words = [f"root={root}", f"size={size}", "n_folds=2", f"name=s{size}", "bootstrap=10", *views.split()]
     cfg = cached(parse(words))
     for fold in (0, 1):
         record(cfg, "train", fold)  # as if the network had been trained
     assert all(predictor.predict_fold(cfg, fold) for fold in (0, 1))
     assert fuse_run(cfg)
-    # of the same square by way of other views both may be current
+    # with other views of the same size, both may be current
     evaluate_run(cfg)
     write_submission(cfg)
-    # half a pixel of the original; grey levels that a scaled view interpolated tell an edge to a tenth of the cache's
+    # half a pixel of the original; in a scaled view, interpolated grey levels give an edge to 0.1 cached pixels
     coarse = 0.1 / size if "scales" in views else 0
     limit = {name: max(0.5, coarse * max(shape)) for name, (shape, _) in SQUARES.items()}
     for name in ("oof", "test"):
@@ -78,5 +78,5 @@ def test_the_square_comes_out_where_it_is(root, bright_network, size, views):
     assert list(views_of_test) == [transform.name for transform in parse_transforms(cfg.tta, cfg.tta_scales)]
     for table in views_of_test.values():
         assert_squares(table, limit)
-    # a second time all is current
+    # the second time everything is current
     assert not any([predictor.predict_fold(cfg, 0), fuse_run(cfg), evaluate_run(cfg), write_submission(cfg)])

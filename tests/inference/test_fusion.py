@@ -1,4 +1,4 @@
-"""Fusion by consensus: the traps that a blind mean falls into."""
+"""Box fusion, and the cases in which a plain mean would fail."""
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ def table_of(*rows):
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 5000])
-def test_images_fused_together_are_as_each_alone(monkeypatch, at_once):
+def test_fusing_images_together_equals_fusing_each_alone(monkeypatch, at_once):
     monkeypatch.setattr(box_fusion, "IMAGES_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     names = rng.permutation([f"i{k}" for k in range(40)])
@@ -42,13 +42,13 @@ def test_images_fused_together_are_as_each_alone(monkeypatch, at_once):
     pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), check_exact=True)
 
 
-def test_views_that_disagree_do_not_meet_between_the_lungs():
+def test_views_that_disagree_are_not_averaged_between_the_lungs():
     fused = fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("a", 0.6, *RIGHT))], rule(1))
     assert fused[["x", "y", "width", "height"]].iloc[0].tolist() == pytest.approx(LEFT)
     assert fused["confidence"].iloc[0] == pytest.approx((0.8 + 0.75 * 0.6) / 2)
 
 
-def test_disagreement_costs_all_at_missing_weight_0_and_nothing_at_1():
+def test_disagreement_lowers_the_confidence_at_missing_weight_0_but_not_at_1():
     tables = [table_of(("a", 0.8, *LEFT)), table_of(("a", 0.6, *RIGHT))]
     confidences = [
         fuse_tables(tables, FusionSettings(missing_weight=weight))["confidence"].iloc[0] for weight in (0.0, 1.0)
@@ -63,7 +63,7 @@ def test_views_that_agree_are_averaged_by_confidence():
     assert fused["confidence"].iloc[0] == pytest.approx(0.6)
 
 
-def test_most_confidence_in_sum_wins_over_the_single_most_confident():
+def test_the_highest_total_confidence_beats_the_single_most_confident_box():
     tables = [table_of(("a", 0.5, *LEFT)), table_of(("a", 0.6, *RIGHT)), table_of(("a", 0.4, *LEFT))]
     fused = fuse_tables(tables, rule(1))
     assert fused["x"].iloc[0] == pytest.approx(100)
@@ -84,7 +84,7 @@ def test_two_boxes_of_one_model_count_once():
     assert fused["confidence"].tolist() == pytest.approx([0.4])
 
 
-def test_more_boxes_on_demand():
+def test_max_boxes_allows_several_boxes():
     fused = fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("a", 0.6, *RIGHT))], rule(2))
     assert fused["confidence"].tolist() == pytest.approx([0.625, (0.6 + 0.75 * 0.8) / 2])
 
@@ -107,7 +107,7 @@ def test_order_of_images_is_kept():
         max_size=12,
     )
 )
-def test_fused_boxes_lie_within_what_was_given(rows):
+def test_fused_boxes_lie_within_the_input_boxes(rows):
     model_of = np.array([row[0] for row in rows])
     confidence = np.array([row[1] for row in rows])
     boxes = np.array([[x, y, x + side, y + side] for _, _, x, y, side in rows])
@@ -134,7 +134,7 @@ def test_only_the_ratio_of_weights_counts(factor):
     pd.testing.assert_frame_equal(fuse_tables(tables, rule(2), [factor] * 3), fuse_tables(tables, rule(2)))
 
 
-def test_a_run_of_a_quarter_of_the_weight_moves_a_box_by_a_fifth():
+def test_a_run_with_weight_a_quarter_moves_a_box_by_a_fifth():
     shifted = [LEFT[0] + 10, *LEFT[1:]]
     fused = fuse_tables([table_of(("a", 0.8, *LEFT)), table_of(("a", 0.8, *shifted))], rule(1), [1, 0.25])
     assert fused["x"].iloc[0] == pytest.approx(LEFT[0] + 2)

@@ -1,4 +1,4 @@
-"""The gate: what class probabilities do to confidences, and how it is chosen out of fold."""
+"""The gate: how class probabilities change confidences, and how it is chosen out of fold."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ COLUMNS = ["patientId", "confidence", "x", "y", "width", "height"]
 
 
 def world(n=120, folds=3, seed=0, informative=True):
-    """Images of which every third has a box; confidences are noise, and p_opacity knows the truth or is noise too."""
+    """Images of which every third has a box; confidences are noise, and p_opacity is the truth or noise."""
     rng = np.random.default_rng(seed)
     ids = [f"p{k}" for k in range(n)]
     positive = np.arange(n) % 3 == 0
@@ -40,7 +40,7 @@ def test_a_gated_confidence_by_hand():
     assert np.isnan(gated[1])
 
 
-def test_without_a_gate_every_digit_stays():
+def test_without_a_gate_confidences_do_not_change():
     found, _, _ = world()
     assert parse_gate("none").apply(found.boxes, found.images) is found.boxes
 
@@ -52,7 +52,7 @@ def test_two_classes_have_no_beta():
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=2, max_size=6), st.floats(0.01, 1), st.sampled_from(GATES))
-def test_the_order_within_an_image_stays_and_confidences_stay_in_range(confidences, p, gate):
+def test_a_gate_keeps_the_order_within_an_image_and_the_range(confidences, p, gate):
     boxes = pd.DataFrame([("a", c, 0, 0, 1, 1) for c in confidences], columns=COLUMNS)
     images = pd.DataFrame({"p_opacity": [p], "p_not_normal": [1 - p]}, index=["a"])
     gated = gate.apply(boxes, images)["confidence"].to_numpy()
@@ -71,14 +71,14 @@ def test_a_gate_that_knows_the_truth_is_chosen_and_its_gain_is_cross_fitted():
     assert gain > 0.3
 
 
-def test_noise_gains_nothing_on_images_that_took_no_part_in_the_choice():
+def test_a_gate_of_noise_has_no_cross_fitted_gain():
     chosen = [choose_gate(*world(seed=seed, informative=False)) for seed in range(5)]
     assert np.mean([gain for _, gain in chosen]) < 0.02
     assert all(gate == Gate() for gate, gain in chosen if gain <= 0), "what does not carry over is not used"
     assert any(gain <= 0 for _, gain in chosen)
 
 
-def test_with_a_single_fold_there_is_no_gain_to_tell():
+def test_with_a_single_fold_there_is_no_gain():
     found, truth, fold_of = world()
     gate, gain = choose_gate(found, truth, fold_of * 0)
     assert gate.alpha < 1
@@ -89,11 +89,11 @@ def test_with_a_single_fold_there_is_no_gain_to_tell():
 
 
 @pytest.mark.parametrize("text", ["none", "auto", "0.5,0.1", ".5,0", "1,0", "1.0,1"])
-def test_settings_that_mean_something(text):
+def test_valid_settings_of_gate(text):
     assert parse([f"gate={text}"]).gate == text
 
 
 @pytest.mark.parametrize("text", ["0,0", "2,0", "0.5", "-1,0", "0.5,2", "yes", ""])
-def test_settings_that_do_not(text):
+def test_invalid_settings_of_gate(text):
     with pytest.raises(UserError, match="gate="):
         parse([f"gate={text}"])

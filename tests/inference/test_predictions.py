@@ -21,7 +21,7 @@ from rsna.inference.tta import TtaTransform, parse_transforms
 
 
 class TwoBoxes(BrightSquare):
-    """The bright square, and with less confidence a box in a corner where nothing else is."""
+    """Predicts the bright square and, with less confidence, a box in an empty corner."""
 
     def decode(self, light):
         boxes, scores, probabilities = super().decode(light)
@@ -39,7 +39,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def config(world, tmp_path, monkeypatch):
-    """Configs of one workspace in which the model is there, and counts how often it is loaded."""
+    """Configs of a workspace with this model, which counts how often it is loaded."""
     root = tmp_path / "copy"
     shutil.copytree(world, root)
     loaded = []
@@ -70,7 +70,7 @@ def refuse(cfg, split):
     return index.loc[row, "patientId"]
 
 
-def test_each_view_is_written_as_it_is_and_a_refused_image_as_empty_rows(config, capsys):
+def test_each_view_is_written_unfused_and_a_refused_image_has_empty_rows(config, capsys):
     cfg = config("tta_scales=1.0,0.9")
     name = refuse(cfg, "test")
     assert name == "a"
@@ -92,7 +92,7 @@ def test_each_view_is_written_as_it_is_and_a_refused_image_as_empty_rows(config,
     assert counts == {"b": 2, "c": 1, "d": 1, "e": 2}
 
 
-def test_another_way_to_fuse_costs_no_forward_pass(config):
+def test_changing_the_fusion_needs_no_forward_pass(config):
     predict(config())
     assert fuse_run(config())
     assert not fuse_run(config())
@@ -109,7 +109,7 @@ def test_max_boxes_limits_what_is_fused_from_models_of_several_boxes(config):
         fuse_run(cfg)
         for table in ("oof", "oof_no_tta", "test"):
             boxes = read_predictions(cfg.run_dir / f"{table}.csv")
-            # the corners of the two views are on opposite sides, so that half of their confidence is left
+            # the corner boxes of the two views are on opposite sides, so each keeps half of its confidence
             assert boxes.groupby("patientId").size().max() == count
             assert boxes[boxes["confidence"] > 0.9]["patientId"].tolist() == [
                 n for n in boxes["patientId"].unique() if n in SQUARES
@@ -128,7 +128,7 @@ def test_box_scale_is_applied_once_by_the_submission(config):
     np.testing.assert_allclose(areas[1], areas[0] / 4)
 
 
-def test_only_test_keeps_the_validation_tables_and_vouches_for_all(config):
+def test_only_test_keeps_the_validation_tables_and_records_all(config):
     predict(config())
     cfg = config("only_test=true", "fold=0")
     before = read_json(manifest_path(cfg, "predict", 0))
@@ -154,7 +154,7 @@ def test_only_test_keeps_the_validation_tables_and_vouches_for_all(config):
         ([], "predict.json", r"predict\.json: no such file"),
     ],
 )
-def test_only_test_is_refused_where_nothing_vouches_for_the_validation_tables(config, words, edit, reason):
+def test_only_test_is_refused_without_current_validation_tables(config, words, edit, reason):
     predict(config())
     cfg = config("only_test=true", "fold=0", *words)
     if edit:
@@ -191,8 +191,8 @@ def test_names_of_views():
 
 
 @pytest.mark.parametrize("transform", parse_transforms("plain,hflip", "1.0,0.9,1.2"), ids=lambda t: t.name)
-def test_inverse_takes_boxes_back_to_the_image(transform):
-    """The corners of a bright box in the view, taken back, are those in the image; the flip is its own inverse."""
+def test_inverse_maps_boxes_back_to_the_image(transform):
+    """Corners of a bright box in the view are mapped back to those in the image; the flip is its own inverse."""
     image = torch.zeros(1, 1, 120, 120, dtype=torch.uint8)
     image[..., 36:72, 24:60] = 255
     rows, cols = (torch.nonzero(transform.forward(image)[0, 0].amax(dim=d) > 127)[:, 0] for d in (1, 0))

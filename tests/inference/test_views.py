@@ -1,4 +1,4 @@
-"""Test-time views: a box found in a view comes out where it is in the original image."""
+"""Test-time views: a box found in a view is mapped to the right place in the original image."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class BrightSquare(nn.Module):
-    """Stands in for a perfect network: returns the bounding box of the bright pixels."""
+    """In place of a perfect network: returns the bounding box of the bright pixels."""
 
     def forward(self, images):
         return {"images": images}
@@ -33,7 +33,7 @@ class BrightSquare(nn.Module):
 @pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize(("rows", "cols"), [(1024, 1024), (2048, 1536), (700, 1400)])
 def test_every_view_finds_the_same_box(tmp_path, size, rows, cols, precision):
-    """From an image to the table in original pixels: within half a pixel for flips, a cached one or two for zooms."""
+    """From an image to the table in original pixels: within half a pixel for flips, 1 or 2 cached pixels for zooms."""
     scale = size / max(rows, cols)
     pad = [(size - round(cols * scale)) // 2, (size - round(rows * scale)) // 2]
     image = np.zeros((size, size), np.uint8)
@@ -59,7 +59,7 @@ def test_every_view_finds_the_same_box(tmp_path, size, rows, cols, precision):
         assert found == pytest.approx(expected, abs=tolerance), view
 
 
-def test_box_outside_the_image_leaves_an_empty_row():
+def test_a_box_outside_the_image_gives_an_empty_row():
     samples = Samples(
         ["a", "b"],
         [],

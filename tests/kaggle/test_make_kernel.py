@@ -1,4 +1,4 @@
-"""The bundle for Kaggle: uploaded by the real client, unpacked as on Kaggle, its notebooks run without network."""
+"""The bundle for Kaggle: uploaded by the real client, unpacked as on Kaggle; its notebooks run without a network."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ COMMANDS = ["make_demo", "make_folds", "cache_images", "predict", "ensemble", "e
 SMALL = ["size=64", "n_folds=2", "epochs=1", "batch_size=8", "encoder=mobilenet_v2", "weights=none", "bootstrap=20"]
 SMALL += ["demo_train=20", "demo_test=6", "name=tiny.Run"]
 MEMBERS = ["preset=demo,best", "members=detector,classifier", "name=pair", "encoder=resnet18"]
-# a process for each command and fold would spend most of its time on imports
+# with a process for each command and fold, most of the time would go into imports
 IN_ONE_PROCESS = """
 import importlib, sys
 from rsna.core.command_line import parse
@@ -61,7 +61,7 @@ for command in sys.argv[1].split(","):
     ],
 )
 def test_names_become_addresses(run, slug):
-    """A name that Kaggle cannot have is changed, but never into the address of another run."""
+    """A name that Kaggle does not allow is changed, but never into the address of another run."""
     digest = hashlib.sha256(run.encode()).hexdigest()[:4]
     assert address_of(run) == "rsna-pneumonia-" + (slug if slug == run else slug + digest)
     for suffix in ("", "-inference", "-training"):
@@ -96,7 +96,7 @@ def test_notebooks_are_complete_and_deterministic(make):
 
 
 def first_cell(kaggle, monkeypatch):
-    """What the notebook's first code cell finds."""
+    """The folders that the notebook's first code cell finds."""
     monkeypatch.setenv("KAGGLE_FOLDER", str(kaggle))
     found = {}
     exec(inference_notebook(Kernel("some-one", "r", []))["cells"][1]["source"], found)
@@ -139,7 +139,7 @@ def test_without_internet_the_error_names_wheels(tmp_path, monkeypatch):
 
 
 def test_every_requirement_is_in_kaggles_image_or_in_the_bundle():
-    """Whoever adds a package must provide it to a kernel without internet."""
+    """A new package must be available to a kernel without internet."""
     image = ["torch", "torchvision", "pillow", "opencv-python-headless", "scikit-learn", "pandas", "numpy", "tqdm"]
     image += ["matplotlib", "jinja2"]
     lines = [line.split("#")[0].strip() for line in (SOURCE.parent / "requirements.txt").read_text().splitlines()]
@@ -149,7 +149,7 @@ def test_every_requirement_is_in_kaggles_image_or_in_the_bundle():
     assert {name: needs[name] for name in shared} == {name: PACKAGES[name] for name in shared}
 
 
-def test_statuses():
+def test_statuses_are_parsed():
     assert status_in('u/k has status "KernelWorkerStatus.COMPLETE"\n') == "complete"
     assert status_in('u/k has status "error"\nFailure message: "x"') == "error"
     assert status_in("Warning: old client\nready") == "ready"
@@ -176,7 +176,7 @@ def test_polling_ends_with_a_final_status(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A trained run and one with members at home, wheels, and a Python as Kaggle has it."""
+    """A trained run and one with members, wheels, and a Python like Kaggle's."""
     folder = tmp_path_factory.mktemp("kernel")
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     for commands, words in ((COMMANDS, []), (COMMANDS[3:], MEMBERS)):
@@ -221,8 +221,8 @@ def contents(folder):
 
 @pytest.mark.parametrize(("name", "words"), [("tiny.Run", []), ("pair", MEMBERS)])
 def test_from_the_trained_run_to_the_submission(name, words, world, server, tmp_path, capsys):
-    """The real client uploads; what it uploaded runs in Kaggle's folders; its submission is the one made at home."""
-    # an image of its own, since the notebook installs packages into it
+    """The real client uploads; the uploaded notebook runs in Kaggle's folders; its submission equals the local one."""
+    # a separate image, since the notebook installs packages into it
     kaggle, python = tmp_path / "kaggle", make_image(tmp_path / "image")
     address, notebook = address_of(name), tmp_path / "inference.ipynb"
 
@@ -265,21 +265,21 @@ def test_from_the_trained_run_to_the_submission(name, words, world, server, tmp_
 
 
 def no_secrets(printed, places):
-    """The token is in nothing that was printed or written."""
+    """Check that the token was neither printed nor written."""
     assert "secret-of-someone" not in printed
     paths = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
     assert all(b"secret-of-someone" not in path.read_bytes() for path in paths if path.suffix not in (".pt", ".whl"))
 
 
 def test_errors_of_the_server_are_errors(server, tmp_path, capsys):
-    """The client ends with status 0 after many an error."""
+    """The client exits with status 0 after many errors."""
     dataset, kernel = tmp_path / "new/dataset", Kernel("some-one", "r", [])
     upload = commands_for("some-one", "r", tmp_path / "new", "inference")
     dataset.mkdir(parents=True)
     write_metadata(dataset, "some-one", "r", {})
     write_kernel(inference_notebook(kernel), tmp_path / "new/inference", kernel, "-inference")
     server.refuse["PUT"] = ({}, 400)
-    # newer clients print on the error stream what failed
+    # newer clients print errors to stderr
     with pytest.raises(UserError, match=r"datasets create failed: (Upload unsuccessful: bundle\.json|see above)"):
         upload_and_submit(upload)
     server.datasets.clear()
@@ -316,7 +316,7 @@ def test_a_missing_token_is_reported(server, tmp_path, monkeypatch, capsys):
 
 
 def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsys):
-    """Folds, cache, training from a file of weights, submission; a dataset that was left packed, the older places."""
+    """Folds, cache, training from a weights file, submission; with a packed dataset and the older input folders."""
     weights = world / "home/working/tiny.Run/fold0/best.pt"
     words = [
         "preset=demo,best",
@@ -351,7 +351,7 @@ def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsy
     submission = pd.read_csv(kaggle / "working/submission.csv")
     sample = pd.read_csv(world / "home/input/stage_2_sample_submission.csv")
     assert submission["patientId"].tolist() == sample["patientId"].tolist()
-    # what the notebook kept is a run that the commands at home continue from
+    # local commands can continue with the run that the notebook saved
     kept = kaggle / "working/run"
     home = config(world, *words[:4], f"root={kept}", f"input={world / 'home/input'}")
     bundle = plan_bundle(home)
@@ -361,7 +361,7 @@ def test_the_training_notebook_needs_the_competition_only(world, tmp_path, capsy
     }
 
 
-def test_an_incomplete_run_or_one_of_other_settings_has_no_kernel(world, tmp_path):
+def test_an_incomplete_run_or_other_settings_give_no_kernel(world, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(world / "home", home)
     words = [f"root={home}"]
@@ -394,7 +394,7 @@ def test_an_incomplete_run_or_one_of_other_settings_has_no_kernel(world, tmp_pat
 
 
 def test_settings_of_the_model_reach_the_kernel():
-    """Those that differ from the model's defaults or, where a preset sets them, from the preset."""
+    """The settings that differ from the model's defaults or, if a preset sets them, from the preset."""
     assert "dropout=0.25" in run_words(parse(["dropout=0.25"], settings_of))
     assert not [word for word in run_words(parse(["preset=fastai"], settings_of)) if "full_image" in word]
     changed = parse(["preset=fastai", "full_image_negatives=false"], settings_of)
@@ -402,7 +402,7 @@ def test_settings_of_the_model_reach_the_kernel():
 
 
 def test_settings_of_members_reach_the_kernel(monkeypatch):
-    """Also a word that repeats the default of the ensemble, but not that of a member."""
+    """Including a setting that equals the default of the ensemble but not that of a member."""
     monkeypatch.setitem(PRESETS, "detector", {**PRESETS["detector"], "size": "640"})
     for words in (["preset=best"], ["preset=best", "size=512", "seed=3"], ["members=detector,classifier", "name=x"]):
         cfg = parse(words, settings_of)
@@ -414,7 +414,7 @@ def test_settings_of_members_reach_the_kernel(monkeypatch):
 
 
 def test_folds_alone_are_not_a_trained_run(world, tmp_path, capsys):
-    """And a file of weights may have any name; a run any that a run may have. What else lies there stays."""
+    """Also: weights files may have any name, runs any valid name, and other files in the folder are kept."""
     (downloaded := tmp_path / "submission/kaggle/submission.csv").parent.mkdir(parents=True)
     downloaded.write_text("from Kaggle")
     weights = tmp_path / "it's my $weights.pth"
@@ -433,13 +433,13 @@ def test_folds_alone_are_not_a_trained_run(world, tmp_path, capsys):
 
 
 def printed_by(name, words):
-    """Run a command; returns its output, of an error what it printed."""
+    """Run a command; returns what it prints, or its error output if it fails."""
     done = run_command(name, *SMALL, *words)
     return done.stdout if done.returncode == 0 else done.stderr
 
 
 def test_only_the_test_images(world, tmp_path):
-    """At home only_test=true leaves training images and their tables alone, and the full commands notice."""
+    """Locally, only_test=true does not touch training images and their tables, and the full commands notice."""
     home = tmp_path / "home"
     shutil.copytree(world / "home", home)
     index, fold = home / "working/png_64/index.csv", home / "working/tiny.Run/fold0"

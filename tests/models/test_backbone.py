@@ -1,4 +1,4 @@
-"""Initial weights of the encoder: adapted to one channel, refused where they do not fit, never run as code."""
+"""Initial weights of the encoder: adapted to one channel, refused if they do not fit, never run as code."""
 
 import pytest
 import segmentation_models_pytorch as smp

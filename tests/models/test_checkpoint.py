@@ -1,4 +1,4 @@
-"""Checkpoints: refused where they come from other settings, never run as code, the same bytes for the same content."""
+"""Checkpoints: refused if made with other settings, never run as code, the same bytes for the same content."""
 
 import os
 
@@ -13,7 +13,7 @@ from rsna.models.checkpoint import load_checkpoint, save_checkpoint
 
 
 class Hostile:
-    """Its pickle makes a folder when it is read."""
+    """Its pickle creates a folder when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_an_earlier_version_names_the_command(tmp_path):
 
 
 def test_a_checkpoint_has_the_same_bytes_whether_its_run_was_stopped_or_not(tmp_path):
-    """Rows that come from a file share no strings and tuples with those of this process."""
+    """Rows read from a file share no strings and tuples with those of this process."""
     rows = [{"epoch": epoch, "phase": "".join(["a", "ll"])} for epoch in (1, 2)]
     groups = [{"betas": (0.9, 0.99), "phase": "all"}] * 2
     cfg = config(tmp_path)

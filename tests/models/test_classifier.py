@@ -15,7 +15,7 @@ def model():
     return build_model(parse(WORDS, settings_of)).eval()
 
 
-def test_it_offers_no_boxes_and_probabilities(model):
+def test_it_returns_no_boxes_and_class_probabilities(model):
     boxes, scores, classes = model.decode(model(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)))
     assert (boxes.shape, scores.shape, classes.shape) == ((2, 0, 4), (2, 0), (2, 3))
     assert torch.allclose(classes.sum(1), torch.ones(2))
@@ -29,7 +29,7 @@ def test_its_loss_is_the_cross_entropy_by_hand(model):
     assert losses["class"] == losses["loss"]
 
 
-def test_untrained_it_answers_with_the_class_rates(model):
+def test_untrained_it_predicts_the_class_rates(model):
     rates = torch.tensor([0.2, 0.5, 0.3])
     model.init_priors([], rates)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The detector: assignment, losses, NMS with voting, and that it learns several boxes per image."""
+"""The detector: assignment, losses, NMS with box voting; it learns several boxes per image."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_shapes(model):
     assert (boxes.shape, scores.shape, classes.shape) == ((2, MAX_BOXES, 4), (2, MAX_BOXES), (2, 3))
 
 
-def test_untrained_it_sees_hardly_any_boxes(model):
+def test_untrained_it_predicts_hardly_any_boxes(model):
     outputs = model.eval()(torch.zeros(1, 1, 64, 64, dtype=torch.uint8))
     assert outputs["objectness"].sigmoid().max() < 0.05
 
@@ -89,7 +89,7 @@ def test_images_without_a_box_give_a_finite_loss_and_train_the_objectness(model)
     assert losses["objectness"] > 0
 
 
-def test_padding_changes_no_loss(model):
+def test_padding_does_not_change_the_loss(model):
     images, targets = squares(4)
     model.eval()
     outputs = model(images)
@@ -129,7 +129,7 @@ def test_a_location_belongs_to_the_box_that_it_is_nearest_to_relative_to_its_siz
 
 
 def test_the_objectness_learns_how_well_the_box_fits(model):
-    """Of two equal objectness logits the loss pushes up the one whose box fits, and down the one whose box does not."""
+    """Of two equal objectness logits, the loss raises the one whose box fits and lowers the other."""
     targets = {
         "boxes": torch.tensor([[[0.5, 0.5, 0.4, 0.4]]]),
         "mask": torch.tensor([[True]]),
@@ -144,7 +144,7 @@ def test_the_objectness_learns_how_well_the_box_fits(model):
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.5))
 @settings(max_examples=50)
-def test_the_boxes_that_stay_are_those_of_torchvisions_nms(seed, iou):
+def test_the_kept_boxes_are_those_of_torchvisions_nms(seed, iou):
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 0.7, (1, 30, 2))
     boxes = torch.tensor(np.concatenate([low, low + rng.uniform(0.05, 0.3, (1, 30, 2))], axis=2))
@@ -164,7 +164,7 @@ def test_voting_moves_a_box_to_the_weighted_mean_of_those_that_overlap_it():
     assert (found[0, 2:] == 0).all()
 
 
-def test_a_width_that_the_normalisation_cannot_divide_is_one_line():
+def test_a_width_that_group_norm_cannot_divide_ends_in_one_line():
     cfg = parse([*WORDS[:-1], "fpn_channels=40"], settings_of)
     with pytest.raises(UserError, match="fpn_channels=40: must be a multiple of 16"):
         build_model(cfg)

@@ -1,4 +1,4 @@
-"""Where a network runs, in which precision, and what is said when memory ends."""
+"""Device and precision of a network, and the errors when memory runs out."""
 
 import errno
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def test_device_that_is_not_there():
+def test_a_device_that_does_not_exist():
     with pytest.raises(UserError, match="device=cuda:77"):
         pick_device("cuda:77")
 
@@ -30,7 +30,7 @@ def test_auto_takes_bfloat16_where_the_processor_has_instructions_for_it(monkeyp
     assert pick_precision("bfloat16", CPU) == BF16
 
 
-def test_auto_is_float32_where_pytorch_cannot_say(monkeypatch):
+def test_auto_is_float32_if_pytorch_cannot_tell(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert pick_precision("auto", CPU) == F32
 
@@ -48,7 +48,7 @@ def test_an_unknown_precision_lists_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (MemoryError(), "memory="),
         (
@@ -64,11 +64,11 @@ def test_an_unknown_precision_lists_the_known_ones():
         (RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly"), "workers="),
     ],
 )
-def test_lack_of_memory_names_the_setting(error, said):
-    with pytest.raises(UserError, match=said), explain_failures(parse([])):
+def test_lack_of_memory_names_the_setting(error, message):
+    with pytest.raises(UserError, match=message), explain_failures(parse([])):
         raise error
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_not_changed():
     with pytest.raises(RuntimeError, match="shapes"), explain_failures(parse([])):
         raise RuntimeError("shapes differ")

@@ -46,7 +46,7 @@ def outputs_with(boxes):
 
 
 def test_loss_by_hand():
-    """Truth of the first image: 16, 24 to 48, 40. The second has no box."""
+    """The true box of the first image is (16, 24, 48, 40) xyxy; the second image has none."""
     outputs = outputs_with([[16.0, 24.0, 48.0, 44.0], [0.0, 0.0, 64.0, 32.0]])
     entropy = float(cross_entropy(outputs["logits"], TARGETS["label"]))
     model = make().eval()
@@ -97,7 +97,7 @@ def test_a_batch_without_boxes_has_a_finite_loss():
     assert torch.isfinite(model.scale)
 
 
-def test_boxes_come_out_in_order_and_in_the_unit_square():
+def test_boxes_have_ordered_corners_in_the_unit_square():
     boxes, score, classes = make().decode(outputs_with([[48.0, 16.0, 16.0, 32.0], [0.0, 0.0, 64.0, 64.0]]))
     assert boxes[:, 0].tolist() == [[0.25, 0.25, 0.75, 0.5], [0.0, 0.0, 1.0, 1.0]]
     assert score[:, 0].tolist() == pytest.approx([0.881, 0.269], abs=1e-3)

@@ -1,4 +1,4 @@
-"""A new model is one file: a toy with two boxes per image, defined here alone, trains, predicts and submits."""
+"""A new model is one file: a toy model with two boxes per image, defined here, trains, predicts and submits."""
 
 import os
 from collections import Counter
@@ -28,19 +28,19 @@ from rsna.models.registry import build_model, register, settings_of
 from rsna.training.fold import train_fold
 
 WORDS = ["size=64", "n_folds=2", "encoder=resnet18", "weights=none", "epochs=1", "name=toy", "model=two_boxes"]
-SEEN = Counter()  # images by their number of boxes, as the loss met them
+SEEN = Counter()  # number of boxes -> number of images that the loss has seen
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of model=two_boxes alone."""
+    """The own settings of model=two_boxes."""
 
     channels: int = setting(8, "channels of the one convolution")
 
 
 @register("two_boxes", Settings)
 class TwoBoxes(DetectionModel):
-    """The two largest boxes and their scores from the mean of a small feature map."""
+    """Predicts the two largest boxes and their scores from the mean of a small feature map."""
 
     def __init__(self, encoder, size, num_classes, settings):
         super().__init__()
@@ -73,7 +73,7 @@ class TwoBoxes(DetectionModel):
 
 
 def add_test_images(root, n=6):
-    """Test images and a sample submission beside the training images of make_competition."""
+    """Add test images and a sample submission to the competition of make_competition."""
     cache = root / "working/png_64"
     index = pd.read_csv(cache / "index.csv")
     test = index.head(n).assign(split="test", patientId=[f"test-{k}" for k in range(n)])
@@ -107,7 +107,7 @@ def test_its_settings_are_its_own(cfg):
 
 
 def test_it_trains(trained):
-    """Its own parts of the loss stand in the history, and its checkpoint fits a new network."""
+    """The parts of its loss are in the history, and its checkpoint fits a new network."""
     assert SEEN[1] > 0
     assert SEEN[2] > 0, "both boxes of an image reach the model"
     for fold in trained.fold_list:
@@ -138,7 +138,7 @@ def test_a_trained_fold_is_current_and_resumes(trained, capsys):
 
 def test_it_predicts_and_submits_two_boxes_per_image(trained):
     """Nothing between the model and Kaggle's format assumes one box."""
-    # boxes are merged only where they are the same, so that both of an image come out
+    # only identical boxes are merged, so that both boxes of an image are kept
     cfg = replace(trained, max_boxes=2, wbf_iou=0.99, missing_weight=0.0, threshold="0.0001", bootstrap=10)
     for fold in cfg.fold_list:
         assert predict_fold(cfg, fold)

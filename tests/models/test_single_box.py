@@ -1,4 +1,4 @@
-"""The default model: shapes, what the loss pulls at, how it is initialised, and that it learns."""
+"""The default model: shapes, gradients of the loss, initialisation; it learns."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def targets(n=4):
 
 
 @pytest.mark.parametrize("size", [64, 96, 160])
-def test_map_follows_from_the_size(model, size):
+def test_the_map_has_stride_8(model, size):
     outputs = model.eval()(images(2, size))
     locations = (size // 8) ** 2
     assert outputs["logits"].shape == (2, 3)
@@ -52,7 +52,7 @@ def test_centres_run_along_rows():
     assert centres[-1].tolist() == [0.875, 0.75]
 
 
-def test_negatives_do_not_pull_at_the_box(model):
+def test_negatives_give_the_box_no_gradient(model):
     outputs = {key: value.detach().requires_grad_() for key, value in model.train()(images()).items()}
     model.loss(outputs, targets())["loss"].backward()
     per_image = outputs["boxes"].grad.abs().sum((1, 2))
@@ -78,7 +78,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
 
 
 def test_only_the_first_box_counts(model):
-    """The largest box of an image stands first; what else there is changes nothing."""
+    """The largest box of an image is first; further boxes change nothing."""
     outputs = model.eval()(images())
     more = torch.cat([targets()["boxes"], torch.full((4, 2, 4), 0.7)], dim=1)
     mask = torch.cat([targets()["mask"], torch.ones(4, 2, dtype=torch.bool)], dim=1)
@@ -123,7 +123,7 @@ def test_it_learns_two_images():
 
 @pytest.mark.parametrize("size", [96, 160, 640])
 def test_centres_keep_full_precision_in_a_mixed_network(size):
-    """8 bits hold neither 11.5 / 12 nor 79.5 / 80: centres must not take the network's precision."""
+    """bfloat16 cannot hold 11.5 / 12 or 79.5 / 80, so the centres must stay in float32."""
     torch.manual_seed(0)
     model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.0)).eval()
     noise = torch.randint(0, 256, (1, 1, size, size), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Files of a run with a field that is gone, retyped, empty or nested wrongly: every reader says so in one line."""
+"""Files of a run with a field that is missing, retyped, empty or nested wrongly: every reader says so in one line."""
 
 import json
 from pathlib import Path
@@ -29,14 +29,14 @@ def cfg(finished, tmp_path, monkeypatch):
 
 
 def places(form, path=()):
-    """The path of every field of a form, nested ones too."""
+    """The path of every field of a form, including nested ones."""
     for key, own in form.items() if isinstance(form, dict) else enumerate(form) if isinstance(form, list) else ():
         yield (*path, key)
         yield from places(own, (*path, key))
 
 
 def broken(content, path, value):
-    """A copy with another value at this path; value "gone": without the field."""
+    """A copy with another value at this path, or without the field if the value is "gone"."""
     copied = json.loads(json.dumps(content))
     inner = copied
     for key in path[:-1]:
@@ -54,15 +54,15 @@ def replace(path, text):
 
 
 def said_by(command, cfg):
-    """The message of a command, or nothing; anything but a UserError fails the test."""
+    """The message of a command's UserError, or ""; any other exception fails the test."""
     try:
         run_main(command, cfg)
     except UserError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
-    assert "\n" not in said
-    return said
+        message = ""
+    assert "\n" not in message
+    return message
 
 
 @hypothesis_settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -73,13 +73,13 @@ def test_broken_scores_are_refused_or_read_to_the_end(finished, tmp_path, path, 
     try:
         found = read_scores(tmp_path, "./run.sh evaluate")
     except UserError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
+        message = ""
         out_of_fold_rows(found)
         describe(Run(tmp_path, found, pd.DataFrame()))
         print_point({**found, "operating_point": {"intervals": None, **found["operating_point"]}})
-    assert not said or f"scores.json: '{path[0]}' is missing or makes no sense" in said
+    assert not message or f"scores.json: '{path[0]}' is missing or makes no sense" in message
 
 
 @pytest.mark.parametrize("path", [("mAP",), ("operating_point", "bins"), ("per_fold", 0, "fold"), ("interval", 1)])
@@ -94,7 +94,7 @@ def test_every_reader_of_broken_scores_names_the_file(cfg, path, capsys):
 TABLES = [(name, how) for name in ("threshold.csv", "surface.csv") for how in ("header only", "text")]
 
 
-# a history without rows is that of a fold whose first epoch is not over
+# a fold whose first epoch has not finished has a history without rows
 @pytest.mark.parametrize(("name", "how"), [*TABLES, ("fold0/history.csv", "text")])
 def test_a_report_of_broken_tables_names_the_file(cfg, name, how, capsys):
     table = pd.read_csv(cfg.run_dir / name)

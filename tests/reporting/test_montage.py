@@ -1,4 +1,4 @@
-"""Montages: every box of an image is drawn in its place, captions below, one row per kind of image."""
+"""Montages: every box is drawn in the right place, with captions below, one row per kind of image."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from rsna.reporting.montage import (
 )
 
 
-def test_all_boxes_are_drawn_where_they_are():
+def test_all_boxes_are_drawn_in_the_right_place():
     image = np.zeros((512, 512), np.uint8)
     boxes = np.array([[20, 40, 100, 200], [300, 300, 512, 512]], dtype=float)
     tile = draw_tile(image, [(boxes, BLUE), (boxes[:0], ORANGE)], "0.91 0.40", "best")
@@ -41,7 +41,7 @@ def test_a_name_as_long_as_a_uuid_has_a_line_of_its_own():
     assert not tile[:TILE].any()
 
 
-def test_rows_of_any_length_are_padded():
+def test_rows_of_different_lengths_are_padded():
     tile = draw_tile(np.full((64, 64), 255, np.uint8), [])
     montage = stack_rows([[tile] * 3, [tile]])
     assert montage.shape == (2 * (TILE + CAPTION), 3 * TILE + 2 * GAP, 3)

@@ -33,13 +33,13 @@ PHONE, DESK = (390, 844), (1280, 900)
 
 
 def report(words):
-    """What the command does."""
+    """Do what the command does."""
     return write_report(as_made(parse(words)))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run among others on 300 images, with headers and names that no page should repeat; the path of its report."""
+    """The report of a run on 300 images, among other runs; headers and names contain markup."""
     root = tmp_path_factory.mktemp("a report & <more>")
 
     def taint(folds):
@@ -112,7 +112,7 @@ def cost_rows(path):
 
 
 def test_nothing_from_headers_or_names_becomes_markup(made, outline):
-    """Only the page's own script; no tag and no attribute from a header, a name, a column or a setting."""
+    """The page has only its own script, and no tag or attribute from a header, a name, a column or a setting."""
     text = made.read_text()
     assert len(outline.all("script")) == 1
     assert not [tag for tag, attributes in outline.tags if any(name.startswith("on") for name in attributes)]
@@ -137,7 +137,7 @@ def test_nothing_is_fetched_and_scripts_are_bound_by_hash(made, outline):
     assert rule.startswith("default-src 'none'")
 
 
-def test_figures_have_words_and_tables_have_heads(outline):
+def test_figures_have_alternative_text_and_tables_have_headers(outline):
     figures = outline.all("figure")
     assert len(figures) == 14, "two of them are parts of the loss"
     roles = [attributes for attributes in outline.all("div") if attributes.get("role") == "img"]
@@ -211,8 +211,8 @@ def test_missing_or_old_scores_name_the_command(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["perfect", "unpredicted", "negative"])
-def test_runs_at_the_edge(tmp_path, kind):
-    """A perfect run, one without any box, and one that boxes negatives only."""
+def test_extreme_runs(tmp_path, kind):
+    """A perfect run, one without any box, and one with boxes on negatives only."""
     _, labels = make_competition(tmp_path, 40)
     table = make_predictions(labels)
     positive = table["patientId"].map(labels.drop_duplicates("patientId").set_index("patientId")["Target"]) == 1
@@ -233,7 +233,7 @@ def test_runs_at_the_edge(tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A run on as many images as the challenge has, all noise, which compresses worst."""
+    """A run on as many images as in the challenge, all of noise, which compresses worst."""
     root = tmp_path_factory.mktemp("large")
     _, labels = make_competition(root, 26_684, side=512)
     make_run(root, make_predictions(labels), "first", epochs=40, size=512)
@@ -272,7 +272,7 @@ def test_commands_on_the_page_are_those_of_the_run_whatever_is_set(tmp_path):
 
 
 def test_parts_of_the_loss_are_shown_whatever_their_names(tmp_path):
-    """Those that all folds recorded, by the names of their columns."""
+    """The parts that all folds recorded, by the names of their columns."""
     _, labels = make_competition(tmp_path, 40)
     cfg = make_run(tmp_path, make_predictions(labels), parts=("objectness", "offset"))
     history = cfg.fold_dir(1) / "history.csv"
@@ -284,7 +284,7 @@ def test_parts_of_the_loss_are_shown_whatever_their_names(tmp_path):
 
 
 def test_the_search_behind_the_settings_is_shown(tmp_path):
-    """In the report of the run that tune says how to train, and in no other."""
+    """Only in the report of the run that tune recommends to train."""
     _, labels = make_competition(tmp_path, 40)
     for name in ("lrs_best", "other"):
         make_run(tmp_path, make_predictions(labels), name)
@@ -335,7 +335,7 @@ def browser(tmp_path_factory):
         options.add_argument(word)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # named, so that selenium does not download one
+    # given explicitly, so that selenium does not download one
     service = webdriver.ChromeService(executable_path=DRIVER, env=os.environ | {"SE_OFFLINE": "true"})
     driver = webdriver.Chrome(options=options, service=service)
     driver.set_script_timeout(20)
@@ -354,7 +354,7 @@ def open_page(browser, path, size=DESK, scheme="light"):
 
 
 def press(browser, *keys):
-    """Send keys to whatever has the focus."""
+    """Send keys to the element with the focus."""
     from selenium.webdriver.common.action_chains import ActionChains
 
     chain = ActionChains(browser)
@@ -387,7 +387,7 @@ def test_opens_from_disk_without_errors_or_requests(browser, made):
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
-def test_nothing_sticks_out_sideways(browser, made, size):
+def test_the_page_does_not_scroll_sideways(browser, made, size):
     open_page(browser, made, size)
     assert browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]") == [size[0]] * 2
     letters = browser.execute_script(
@@ -425,8 +425,8 @@ def test_filters(browser, made):
     assert all("view PA" in tile.text for tile in shown)
 
 
-def test_boxes_lie_where_they_should_and_can_be_hidden(browser, made):
-    """The first image's true box, in the pixels that a person sees, against the labels."""
+def test_boxes_are_in_the_right_place_and_can_be_hidden(browser, made):
+    """The first image's true box, in pixels on the screen, is compared with the labels."""
     open_page(browser, made)
     tile = browser.find_element("css selector", '.tiles > li[data-kind="best"]')
     name = tile.find_element("tag name", "code").text
@@ -506,7 +506,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_in_light_and_dark(browser, made, scheme):
-    """Text 4.5 to 1 against what is behind it, curves 3 to 1."""
+    """At least 4.5 to 1 for text and 3 to 1 for curves, against the background."""
     open_page(browser, made, scheme=scheme)
     found = browser.execute_script(
         "const behind = (one) => { for (let at = one; at; at = at.parentElement) { const colour ="
@@ -538,7 +538,7 @@ def test_contrast_in_light_and_dark(browser, made, scheme):
     assert dark == (scheme == "dark")
 
 
-def test_on_paper_it_is_light_and_whole(browser, made):
+def test_the_printed_page_is_light_and_complete(browser, made):
     open_page(browser, made, scheme="dark")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert luminance(browser.execute_script("return getComputedStyle(document.body).backgroundColor")) > 0.9
@@ -556,7 +556,7 @@ def test_the_large_page_opens_and_filters(browser, large):
     assert visible_kinds(browser) == ["worst"] * PER_KIND
 
 
-def test_without_scripts_every_image_is_there(browser, made):
+def test_without_scripts_every_image_is_shown(browser, made):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         open_page(browser, made)

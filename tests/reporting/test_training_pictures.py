@@ -1,4 +1,4 @@
-"""Curves over the epochs and the lines beside the fast.ai post's figures."""
+"""Curves over the epochs, and the comparison with the fast.ai post's scores."""
 
 import pandas as pd
 import pytest
@@ -18,7 +18,7 @@ def write_history(root, name, **scores):
 
 
 def test_a_model_without_boxes_has_dashes(tmp_path):
-    """Its L1 and IoU are empty in history.csv; its mAP of 0 is no result."""
+    """Its L1 and IoU are empty in history.csv; its mAP of 0 is not a result."""
     write_history(tmp_path, "best_classifier")
     histories = read_histories(parse([f"root={tmp_path}", "name=best_classifier", "fold=0"]))
     text = compare_with_post(histories, all_negative=0.7)
@@ -29,7 +29,7 @@ def test_a_model_without_boxes_has_dashes(tmp_path):
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_model_that_scores_0_with_its_boxes_has_its_0(tmp_path):
+def test_a_model_with_boxes_that_scores_0_shows_0(tmp_path):
     write_history(tmp_path, "best_detector", L1=50.0, L1_post=60.0, IoU=0.1)
     histories = read_histories(parse([f"root={tmp_path}", "name=best_detector", "fold=0"]))
     assert "L1 50.0 and IoU 0.1000 on positives, AUC 0.6000, mAP 0.0000" in compare_with_post(histories, 0.7)

@@ -68,7 +68,7 @@ def settings(root, *words):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A small demo that no test may change."""
+    """A small demo; tests must not change it."""
     cfg = settings(tmp_path_factory.mktemp("demo"))
     make_demo(cfg)
     return cfg
@@ -82,7 +82,7 @@ def contents(root):
     }
 
 
-def test_layout_is_kaggles(demo):
+def test_the_layout_is_kaggles(demo):
     folder = Path(demo.input)
     labels = pd.read_csv(folder / "stage_2_train_labels.csv")
     classes = pd.read_csv(folder / "stage_2_detailed_class_info.csv")
@@ -110,7 +110,7 @@ def test_mapping_covers_the_training_images(demo):
     assert names.str[:8].duplicated().any()
 
 
-def test_test_truth_lies_outside_input(demo):
+def test_the_test_labels_are_outside_input(demo):
     truth = pd.read_csv(demo.test_labels)
     sample = pd.read_csv(Path(demo.input) / "stage_2_sample_submission.csv")
     assert Path(demo.input) not in Path(demo.test_labels).parents
@@ -133,7 +133,7 @@ def test_dicoms_have_the_challenges_tags(demo):
 
 
 def test_same_seed_same_bytes_with_any_number_of_processes(demo, tmp_path):
-    # from the shell, as it is used: a process that forks must not have used OpenCV's threads before
+    # in a new process, because one that forks must not have used OpenCV's threads before
     words = [f"root={tmp_path}", "demo_train=10", "demo_test=2", "workers=2"]
     script = Path(__file__).resolve().parents[2] / "src" / "make_demo.py"
     subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True, timeout=60)
@@ -145,7 +145,7 @@ def test_other_seed_other_images(demo):
     assert not ids[0] & ids[1]
 
 
-def test_killed_run_resumes_and_ends_alike(demo, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_result(demo, tmp_path, monkeypatch):
     cfg = settings(tmp_path)
     monkeypatch.setattr(demo_module, "write_tables", lambda *_: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception):
@@ -157,7 +157,7 @@ def test_killed_run_resumes_and_ends_alike(demo, tmp_path, monkeypatch):
     assert contents(tmp_path) == contents(demo.root)
 
 
-def test_complete_demo_is_left_alone(demo, monkeypatch):
+def test_a_complete_demo_is_not_changed(demo, monkeypatch):
     monkeypatch.setattr(demo_module, "write_tables", lambda *_: pytest.fail("made again"))
     assert make_demo(demo) == f"make_demo: 10 training and 2 test images current -> {demo.input}"
 
@@ -213,7 +213,7 @@ def test_never_writes_over_foreign_files(tmp_path, name):
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_manifest_does_not_vouch_for_files_that_the_user_put_in_their_place(demo, tmp_path, name, killed):
-    """The demo's input was deleted, or it was killed before it had tables, and the folder filled with own files."""
+    """The demo's input was deleted, or make_demo was killed before it wrote tables; then the user put files there."""
     cfg = settings(tmp_path)
     manifest = json.loads((Path(demo.root) / "demo.json").read_text())
     (tmp_path / "demo.json").write_text(json.dumps(manifest | ({"outputs": {}} if killed else {})))
@@ -225,7 +225,7 @@ def test_a_manifest_does_not_vouch_for_files_that_the_user_put_in_their_place(de
     assert contents(tmp_path) == before
 
 
-def test_killed_among_its_tables_it_goes_on(demo, tmp_path):
+def test_a_run_killed_while_writing_tables_resumes(demo, tmp_path):
     shutil.copytree(demo.root, tmp_path / "copy")
     cfg = settings(tmp_path / "copy")
     (Path(cfg.input) / competition.LABELS_CSV).unlink()
@@ -233,7 +233,7 @@ def test_killed_among_its_tables_it_goes_on(demo, tmp_path):
     assert contents(cfg.root) == contents(demo.root)
 
 
-def test_manifest_of_one_folder_does_not_open_another(demo, tmp_path):
+def test_the_manifest_of_one_folder_is_not_valid_for_another(demo, tmp_path):
     (tmp_path / "stage_2_train_labels.csv").write_text("mine")
     with pytest.raises(UserError, match="input"):
         make_demo(settings(demo.root, f"input={tmp_path}"))
@@ -263,7 +263,7 @@ def test_numbers_at_300():
     kinds = Counter(m.kind for m in images)
     assert kinds == {"Lung Opacity": 68, "No Lung Opacity / Not Normal": 133, "Normal": 99}
     assert 2.0 <= 300 / len({m.patient for m in images}) <= 2.4
-    # as in the real data, sick patients come back: their other images are sick as well
+    # as in the real data, sick patients come back, so their other images show findings too
     positives = pd.DataFrame({"patient": [m.patient for m in images], "sick": [m.case.n_boxes > 0 for m in images]})
     often = positives.groupby("patient").sick.agg(["size", "mean"])
     assert often["mean"][often["size"] >= 3].mean() > 1.5 * often["mean"][often["size"] == 1].mean()
@@ -318,8 +318,8 @@ def test_a_patient_keeps_sex_and_body():
 
 @pytest.mark.parametrize("n_boxes", [1, 2, 3, 4])
 @pytest.mark.parametrize("view", ["AP", "PA"])
-def test_box_holds_its_opacity(view, n_boxes):
-    """Render with and without the opacity: what differs lies in the boxes, and is brighter."""
+def test_a_box_encloses_its_opacity(view, n_boxes):
+    """Rendered with and without the opacity, only pixels in the boxes differ, and they are brighter."""
     scene = lay_out(Case("F", view, True, n_boxes, (1, n_boxes)), np.random.default_rng(n_boxes))
     healthy = replace(scene, opacity=np.zeros_like(scene.opacity))
     pair = [render(s, np.random.default_rng(5)).astype(float) for s in (scene, healthy)]

@@ -1,4 +1,4 @@
-"""Steps of training: in which precision they run, and where they stop."""
+"""Training steps: their precision, and the errors that stop them."""
 
 import copy
 
@@ -28,8 +28,8 @@ def model():
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", F32), ("bfloat16", BF16)])
-def test_a_step_runs_in_the_precision_that_is_asked_for(precision, dtype):
-    """The convolutions do; weights, gradients and the loss stay in float32."""
+def test_a_step_runs_in_the_requested_precision(precision, dtype):
+    """The convolutions use it; weights, gradients and the loss stay in float32."""
     torch.manual_seed(0)
     model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.0))
     seen = []
@@ -50,7 +50,7 @@ def test_a_step_runs_in_the_precision_that_is_asked_for(precision, dtype):
 
 @pytest.mark.parametrize(("before", "after"), [("bfloat16", F16), ("auto", F16), ("float32", BF16)])
 def test_training_resumes_in_another_precision(monkeypatch, before, after):
-    """As where `auto` means something else on the machine that resumes it."""
+    """For example because `auto` means another precision on the machine that resumes it."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     cfg = parse([f"precision={before}", "weights=none"])
     model = SingleBoxModel(make_encoder("resnet18", "none"), 64, 3, Settings(dropout=0.0))
@@ -64,7 +64,7 @@ def test_training_resumes_in_another_precision(monkeypatch, before, after):
 
 
 def infinite_slope(loss, outputs):
-    """The same loss, whose gradient is not finite."""
+    """The same loss, but with an infinite gradient."""
     return loss + (0 * outputs["logits"].sum()).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""The range test's suggestions."""
+"""The learning rates that the range test suggests."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from rsna.training.lr_finder import highest_lr, steepest_lr, suggested_lr
 
 
 def test_the_range_tests_suggestion_lies_on_the_slope():
-    """Flat (but for a noisy start) up to 1e-4, falling to 1e-2, then rising."""
+    """The loss is flat (with a noisy start) up to 1e-4, falls until 1e-2, then rises."""
     rates = 10.0 ** np.linspace(-7, 0, 100)
     log = np.log10(rates)
     loss = np.interp(log, [-7, -4, -2, 0], [2.0, 2.0, 1.0, 5.0])

@@ -1,4 +1,4 @@
-"""What a phase freezes, which learning rates it gives to what, and their course."""
+"""What a phase freezes, the learning rates of each part, and schedules."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_part_freezes_the_stages_before_it(model):
         assert trained_stages(model) == expected
 
 
-def test_what_is_frozen_keeps_weights_and_statistics(model):
+def test_frozen_stages_keep_weights_and_statistics(model):
     phase = Phase("last1", 1, (0.1,), "constant")
     freeze(model, phase)
     train_mode(model, phase.first_stage)
@@ -129,7 +129,7 @@ def test_schedules():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_of_few_steps(schedule):
-    """Small data, large batches and short phases make them."""
+    """As with few images, large batches or short phases."""
     for steps in range(1, 13):
         rates = course(schedule, steps, epochs=1)
         assert (rates >= 0).all()

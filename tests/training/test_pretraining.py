@@ -1,4 +1,4 @@
-"""weights=<run>/fold<k>/best.pt: a network that was trained on people of the validation fold is refused."""
+"""weights=<run>/fold<k>/best.pt: a checkpoint that was trained on people of the validation fold is refused."""
 
 import pandas as pd
 import pytest
@@ -15,7 +15,7 @@ WORDS = ["size=64", "n_folds=2", "encoder=resnet18", "epochs=1", "model=classifi
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A workspace with fold 0 trained, and its checkpoint."""
+    """A workspace in which fold 0 is trained, and its checkpoint."""
     root = tmp_path_factory.mktemp("first")
     make_competition(root, n=40)
     cfg = parse([f"root={root}", "weights=none", *WORDS], settings_of)
@@ -24,7 +24,7 @@ def first(tmp_path_factory):
 
 
 def second(tmp_path, weights, rename):
-    """The same images in another workspace, their people renamed by `rename`; weights: what training starts from."""
+    """The same images in another workspace, with people renamed by `rename`; weights: the initial weights."""
     make_competition(tmp_path, n=40, edit=lambda folds: folds.assign(group=folds["group"].map(rename)))
     return parse([f"root={tmp_path}", f"weights={weights}", *WORDS], settings_of)
 

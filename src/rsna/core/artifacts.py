@@ -1,8 +1,8 @@
 """Provenance: what each command makes, from which settings and files, and whether that is still current.
 
-core/stages.py is the table of it. Beside the outputs of a command stands its manifest, a JSON file with the
-settings and the content hashes of inputs and outputs. Paths and times of files do not count: a workspace that was
-moved, copied or unzipped is still current, and so is what another machine made from the same inputs.
+The table of commands is in core/stages.py. Next to its outputs, a command writes a manifest, a JSON file with its
+settings and the content hashes of its inputs and outputs. Paths and file times do not matter: a workspace that was
+moved, copied or unzipped is still current, and so are files that another machine made from the same inputs.
 """
 
 import json
@@ -20,7 +20,7 @@ from rsna.core.stages import STAGES, TEST_IMAGES, TRAIN_IMAGES, files_of, fill, 
 from rsna.core.validation import check, parse_weights
 
 Manifest = dict[str, Any]
-# types in a manifest that stand for those of the settings; box_scale was a number in earlier versions
+# allowed (type in a manifest, type of the setting) if they differ; box_scale was a number in earlier versions
 NUMBERS = ((int, float), (float, str))
 
 
@@ -29,21 +29,21 @@ def manifest_path(cfg: Config, name: str, fold: int | None = None) -> Path:
 
 
 def current_manifest(cfg: Config, name: str, fold: int | None = None) -> Manifest:
-    """What a manifest would say if the command ran now: command, version, settings and hashes of the inputs."""
+    """The manifest that the command would write now, without outputs: command, version, settings, hashes of inputs."""
     stage = STAGES[name]
     settings = cfg.only(*stage.settings)
     for key in FILE_OR_WORD.keys() & settings:
         if names_file(cfg, key):
-            settings[key] = "a file"  # its content is among the inputs
+            settings[key] = "a file"  # the hash of its content is among the inputs
     if FusionSettings in stage.settings:
         settings["fold_list"] = cfg.fold_list
     inputs = hash_inputs(cfg, name, fold)
-    said = {"command": name, "version": stage.version, "settings": settings, "inputs": inputs}
-    return json.loads(json.dumps(said))  # as it comes back from the file
+    content = {"command": name, "version": stage.version, "settings": settings, "inputs": inputs}
+    return json.loads(json.dumps(content))  # with the types that it has when read from the file
 
 
 def hash_inputs(cfg: Config, name: str, fold: int | None = None) -> dict[str, str]:
-    """The content hash of each input by its name. Raises UserError if a DICOM is not the one that was cached."""
+    """Name of each input -> content hash. Raises UserError if a DICOM has changed since it was cached."""
     cached = [template for template in (TRAIN_IMAGES, TEST_IMAGES) if template in STAGES[name].inputs]
     for split in (template.partition("#")[2] for template in cached):
         if changed := changed_source(cfg.cache_dir, Path(cfg.input) / f"stage_2_{split}_images", split):
@@ -54,7 +54,7 @@ def hash_inputs(cfg: Config, name: str, fold: int | None = None) -> dict[str, st
 
 
 def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
-    """Whether all outputs are there, unchanged, and made from these settings and inputs, themselves as they were."""
+    """Whether all outputs exist, unchanged, and were made from these settings and inputs, which are current too."""
     path = manifest_path(cfg, name, fold)
     if not path.is_file():
         return False
@@ -71,14 +71,14 @@ def is_current(cfg: Config, name: str, fold: int | None = None) -> bool:
 
 
 def withdraw(cfg: Config, name: str, fold: int | None = None) -> None:
-    """Remove the manifest before outputs are replaced: a command killed in between leaves nothing that is current."""
+    """Remove the manifest before outputs are replaced, so that nothing looks current if the command is then killed."""
     manifest_path(cfg, name, fold).unlink(missing_ok=True)
 
 
 def record(cfg: Config, name: str, fold: int | None = None, made: Manifest | None = None, **results: Any) -> None:
     """Write the manifest of a finished command, whose outputs are in place.
 
-    made: current_manifest as of the start, where inputs may have changed since; results: what else it says.
+    made: current_manifest as of the start, in case inputs have changed since; results: further entries.
     """
     paths = files_of(STAGES[name].outputs, cfg, fold)
     outputs = {key: hash_of(path) for key, path in paths.items() if path.is_file()}
@@ -89,11 +89,11 @@ def record(cfg: Config, name: str, fold: int | None = None, made: Manifest | Non
 def require(
     cfg: Config, name: str, fold: int | None = None, settings: bool = False, ignore: Iterable[str] = ()
 ) -> Manifest:
-    """The manifest of a command whose outputs are about to be read, after checking it and all that it was made from.
+    """The manifest of a command whose outputs are about to be read, after checking it and everything upstream.
 
-    Raises UserError, with the command to run, where an output is missing or was changed, or an input is not the one
-    that was read (one that is gone is not compared). settings: also compare the settings, but for those in `ignore`.
-    Without that, the settings are those that the manifest says.
+    Raises UserError, with the command to run, if the command has not finished, or an output or input was changed since
+    (a file that is gone is not compared). settings: also compare the settings with cfg, except for those in `ignore`;
+    otherwise the settings are taken from the manifest.
     """
     path = manifest_path(cfg, name, fold)
     rebuild = command(cfg, name, **({} if fold is None else {"fold": str(fold)}))
@@ -107,35 +107,35 @@ def require(
         if changes:
             raise UserError(f"{path}: {name} ran with other settings or files ({changes}); {remedy}")
     require_upstream(made_with, name, fold)
-    own = command(made_with, name, **({} if fold is None else {"fold": str(fold)}))
-    check_files(found, made_with, name, fold, remedy.replace(rebuild, own))
+    same = command(made_with, name, **({} if fold is None else {"fold": str(fold)}))
+    check_files(found, made_with, name, fold, remedy.replace(rebuild, same))
     return found
 
 
 def require_upstream(cfg: Config, name: str, fold: int | None = None) -> None:
-    """As require, for the commands whose outputs a command reads: from the first on, which is the one to run."""
+    """As require, for the commands whose outputs a command reads; an error names the first one that must be rerun."""
     for upstream in STAGES[name].after:
         for run, k in runs_of(cfg, upstream, name, fold):
-            # folds may be the user's own
+            # without a manifest the folds are the user's own
             if upstream != "make_folds" or manifest_path(run, upstream).is_file():
                 require(run, upstream, k)
 
 
 def check_files(found: Manifest, cfg: Config, name: str, fold: int | None, remedy: str) -> None:
-    """Raise UserError if an output was changed since, or an input is another one; what is gone is not compared."""
+    """Raise UserError if an output or an input was changed since; a file that is gone is not compared."""
     outputs = files_of(STAGES[name].outputs, cfg, fold)
     for key, path in outputs.items():
         if path.is_file() and found["outputs"].get(key) != hash_of(path):
             raise UserError(f"{path}: not as {name} wrote it; {remedy}")
     for key, now in hash_inputs(cfg, name, fold).items():
-        said = found["inputs"].get(key)
-        if said != now and now != ABSENT:
+        before = found["inputs"].get(key)
+        if before != now and now != ABSENT:
             output = next(iter(outputs.values()))
-            raise UserError(f"{output}: made from another {key} ({said} -> {now}); {remedy}")
+            raise UserError(f"{output}: made from another {key} ({before} -> {now}); {remedy}")
 
 
 def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tuple[Config, int | None]]:
-    """The config and fold of each run of an upstream command whose outputs a command reads."""
+    """The (config, fold) pairs for which a command reads the outputs of an upstream command."""
     if "{fold}" not in STAGES[upstream].manifest:
         return [(cfg, None)]
     folds = cfg.fold_list if fold is None else [fold]
@@ -143,28 +143,28 @@ def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tup
 
 
 def with_settings(cfg: Config, manifest: Manifest) -> Config:
-    """The config with the settings that a manifest says, so that its files are found where they were written."""
+    """The config with the settings of a manifest, so that files are found where that command wrote them."""
     settings = dict(manifest["settings"])
     folds = settings.pop("fold_list", None)
     settings = {key: value for key, value in settings.items() if key not in FILE_OR_WORD or value != "a file"}
     known = {f.name for f in fields(Config)}
-    said = {key: value for key, value in settings.items() if key in known}
+    changes = {key: value for key, value in settings.items() if key in known}
     if "model" in settings:
-        said["model_settings"] = {key: value for key, value in settings.items() if key not in known}
+        changes["model_settings"] = {key: value for key, value in settings.items() if key not in known}
     if folds:
-        said |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(k + 1 for k in folds))}
-    made = replace(cfg, **said)
+        changes |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(k + 1 for k in folds))}
+    made = replace(cfg, **changes)
     if made.members and (made.members != cfg.members or not cfg.member_configs):
-        # their own settings stand in their own manifests
+        # the settings of the members are in their own manifests
         members = [made.of_run(f"{made.name}_{member}") for member in parse_weights(made.members)]
         made = replace(made, member_configs=members)
     return made
 
 
 def differences(found: Manifest, wanted: Manifest, ignore: Iterable[str] = ()) -> str:
-    """What differs between two manifests, as `size: 512 -> 256; folds/folds.csv: 1a2b -> 3c4d`; empty if nothing.
+    """The differences between two manifests, as `size: 512 -> 256; folds/folds.csv: 1a2b -> 3c4d`; empty if none.
 
-    An input that is not there now is not compared: it cannot have been read as another one.
+    Version, settings and inputs are compared, except for those in `ignore`, and for inputs that are absent now.
     """
     inputs = {key: value for key, value in wanted["inputs"].items() if value != ABSENT}
     new = {"version": wanted["version"], **wanted["settings"], **inputs}
@@ -174,10 +174,10 @@ def differences(found: Manifest, wanted: Manifest, ignore: Iterable[str] = ()) -
 
 
 def read_manifest(path: Path, rebuild: str = "") -> Manifest:
-    """Raises UserError, with the command to run, for what is no manifest, such as one of an earlier version."""
+    """Read a manifest. Raises UserError, with the command to run, if it is broken or its settings are invalid."""
     found = read_json(path, rebuild, {"settings": dict, "inputs": dict, "outputs": dict})
-    settings, usual = found["settings"], vars(Config())
-    pairs = {key: (type(value), type(usual.get(key))) for key, value in settings.items() if key in usual}
+    settings, defaults = found["settings"], vars(Config())
+    pairs = {key: (type(value), type(defaults.get(key))) for key, value in settings.items() if key in defaults}
     wrong = [key for key, (kind, wanted) in pairs.items() if kind != wanted and (kind, wanted) not in NUMBERS]
     folds = settings.get("fold_list", [])
     if wrong or not (isinstance(folds, list) and all(type(fold) is int for fold in folds)):

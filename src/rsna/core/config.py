@@ -1,4 +1,4 @@
-"""The settings: one dataclass per concern, one place for every default. command_line.py reads them."""
+"""All settings and their defaults, one dataclass per concern. command_line.py reads them from the command line."""
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,15 +10,15 @@ from rsna.core.validation import parse_folds, parse_weights
 
 
 def setting(default: Any, meaning: str, common: bool = False, limits: tuple[float, float] | None = None) -> Any:
-    """A dataclass field with its line of help; the common ones are those that `help` prints, `help all` prints all.
+    """A dataclass field with its help text. `help` prints the common settings, `help all` prints all.
 
-    limits: of a model's own setting, the smallest and the largest value; see validation.RANGES for the others.
+    limits: smallest and largest value of a model's own setting; those of other settings are in validation.RANGES.
     """
     return field(default=default, metadata={"meaning": meaning, "common": common, "limits": limits})
 
 
 @dataclass(frozen=True)
-class RunSettings:  # which run, and on which machine; they change no result
+class RunSettings:  # which run, and on which machine; these do not change results
     name: str = setting("resnet34", "name of the run: working/<name>/ and submissions/<name>.csv", common=True)
     fold: str = setting("all", "folds to work on: all, 3, 0,2 or 0..4 (both ends included)", common=True)
     preset: str = setting(
@@ -40,7 +40,7 @@ class RunSettings:  # which run, and on which machine; they change no result
 
 
 @dataclass(frozen=True)
-class PathSettings:  # where files are; relative paths are relative to the current directory
+class PathSettings:  # where files are; relative paths start at the current directory
     root: str = setting(str(WORKSPACE), "the workspace: the folder that holds the four folders below", common=True)
     input: str = setting("${root}/input", "the competition's files as Kaggle unzips them; only read", common=True)
     folds: str = setting("${root}/folds", "folder of folds.csv")
@@ -54,7 +54,7 @@ class FoldSettings:  # how images are assigned to folds
 
 
 @dataclass(frozen=True)
-class SeedSettings:  # what makes chance repeatable
+class SeedSettings:  # what makes random choices repeatable
     seed: int = setting(42, "the one seed: folds, initial weights, augmentation, bootstrap, demo", common=True)
 
 
@@ -64,7 +64,7 @@ class CacheSettings:  # how images are cached
 
 
 @dataclass(frozen=True)
-class ModelSettings:  # which network. A model's own settings stand in its file, and `help all` lists them
+class ModelSettings:  # which network; a model's own settings are in its file, and `help all` lists them
     model: str = setting(
         "single_box", "single_box, detector, classifier, fastai (the post's): a file of src/rsna/models", common=True
     )
@@ -73,7 +73,7 @@ class ModelSettings:  # which network. A model's own settings stand in its file,
 
 
 @dataclass(frozen=True)
-class ComputeSettings:  # in which precision a network runs, in training and in prediction
+class ComputeSettings:  # the precision of a network in training and prediction
     precision: str = setting("auto", "float32, bfloat16 (mixed), auto (bfloat16 where the device supports it)")
 
 
@@ -103,14 +103,14 @@ class AugmentSettings:  # how training images are augmented
 
 
 @dataclass(frozen=True)
-class PredictSettings:  # what is predicted with, and from which views
+class PredictSettings:  # which checkpoint predicts, and from which views
     checkpoint: str = setting("best", "best (highest validation mAP; without boxes: lowest loss) or last")
     tta: str = setting("plain,hflip", "test-time augmentation: plain, or plain,hflip", common=True)
     tta_scales: str = setting("1.0", "zooms of each view about its centre, 0.5 to 2, 1.0 among them: 1.0,0.9")
 
 
 @dataclass(frozen=True)
-class FusionSettings:  # how the boxes of views, folds and runs become one set per image
+class FusionSettings:  # how the boxes of views, folds and runs are fused into one set per image
     wbf_iou: float = setting(0.4, "weighted boxes fusion: boxes that overlap by more than this IoU are merged")
     missing_weight: float = setting(
         0.75, "fraction of its highest confidence that a view or model adds to a box it does not have"
@@ -134,20 +134,20 @@ class EvaluationSettings:  # how predictions are scored
 
 
 @dataclass(frozen=True)
-class OperatingPointSettings:  # what evaluate and make_submission have to agree on
+class OperatingPointSettings:  # settings that must be the same for evaluate and make_submission
     box_scale: str = setting(
         "auto", "factor on the sides of the boxes: a number, or auto (chosen with the threshold; 1 with calibrate=all)"
     )
 
 
 @dataclass(frozen=True)
-class SubmissionSettings:  # what is submitted
+class SubmissionSettings:  # which predictions are submitted
     threshold: str = setting("auto", "smallest confidence submitted: auto, or a number", common=True)
     prior: str = setting("auto", "fraction of test images with an opacity: auto (estimated), a number, or none")
 
 
 @dataclass(frozen=True)
-class ScoringSettings:  # what to score, and against what, beside a run's own out-of-fold predictions
+class ScoringSettings:  # predictions and labels to score, other than a run's out-of-fold predictions
     predictions: str = setting("", "evaluate: score this table or submission instead of the run's own")
     labels: str = setting("", "evaluate: labels CSV to score predictions= against; default: the training labels")
     test_labels: str = setting("${root}/test_labels.csv", "labels of the test images, if you have them")
@@ -189,10 +189,10 @@ class Config(
     SubmissionSettings, ScoringSettings, InferSettings, TuneSettings, KaggleSettings, DemoSettings,
 ):
     # fmt: on
-    """Every setting of every command, and the paths that follow from them.
+    """All settings of all commands, and the paths that follow from them.
 
-    model_settings: those of the chosen model that differ from the defaults in its file.
-    typed: of settings that a process was given by `at`, what they were before.
+    model_settings: the chosen model's own settings, where they differ from the defaults in its file.
+    typed: the original values of settings that `at` replaced.
     member_configs: the Config of each of `members`, with all settings that it is trained with.
     """
 
@@ -202,7 +202,7 @@ class Config(
 
     @property
     def fold_list(self) -> list[int]:
-        """The folds that `fold` names, ascending."""
+        """The folds that `fold` selects, sorted."""
         return parse_folds(self.fold, self.n_folds)
 
     @property
@@ -220,7 +220,7 @@ class Config(
 
     @property
     def cache_dir(self) -> Path:
-        """Cache of this size: {train,test}/<patientId>.png and index.csv."""
+        """The cache of images of this size: {train,test}/<patientId>.png and index.csv."""
         return Path(self.working) / f"png_{self.size}"
 
     @property
@@ -231,26 +231,26 @@ class Config(
         return self.run_dir / f"fold{fold}"
 
     def at(self, **place: Any) -> "Config":
-        """The same for a process at some place, such as a GPU; a command that it tells people to type is as before."""
+        """The same config for a process in some place, such as on one GPU; commands in its messages do not show it."""
         return replace(self, **place, typed={key: getattr(self, key) for key in place})
 
     def of_run(self, name: str) -> "Config":
-        """The same for another run, which fuses nothing but its own folds."""
+        """The same config for another run, which fuses only its own folds."""
         return replace(self, name=name, runs="", members="", member_configs=[])
 
     @property
     def trained_runs(self) -> list["Config"]:
-        """The runs that train and predict work on: the members, or the run itself."""
+        """The runs that `train` and `predict` work on: the members, or the run itself."""
         return self.member_configs or [self]
 
     @property
     def fused_runs(self) -> list["Config"]:
-        """The runs whose predictions are fused: the members, those of runs=a,b, or the run itself."""
+        """The runs whose predictions are fused: the members, the runs in runs=, or the run itself."""
         return self.member_configs or [self.of_run(name) for name in parse_weights(self.runs) or [self.name]]
 
     @property
     def fusion_weights(self) -> list[float]:
-        """The weights of the boxes of `fused_runs`."""
+        """The weight of each of `fused_runs` in box fusion."""
         return list(parse_weights(self.members or self.runs).values()) or [1.0]
 
     @property
@@ -262,14 +262,14 @@ class Config(
         return Path(self.submissions) / f"{self.name}.csv"
 
     def only(self, *groups: type) -> dict[str, Any]:
-        """The settings of these groups (dataclasses), by name; with ModelSettings also the model's own."""
+        """Name -> value of the settings in these groups (dataclasses); with ModelSettings also the model's own."""
         names = [f.name for group in groups for f in fields(group)]
-        own = self.model_settings if ModelSettings in groups else {}
-        return {name: getattr(self, name) for name in names} | own
+        of_model = self.model_settings if ModelSettings in groups else {}
+        return {name: getattr(self, name) for name in names} | of_model
 
 
-# settings that name a file, unless they are one of these words
+# settings that are the path of a file, unless they are one of these words
 FILE_OR_WORD = {"weights": ("imagenet", "none"), "calibrate": ("auto", "all", "test_like")}
-# in the order in which help lists them
+# in the order of the help text
 GROUPS: tuple[type, ...] = Config.__bases__
 NAMES = tuple(f.name for group in GROUPS for f in fields(group))

@@ -1,4 +1,4 @@
-"""Errors that a person can fix, and how a command ends with one line instead of a traceback."""
+"""Errors that the user can fix, and how a command ends with one line instead of a traceback."""
 
 import errno
 import importlib
@@ -9,16 +9,16 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something that the person at the keyboard can fix: what is wrong, in which file and row, and what to do."""
+    """An error that the user can fix. Its text says what is wrong, in which file and row, and what to do."""
 
 
 def end_with_one_line() -> None:
-    """Let a UserError or Ctrl-C end the process with one line and a non-zero status instead of a traceback."""
+    """Make a UserError or Ctrl-C end the process with one line and a non-zero status instead of a traceback."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         line = explanation(error)
         if isinstance(error, BrokenPipeError):
-            os._exit(1)  # who read the output, `head` say, has closed it: there is nobody to tell
+            os._exit(1)  # the reader of the output, such as `head`, has closed it, so nobody would see a message
         if line:
             print(line, file=sys.stderr, flush=True)
         else:
@@ -28,7 +28,7 @@ def end_with_one_line() -> None:
 
 
 def explanation(error: BaseException) -> str:
-    """One line for what a person can fix; empty for what is a bug."""
+    """One line about an error that the user can fix; empty for a bug."""
     if isinstance(error, UserError):
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
@@ -36,7 +36,7 @@ def explanation(error: BaseException) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, ImportError | OSError) and lacks_memory(error)):
         return "error: not enough memory; close other programs, or raise the limit (ulimit -v, the container's)"
     if isinstance(error, OSError) and error.errno is not None:
-        # of the two names of a copy it is the second that is written
+        # in an error about a copy, filename2 is the file that was written
         line = f"error: {error.strerror}: {error.filename2 or error.filename or 'the output, or a file without a name'}"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return line + ("; make room and run the same command: what was finished is kept" if full else "")
@@ -44,7 +44,7 @@ def explanation(error: BaseException) -> str:
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an import failed since a library found no room; NumPy says so in the cause of its error only."""
+    """Whether an import failed because memory ran out; NumPy only shows this in the cause of its error."""
     if error is None or getattr(error, "errno", None) == errno.ENOMEM:
         return error is not None
     words = ("map segment", "allocate memory", "static TLS block")
@@ -52,7 +52,7 @@ def lacks_memory(error: BaseException | None) -> bool:
 
 
 def optional(module: str, requirements: str = "requirements-show.txt") -> Any:
-    """Import a module that few commands need. Raises UserError that says how to get it."""
+    """Import a module that few commands need. Raises UserError, with the pip command, if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""One process at a time: in a folder, and at a temporary file."""
+"""Locks: one process at a time may write into a folder or to a temporary file."""
 
 import contextlib
 import errno
@@ -15,10 +15,10 @@ from rsna.core.errors import UserError
 
 @contextlib.contextmanager
 def file_lock(folder: Path, wait: bool = False, patience: float = 5) -> Iterator[None]:
-    """Let one process at a time write into a folder; a second one waits for it, or stops with a UserError.
+    """Let one process at a time write into a folder. A second one waits (wait=True), or stops with a UserError.
 
-    Both after `patience` seconds: the fold of a command that was killed a moment ago may still be writing a file.
-    The kernel drops the lock of a process that ends in whatever way, and child processes do not inherit it.
+    It stops only after `patience` seconds, as a command that was just killed may still be writing a file. The kernel
+    releases the lock when the process ends, however it ends. Child processes do not inherit it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open_own(folder / ".lock") as lock:
@@ -36,7 +36,7 @@ def file_lock(folder: Path, wait: bool = False, patience: float = 5) -> Iterator
             problem = f"its file system has no locks ({error.strerror}), which keep two commands apart"
             raise UserError(f"{folder}: {problem}; move it to a local disk") from None
         lock.truncate(0)
-        with contextlib.suppress(OSError):  # on a full disk: the file that matters is named soon
+        with contextlib.suppress(OSError):  # on a full disk, a later error will name the file that matters
             os.pwrite(lock.fileno(), f"process {os.getpid()}".encode(), 0)
         try:
             yield
@@ -45,7 +45,7 @@ def file_lock(folder: Path, wait: bool = False, patience: float = 5) -> Iterator
 
 
 def try_lock(file: IO[str], patience: float) -> bool:
-    """Lock a file, or return False if another process holds its lock for `patience` seconds."""
+    """Lock a file; False if another process holds the lock for `patience` seconds."""
     until = time.monotonic() + patience
     while True:
         try:
@@ -58,8 +58,8 @@ def try_lock(file: IO[str], patience: float) -> bool:
 
 
 def open_own(path: Path) -> IO[str]:
-    """Open a lock or a temporary file, made if it is not there. Raises UserError for what this program did not make."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a link leads elsewhere, a pipe would not open
+    """Open a lock or temporary file, creating it if needed. Raises UserError for a link, folder or pipe."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # do not follow a link, do not block on a pipe
     try:
         number = os.open(path, flags, 0o666)
         file = os.fdopen(number, "r+", errors="replace")
@@ -74,13 +74,13 @@ def open_own(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def open_alone(path: Path) -> Iterator[IO[str]]:
-    """As open_own, emptied, once no other process has it open in this way."""
+    """As open_own, but wait until no other process has the file open in this way, and empty it."""
     while True:
         with open_own(path) as file:
             with contextlib.suppress(OSError):  # where the file system has no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             same = False
-            with contextlib.suppress(FileNotFoundError):  # renamed or removed by the process that had it
+            with contextlib.suppress(FileNotFoundError):  # the other process has renamed or removed it
                 same = os.path.samestat(os.fstat(file.fileno()), path.lstat())
             if same:
                 file.truncate(0)

@@ -1,4 +1,4 @@
-"""Phases of training, written as text: what trains, for how many epochs, at which learning rates, on which schedule."""
+"""Phases of training, given as text: what is trained, number of epochs, learning rates and schedule."""
 
 import math
 import re
@@ -13,16 +13,16 @@ HOW = "write part:epochs:lrs:schedule, such as head:3:1e-3:onecycle,last2:5:1e-5
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training with an optimiser and a schedule of its own."""
+    """One phase of training, with its own optimiser and schedule."""
 
-    part: str  # head; last1 .. last4: the head and that many of the encoder's last stages; all
+    part: str  # what is trained: head; last1 to last4: the head and that many of the encoder's last stages; all
     epochs: int
     lrs: tuple[float, ...]  # peak learning rates from the encoder's input to the head, see make_optimizer
     schedule: str
 
     @property
     def first_stage(self) -> int:
-        """The first stage of the encoder that trains: 0 (the stem: all of it) to 5 (none of it)."""
+        """The first stage that is trained: 0 (the stem, so the whole encoder) to 5 (the head only)."""
         if self.part in ("head", "all"):
             return STAGES + 1 if self.part == "head" else 0
         return STAGES + 1 - int(self.part.removeprefix("last"))
@@ -32,7 +32,7 @@ class Phase:
 
 
 def parse_phases(text: str) -> list[Phase]:
-    """`head:3:1e-3:onecycle,all:10:1e-5/1e-4/1e-3:cosine` -> two phases. Raises UserError that says how to write it."""
+    """`head:3:1e-3:onecycle,all:10:1e-5/1e-4/1e-3:cosine` -> two phases. Raises UserError, with the right syntax."""
     return [parse_phase(word.strip()) for word in text.split(",")]
 
 
@@ -57,7 +57,7 @@ def parse_phase(word: str) -> Phase:
 
 
 def phase_at(phases: list[Phase], epoch: int) -> tuple[Phase, int]:
-    """The phase that an epoch (counted from 0 over all phases) belongs to, and its number within it."""
+    """The phase of an epoch (counted from 0 over all phases), and the epoch's number within that phase."""
     for phase in phases:
         if epoch < phase.epochs:
             return phase, epoch

@@ -1,4 +1,4 @@
-"""What results are made from: the hashes of inputs, and whether the DICOMs are still those that were cached."""
+"""Hashes of inputs, and a check whether the DICOM files are still the ones that were cached."""
 
 import csv
 import functools
@@ -12,15 +12,15 @@ import pandas as pd
 
 from rsna.core.files import ABSENT, content_hash
 
-INDEX_CSV = "index.csv"  # in the folder of a cache: a row for each image
-SEEN_CSV = ".seen.csv"  # what `see` said of its DICOM and PNG; the hash of the index is the column's name
+INDEX_CSV = "index.csv"  # in a cache's folder: one row per image
+SEEN_CSV = ".seen.csv"  # row by row, the `see` of the DICOM and of the PNG; its column is named by the index's hash
 COLUMNS = ["patientId", "split", "status", "source_hash"]
-ROWS_AT_ONCE = 10_000  # of an index, in memory as JSON
-RECENT_NS = 2 * 10**9  # the coarsest clock of a file system, that of FAT, ticks every two seconds
+ROWS_AT_ONCE = 10_000  # rows of an index that are in memory as JSON at a time
+RECENT_NS = 2 * 10**9  # FAT has the coarsest file times: two seconds
 
 
 def hash_of(path: Path) -> str:
-    """The content hash of a file, or of the rows of one split of a cache's index; `absent` where there is none."""
+    """The content hash of a file or, for `index.csv#<split>`, of the rows of a split; ABSENT if there is none."""
     split = path.name.partition(f"{INDEX_CSV}#")[2]
     path = path.with_name(INDEX_CSV) if split else path
     if not path.is_file():
@@ -31,15 +31,14 @@ def hash_of(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def hash_once(path: Path, split: str, _: tuple[int, ...]) -> str:
-    """As hash_of; within one process a file that was not written since is read once."""
+    """As hash_of; a process reads a file only once unless its inode, size or time changes."""
     return hash_of_index(path, split) if split else content_hash(path)
 
 
 def hash_of_index(path: Path, split: str) -> str:
-    """Hash of the rows of one split in the index of a cache.
+    """The hash of a split's rows in a cache's index, without the hashes of the PNGs.
 
-    Not of its PNGs, whose bytes depend on the library that wrote them: the source, the version and the geometry
-    decide the pixels.
+    A PNG's bytes depend on the library that wrote it; its pixels follow from source, version and geometry.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -49,9 +48,9 @@ def hash_of_index(path: Path, split: str) -> str:
             place = names.index("split") if "split" in names else len(names)
             whole = (row for row in rows if len(row) == len(names) and row[place] == split)
             found = sorted(tuple(map(row.__getitem__, kept)) for row in whole)
-    except csv.Error:  # a field without end, as after a lost quote
+    except csv.Error:  # such as a field that never ends because a quote is missing
         return content_hash(path)
-    # as the JSON of all rows, without the memory for it
+    # the hash of the JSON of all rows, computed in parts to save memory
     digest = hashlib.sha256(b"[")
     for k in range(0, len(found), ROWS_AT_ONCE):
         digest.update(((", " if k else "") + json.dumps(found[k : k + ROWS_AT_ONCE])[1:-1]).encode())
@@ -60,10 +59,10 @@ def hash_of_index(path: Path, split: str) -> str:
 
 
 def see(path: str | Path, recent: bool = False) -> str:
-    """What changes whenever a file is written or replaced, even by one of equal size and time.
+    """Inode, size and times of a file as text, which changes when the file is written or replaced.
 
-    Empty for a file that is not there, and for one written in the last seconds, unless `recent` is true: a further
-    change within the same tick of the clock would leave it the same.
+    Empty if there is no file, or if it was changed in the last two seconds and `recent` is false: another change
+    within the same tick of the clock would not be noticed.
     """
     try:
         found = os.stat(path)
@@ -72,14 +71,14 @@ def see(path: str | Path, recent: bool = False) -> str:
     last = max(found.st_mtime_ns, found.st_ctime_ns)
     if not recent and last > time.time_ns() - RECENT_NS:
         return ""
-    # the time of the last change of the inode cannot be set
+    # includes ctime, which unlike mtime cannot be set by a program
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns};"
 
 
 def changed_source(cache_dir: Path, images: Path, split: str) -> Path | None:
-    """The first DICOM in `images` whose content is not that which was cached; one that is gone is not compared.
+    """The first DICOM in the folder `images` that has changed since it was cached; None if there is none.
 
-    None too if the cache cannot tell: its index is not the one that cache_images wrote last.
+    A file that is gone is not compared. Also None if .seen.csv does not belong to the index as it is now.
     """
     index = cache_dir / INDEX_CSV
     return compare_sources(index, images, split, content_hash(index)) if index.is_file() else None
@@ -87,15 +86,15 @@ def changed_source(cache_dir: Path, images: Path, split: str) -> Path | None:
 
 @functools.lru_cache(maxsize=64)
 def compare_sources(index: Path, images: Path, split: str, version: str) -> Path | None:
-    """As changed_source, once in a process. Reads only what was written since it was cached."""
+    """As changed_source, once per process. Only files that were written since they were cached are read."""
     try:
         seen = pd.read_csv(index.with_name(SEEN_CSV), dtype=str, na_filter=False)[version]
         rows = pd.read_csv(index, dtype=str, na_filter=False, usecols=COLUMNS).assign(seen=seen)
     except (OSError, ValueError, KeyError):
         return None
     rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
-    for name, said, seen_both in zip(rows["patientId"], rows["source_hash"], rows["seen"], strict=True):
-        path = f"{images}/{name}.dcm"
-        if see(path) != f"{seen_both.partition(';')[0]};" and content_hash(Path(path)) not in (said, ABSENT):
+    for name, cached_hash, seen_both in zip(rows["patientId"], rows["source_hash"], rows["seen"], strict=True):
+        path, seen_dicom = f"{images}/{name}.dcm", seen_both.partition(";")[0]
+        if see(path) != f"{seen_dicom};" and content_hash(Path(path)) not in (cached_hash, ABSENT):
             return Path(path)
     return None

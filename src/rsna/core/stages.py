@@ -1,4 +1,4 @@
-"""The table of provenance: for each command the settings, the inputs and the outputs that belong together."""
+"""The provenance table: for each command, its settings, inputs and outputs."""
 
 import re
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ class Stage:
     """One command: the settings that change its outputs, its files, and the commands whose outputs it reads.
 
     Files are templates: {input}, {folds}, {cache}, {run}, {root} and {submissions} are the folders of the config,
-    {name} is the run, {fold} the fold, {source} each of the runs that are fused, {test_labels}, {weights} and
-    {calibrate} these files. `index.csv#train` stands for the rows of the cached training images.
+    {name} is the name of the run, {fold} the fold, {source} the folder of each fused run; {test_labels}, {weights} and
+    {calibrate} are the files in these settings. `index.csv#train` stands for the index's rows of training images.
     """
 
     settings: tuple[type, ...]
@@ -23,8 +23,8 @@ class Stage:
     outputs: tuple[str, ...]
     manifest: str
     after: tuple[str, ...] = ()
-    remedy: str = "run: "  # what an error about a changed file says before the command
-    version: int = 1  # raise it when the same settings and inputs give other outputs than before
+    remedy: str = "run: "  # the text before the command in an error about a changed file
+    version: int = 1  # increase it when the same settings and inputs give different outputs than before
 
 
 LABELS, CLASSES = "{input}/stage_2_train_labels.csv", "{input}/stage_2_detailed_class_info.csv"
@@ -80,7 +80,7 @@ STAGES = {
         outputs=("{submissions}/{name}.csv",),
         manifest="{submissions}/{name}.json", after=("evaluate",), version=3,
     ),
-    "infer": Stage(  # what is kept of it: the training images as its check for unusual images needs them
+    "infer": Stage(  # only what it keeps in the run's folder: the statistics of training images, to detect outliers
         settings=(), inputs=("{source}/fold{fold}/{checkpoint}.pt",), outputs=("{run}/outliers.npz",),
         manifest="{run}/outliers.json", after=("evaluate",),
     ),
@@ -94,12 +94,12 @@ STAGES = {
     ),
 }
 # fmt: on
-# A trained network may be used in another precision, and by someone who lacks the weights that it started from
+# settings that may differ after training: the precision, and the initial weights, which a user of the run may not have
 FREE_TO_USERS = ("weights", "precision")
 
 
 def files_of(templates: Iterable[str], cfg: Config, fold: int | None = None) -> dict[str, Path]:
-    """Templates -> name in manifests, which holds no folder of this machine, and path. `{source}` gives several."""
+    """Templates -> name in manifests (without this machine's folders) -> path; `{source}` expands to several files."""
     found: dict[str, Path] = {}
     for template in templates:
         if template.strip("{}") in FILE_OR_WORD and not names_file(cfg, template.strip("{}")):
@@ -120,5 +120,5 @@ def fill(template: str, cfg: Config, fold: int | None) -> str:
 
 
 def names_file(cfg: Config, key: str) -> bool:
-    """Whether a setting of FILE_OR_WORD is a file."""
+    """Whether a setting of FILE_OR_WORD is the path of a file."""
     return getattr(cfg, key) not in FILE_OR_WORD[key]

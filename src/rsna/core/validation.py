@@ -1,4 +1,4 @@
-"""Which values the settings may have; checked before a command starts."""
+"""The allowed values of settings, checked before a command starts."""
 
 import math
 import re
@@ -24,7 +24,7 @@ CHOICES = {
 # fmt: on
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10, "trials": 1}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
-NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run: a folder beside those of the cache
+NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run, whose folder is next to the caches
 ADDRESS = re.compile(r"auto|(ray://)?[\w.-]+:\d{1,5}")
 GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")
 THRESHOLD = re.compile(r"auto|0?\.\d+|[01](\.0*)?")
@@ -32,7 +32,7 @@ TTA_VIEWS = ("plain", "hflip")
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """`a,b:0.25` -> {"a": 1.0, "b": 0.25}: runs or members, and the weights of their boxes. Raises UserError."""
+    """`a,b:0.25` -> {"a": 1.0, "b": 0.25}: runs or members, and their weights in box fusion. Raises UserError."""
     weights: dict[str, float] = {}
     for part in text.split(",") if text else []:
         name, colon, weight = part.partition(":")
@@ -44,7 +44,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def parse_folds(text: str, n_folds: int) -> list[int]:
-    """`3` -> [3], `0,2` -> [0, 2], `0..4` -> [0, 1, 2, 3, 4], `all`. Raises UserError."""
+    """`3` -> [3], `0,2` -> [0, 2], `0..4` -> [0, 1, 2, 3, 4], `all` -> all folds. Raises UserError."""
     if text.strip() == "all":
         return list(range(n_folds))
     folds: set[int] = set()
@@ -60,7 +60,7 @@ def parse_folds(text: str, n_folds: int) -> list[int]:
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raise UserError for values that no command can work with."""
+    """Raise UserError if a setting has a value that is not allowed."""
     problems = {
         "name": (not NAME.fullmatch(settings["name"]), "letters, digits, . _ -, not png_<n>: it becomes a folder"),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
@@ -95,12 +95,12 @@ def check(settings: dict[str, Any]) -> None:
 
 
 def in_range(text: str, others: tuple[str, ...], low: float, high: float) -> bool:
-    """Whether a setting is one of these words, or a number from low to high."""
+    """Whether `text` is one of the words in `others`, or a number from low to high."""
     return text in others or (re.fullmatch(r"\d*\.?\d+|\d+\.", text) is not None and low <= float(text) <= high)
 
 
 def check_views(names: str, scales: str) -> None:
-    """Raise UserError unless all views are known and the plain one, at scale 1, is among them."""
+    """Raise UserError unless all views and scales are valid and include the plain view at scale 1."""
     if not set(names.split(",")) <= set(TTA_VIEWS) or "plain" not in names.split(","):
         raise UserError(f"tta={names}: views are {', '.join(TTA_VIEWS)}, and plain is always one of them")
     numbers = [float(scale) if re.fullmatch(r"\d+(\.\d+)?", scale) else math.nan for scale in scales.split(",")]

@@ -1,4 +1,4 @@
-"""Random augmentation of a training image and its boxes. Images are (S, S) uint8, boxes xyxy in pixels."""
+"""Random augmentation of a training image and its boxes. Images are (S, S) uint8, boxes xyxy in their pixels."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from rsna.data.windowing import GreyImage
 
 @dataclass(frozen=True)
 class Augmentation(AugmentSettings):
-    """What the settings do to an image and its boxes."""
+    """Applies the augmentation settings to an image and its boxes."""
 
     def __call__(self, image: GreyImage, boxes_xyxy: Floats, rng: np.random.Generator) -> tuple[GreyImage, Floats]:
-        """The augmented image and its boxes (n, 4), in the same order and clipped; one outside has a side of 0."""
+        """The augmented image and its boxes (n, 4), in the same order, clipped; a box outside has a side of 0."""
         matrix, table = self.random_matrix(len(image), rng), self.random_tones(rng)
         moved = clip_boxes(affine_boxes(boxes_xyxy, matrix), len(image), len(image))
         return cv2.LUT(warp(image, matrix), table).astype(np.uint8, copy=False), moved
 
     def random_matrix(self, size: int, rng: np.random.Generator) -> Floats:
-        """A (2, 3) map of pixel coordinates, about the image's centre."""
+        """A random affine map (2, 3) of pixel coordinates: flip, rotation and scale about the centre, translation."""
         angle = np.deg2rad(rng.uniform(-self.rotate, self.rotate))
         scale = rng.uniform(1 - self.scale, 1 + self.scale)
         offset = rng.uniform(-self.translate, self.translate, 2) * size
@@ -32,7 +32,7 @@ class Augmentation(AugmentSettings):
         return np.column_stack([linear, centre + offset - linear @ centre])
 
     def random_tones(self, rng: np.random.Generator) -> GreyImage:
-        """A (256,) table of grey levels: brightness, contrast about the middle, gamma."""
+        """A random lookup table (256,) of grey levels: gamma, contrast about the middle, brightness."""
         brightness, contrast, gamma = rng.uniform(-self.brightness_contrast, self.brightness_contrast, 3)
         tone = np.linspace(0, 1, 256) ** np.exp(gamma)
         tone = (tone - 0.5) * (1 + contrast) + 0.5 + brightness / 2
@@ -40,7 +40,7 @@ class Augmentation(AugmentSettings):
 
 
 def warp(image: GreyImage, matrix: Floats) -> GreyImage:
-    """Apply a (2, 3) map of continuous coordinates, where pixel 0 spans 0 to 1, to an image; black outside."""
-    half = np.array([0.5, 0.5])  # OpenCV puts the centre of pixel 0 at 0
+    """Apply an affine map (2, 3) to an image; black outside. In its coordinates, pixel 0 spans 0 to 1."""
+    half = np.array([0.5, 0.5])  # in OpenCV's coordinates, the centre of pixel 0 is at 0
     centred = np.column_stack([matrix[:, :2], matrix[:, :2] @ half + matrix[:, 2] - half])
     return cv2.warpAffine(image, centred, image.shape[::-1], flags=cv2.INTER_LINEAR).astype(np.uint8, copy=False)

@@ -1,4 +1,4 @@
-"""Boxes: conversions named by format, flips, clipping, affine maps, IoU. All arrays are float, last axis 4."""
+"""Boxes: conversions between formats, flips, clipping, affine maps, IoU. Arrays of boxes are float64 (..., 4)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ def cxcywh_to_xyxy(boxes: Floats) -> Floats:
 
 
 def scale_boxes(boxes_xywh: Floats, factor: float) -> Floats:
-    """(..., 4) x, y, width, height -> sides times factor, about the same centre."""
+    """(..., 4) x, y, width, height -> the same with both sides multiplied by `factor`, about the same centre."""
     size = boxes_xywh[..., 2:]
     return np.concatenate([boxes_xywh[..., :2] + size * (1 - factor) / 2, size * factor], axis=-1)
 
@@ -46,10 +46,11 @@ def clip_boxes(boxes_xyxy: Floats, width: float, height: float) -> Floats:
 
 
 def affine_boxes(boxes_xyxy: Floats, matrix: Floats) -> Floats:
-    """(..., 4) xyxy -> the tight upright boxes of the ellipses inscribed in them, after p -> A p + b.
+    """Map boxes (..., 4) xyxy by p -> A p + b: the result encloses the mapped ellipse inscribed in each box.
 
-    matrix is (2, 3), [A | b], in pixels from the image's top left corner. Mapped corners would grow a box with every
-    rotation, though an opacity rarely fills them. An ellipse of semi-axes r gets half-extents sqrt(A**2 @ r**2).
+    matrix: (2, 3), [A | b], in pixels from the image's top left corner. Enclosing the mapped corners would enlarge a
+    box with every rotation, though an opacity rarely reaches into the corners. An ellipse with semi-axes r is mapped
+    to one with half-extents sqrt(A**2 @ r**2).
     """
     box = xyxy_to_cxcywh(boxes_xyxy)
     linear, offset = matrix[:, :2], matrix[:, 2]
@@ -64,7 +65,7 @@ def box_area(boxes_xyxy: Floats) -> Floats:
 
 
 def box_iou(first_xyxy: Floats, second_xyxy: Floats) -> Floats:
-    """Elementwise IoU, broadcasting (..., 4), (..., 4) -> (...), in continuous coordinates; 0 for two empty boxes."""
+    """Elementwise IoU of boxes xyxy: (..., 4), (..., 4), broadcast -> (...), in [0, 1]; 0 for two empty boxes."""
     low = np.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
     high = np.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
     intersection = np.clip(high - low, 0, None).prod(axis=-1)

@@ -1,4 +1,4 @@
-"""The competition's own files: their names and columns, read and checked."""
+"""Read and check the competition's files and tables of the same kind: their names and columns."""
 
 import json
 import os
@@ -25,7 +25,7 @@ HEADER_COLUMNS = ["patientId", "PatientAge", "PatientSex", "ViewPosition"]
 FOLD_COLUMNS = ["patientId", "fold", "target", "n_boxes", "class", "view", "sex", "age", "group"]
 PREDICTION_COLUMNS = ["patientId", "confidence", *BOX_COLUMNS]
 CLASSES = ["Normal", "No Lung Opacity / Not Normal", "Lung Opacity"]
-AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a header age beyond these (155 occurs) counts as unknown
+AGE_BANDS = [0, 20, 40, 60, 80, 120]  # years; a higher age in a header (155 occurs) counts as unknown
 
 HOW_TO_GET = (
     "unzip Kaggle's files there (kaggle competitions download -c rsna-pneumonia-detection-challenge), "
@@ -34,7 +34,7 @@ HOW_TO_GET = (
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read LABEL_COLUMNS, one row per box (original pixels) or negative image (NaN). Raises UserError for a bad row."""
+    """Read LABEL_COLUMNS: one row per box (xywh, original pixels) or negative image (NaN). UserError for a bad row."""
     labels = read_table(path, LABEL_COLUMNS, source=HOW_TO_GET)[LABEL_COLUMNS]
     fields = labels[LABEL_COLUMNS[1:]]
     numbers = as_numbers(fields)
@@ -58,24 +58,24 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 
 def truth_boxes(labels: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `labels` that are boxes: patientId, x, y, width, height in original pixels."""
+    """The true boxes in `labels`: patientId, x, y, width, height in original pixels."""
     return labels.loc[labels["Target"] == 1, ["patientId", *BOX_COLUMNS]].reset_index(drop=True)
 
 
 def read_truth(folder: Path) -> pd.DataFrame:
-    """The true boxes of the training images in `folder`, as truth_boxes gives them. Raises as read_labels does."""
+    """The true boxes of the training images, see truth_boxes; folder: input=. Raises UserError as read_labels does."""
     return truth_boxes(read_labels(folder / LABELS_CSV))
 
 
 def largest_box(truth: pd.DataFrame) -> pd.DataFrame:
-    """The box of greatest area of each image (the first of equals): one row per patientId that has a box."""
+    """The largest box by area of each image that has boxes (the first if tied): one row per patientId."""
     area = truth["width"] * truth["height"]
     order = area.sort_values(ascending=False, kind="stable").index
     return truth.loc[order].drop_duplicates("patientId").sort_index().reset_index(drop=True)
 
 
 def read_classes(folder: Path) -> pd.Series | None:
-    """patientId -> one of CLASSES, or None where the file is not there."""
+    """patientId -> one of CLASSES; None if there is no such file. Raises UserError for an unknown or a second class."""
     path, columns = folder / CLASSES_CSV, ["patientId", "class"]
     if not path.is_file():
         return None
@@ -91,7 +91,10 @@ def read_classes(folder: Path) -> pd.Series | None:
 
 
 def read_people(folder: Path) -> pd.Series | None:
-    """patientId -> patient, the first 8 digits of the NIH image name; None where the mapping is not there."""
+    """patientId -> patient (the first 8 digits of the NIH image name); None if there is no mapping file.
+
+    Raises UserError if the file is broken or assigns two patients to an image.
+    """
     path = folder / MAPPING_JSON
     if not path.is_file():
         return None
@@ -109,7 +112,7 @@ def read_people(folder: Path) -> pd.Series | None:
 
 
 def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
-    """Read FOLD_COLUMNS; fold, target, n_boxes are int, age is float with NaN. Raises UserError for a bad row."""
+    """Read FOLD_COLUMNS; fold, target, n_boxes are int, age is float or NaN. Raises UserError for a bad row."""
     table = read_table(path, FOLD_COLUMNS, rebuild)[FOLD_COLUMNS]
     numbers = as_numbers(table[["fold", "target", "n_boxes", "age"]])
     whole = numbers.drop(columns="age")
@@ -126,7 +129,10 @@ def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
 
 
 def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], remedy: str) -> None:
-    """Raise UserError for an empty id, or else the first problem that any row has: file, line, how many, remedy."""
+    """Raise UserError if a row has an empty patientId, or for the first of the problems that any row has.
+
+    problems: description -> which rows have it. The message names the file, the first line and how many rows.
+    """
     for problem, rows in {"patientId is empty": ids.isna(), **problems}.items():
         if rows.any():
             first = int(np.flatnonzero(rows)[0])
@@ -135,7 +141,10 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
 
 
 def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) -> pd.DataFrame:
-    """Read PREDICTION_COLUMNS and `more`; an image without box has empty fields. Raises UserError for a bad row."""
+    """Read PREDICTION_COLUMNS and the columns `more`; an image without a box has a row of NaN.
+
+    Raises UserError for a bad row. rebuild: the command that makes the file.
+    """
     table = read_table(path, [*PREDICTION_COLUMNS, *more], rebuild)
     fields = table[PREDICTION_COLUMNS[1:]]
     numbers = as_numbers(fields)
@@ -151,18 +160,18 @@ def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) ->
 
 
 def list_names(folder: Path) -> list[str]:
-    """The names of a folder's DICOM files, sorted; macOS leaves ._<name>.dcm beside those it copies elsewhere."""
+    """The sorted names of a folder's DICOM files, without the ._<name>.dcm files that macOS leaves beside copies."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(name for name in names if name.endswith(".dcm") and not name.startswith("._"))
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The DICOM files of a folder, sorted."""
+    """The sorted paths of a folder's DICOM files."""
     return [folder / name for name in list_names(folder)]
 
 
 def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:
-    """Every DICOM of these image folders, one after the other. Raises UserError if one of them has none."""
+    """The DICOM files of these image folders, folder by folder. Raises UserError if a folder has none."""
     found: list[Path] = []
     for path in (folder / name for name in names):
         if not (images := list_images(path)):
@@ -173,7 +182,7 @@ def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES
 
 
 def read_sample(folder: Path) -> list[str]:
-    """The patientIds of the sample submission, in its order. Raises UserError."""
+    """The patientIds of the sample submission, in its order. Raises UserError if it is missing, broken or empty."""
     path = folder / SAMPLE_CSV
     ids = read_table(path, ["patientId"], source=HOW_TO_GET)["patientId"]
     refuse_rows(path, ids, {"the patientId was there before": ids.duplicated()}, "fetch the file again")
@@ -183,7 +192,7 @@ def read_sample(folder: Path) -> list[str]:
 
 
 def with_empty_rows(table: pd.DataFrame, ids: list[str]) -> pd.DataFrame:
-    """Predictions in the order of `ids`, with one row of empty fields for each id that has none."""
+    """The predictions in the order of `ids`, with one row of NaN for each id that has none; PREDICTION_COLUMNS."""
     order = pd.DataFrame({"patientId": ids})
     merged = order.merge(table.astype({"patientId": order["patientId"].dtype}), on="patientId", how="left")
     return merged.astype(dict.fromkeys(PREDICTION_COLUMNS[1:], float))[PREDICTION_COLUMNS]

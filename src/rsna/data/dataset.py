@@ -1,4 +1,4 @@
-"""Samples: cached images with their boxes and classes, the two sides of a fold, and their tensors."""
+"""Samples: cached images with their boxes and classes; the training and validation part of a fold; their tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of one split, row by row; boxes in pixels of the cached image."""
+    """n cached images with their boxes and classes, row by row."""
 
     ids: list[str]
     paths: list[Path]
-    boxes_xyxy: list[Floats]  # of each image (n_k, 4), the largest in original pixels first; (0, 4) where it has none
+    boxes_xyxy: list[Floats]  # per image (n_k, 4) in cached pixels, largest (in original pixels) first; n_k may be 0
     labels: NDArray[np.int64]  # (n,) class index; opacity is the last class
-    geometry: Floats  # (n, 4) scale_x, scale_y, pad_x, pad_y; see cache.original_to_cached
+    geometry: Floats  # (n, 4) scale_x, scale_y, pad_x, pad_y; see letterbox.original_to_cached
     shapes: NDArray[np.int64]  # (n, 2) rows, cols of the original image
-    hashes: Sequence[str] = ()  # of the files, as the index says; without it they are not compared
+    hashes: Sequence[str] = ()  # of the PNGs, from the cache's index; empty: they are not checked
 
 
 NO_BOXES = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
@@ -42,9 +42,10 @@ NO_BOXES = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
 def make_samples(
     ids: pd.Series, index: pd.DataFrame, cache: Path, truth: pd.DataFrame = NO_BOXES, labels: Any = 0
 ) -> Samples:
-    """Join patientIds, the index (rows of one split), truth boxes and class indices; cache: the folder of the PNGs.
+    """Join patientIds with their rows of the cache's index, their true boxes and class indices.
 
-    Raises UserError for an image that is not in the cache, or was refused, and for a truth box that leaves its image.
+    index: rows of one split; cache: the folder of the PNGs; truth: xywh in original pixels. Raises UserError if an
+    image is not in the cache or was refused, or if a true box extends beyond its image.
     """
     table = ids.to_frame("patientId").merge(index, on="patientId", how="left", validate="one_to_one")
     absent = table.loc[table["scale_x"].isna(), "patientId"]
@@ -66,7 +67,7 @@ def make_samples(
 
 
 def boxes_by_image(truth: pd.DataFrame, ids: pd.Series, geometry: Floats) -> list[Floats]:
-    """For each of `ids` its boxes (n_k, 4) xyxy in cached pixels, by falling area in the original, stable."""
+    """For each of `ids` its boxes (n_k, 4) xyxy in cached pixels, by decreasing area in original pixels; stable."""
     truth = truth[truth["patientId"].isin(ids)]
     row = pd.Index(ids).get_indexer(truth["patientId"])
     boxes_xywh = truth[BOX_COLUMNS].to_numpy(dtype=float)
@@ -77,7 +78,7 @@ def boxes_by_image(truth: pd.DataFrame, ids: pd.Series, geometry: Floats) -> lis
 
 
 def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:
-    """Raise UserError for a truth box that leaves its image by a pixel; images: patientId, rows, cols."""
+    """Raise UserError if a true box extends beyond its image by more than a pixel; images: patientId, rows, cols."""
     boxes = truth.merge(images[["patientId", "rows", "cols"]], on="patientId")
     outside = (boxes["x"] + boxes["width"] > boxes["cols"] + 1) | (boxes["y"] + boxes["height"] > boxes["rows"] + 1)
     if outside.any():
@@ -89,7 +90,10 @@ def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:
 
 
 def class_index(folds: pd.DataFrame, num_classes: int) -> NDArray[np.int64]:
-    """(n,) classes of folds.csv: of 2, 1 is opacity; of 3, the position in CLASSES. Raises UserError if unknown."""
+    """The class index (n,) of each row of folds.csv. Raises UserError if a class is unknown.
+
+    With 2 classes 1 is opacity; with 3 it is the index into CLASSES.
+    """
     if num_classes == 2:
         return folds["target"].to_numpy(dtype=np.int64)
     index = pd.Index(CLASSES).get_indexer(pd.Index(folds["class"]))
@@ -101,17 +105,20 @@ def class_index(folds: pd.DataFrame, num_classes: int) -> NDArray[np.int64]:
 
 @dataclass
 class FoldData:
-    """The two sides of a fold and the truth boxes of its validation images (original pixels)."""
+    """The training and the validation images of a fold."""
 
     train: Samples
     valid: Samples
-    truth: pd.DataFrame
-    train_people: Sequence[str] = ()  # sorted; see folds.csv's column group
+    truth: pd.DataFrame  # true boxes of the validation images, xywh in original pixels
+    train_people: Sequence[str] = ()  # sorted; from the column group of folds.csv
     valid_people: Sequence[str] = ()
 
 
 def load_fold(cfg: Config, fold: int) -> FoldData:
-    """The samples of a fold, from folds.csv, the labels and the cache; images that were refused are left out."""
+    """Load a fold from folds.csv, the labels and the cache, without the images that the cache refused.
+
+    Raises UserError if a file is missing or broken, or if no image is left to train or validate on.
+    """
     require_upstream(cfg, "train", fold)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     truth = read_truth(Path(cfg.input))
@@ -133,12 +140,12 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
 
 @dataclass(eq=False)
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Samples as tensors: dataset[k] as they are, dataset[epoch, k] as augmented in that epoch."""
+    """Samples as tensors: dataset[k] is not augmented, dataset[epoch, k] has the augmentation of that epoch."""
 
     samples: Samples
     augmentation: Augmentation | None = None
     seed: tuple[int, ...] = ()
-    read: Callable[[int], NDArray[np.uint8]] | None = None  # gives image k, (S, S); None: its PNG is decoded each time
+    read: Callable[[int], NDArray[np.uint8]] | None = None  # returns image k (S, S); None: decode its PNG each time
 
     def decode(self, k: int) -> NDArray[np.uint8]:
         # the longer side of the original fills the cached square
@@ -149,11 +156,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.samples.ids)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """image (1, S, S) uint8; boxes (n, 4) float32 cxcywh in [0, 1], with a side of 0 if moved out; label; row."""
+        """image (1, S, S) uint8; boxes (n, 4) float32 cxcywh in [0, 1]; label; row, the image's index.
+
+        A box that the augmentation moved out of the image has a side of 0.
+        """
         epoch, k = key if isinstance(key, tuple) else (None, key)
         image, boxes_xyxy = (self.read or self.decode)(k), self.samples.boxes_xyxy[k]
         if self.augmentation and epoch is not None:
-            # seeded by image and epoch, not by worker: the number of workers changes nothing
+            # seeded by image and epoch, so that the number of workers does not matter
             rng = np.random.default_rng([*self.seed, epoch, k])
             image, boxes_xyxy = self.augmentation(image, boxes_xyxy, rng)
         return {

@@ -1,4 +1,4 @@
-"""Compressed DICOM files and frames: what inflates too far, which decoder takes which, and the decoding."""
+"""Decode compressed DICOM files and frames: size limits, the decoder of each transfer syntax, decoding."""
 
 import io
 import zlib
@@ -13,8 +13,8 @@ from pydicom.dataset import FileDataset
 from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder
 
-# The decoder of each compressed transfer syntax. Named here, not left to pydicom, because it would take
-# whichever plugin happens to be installed, and results should not depend on that.
+# The decoder of each compressed transfer syntax. pydicom would take whichever plugin happens to be installed, and
+# results should not depend on that.
 PLUGINS = {
     **dict.fromkeys([uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit], "pillow"),
     **dict.fromkeys([uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless], "gdcm"),
@@ -23,20 +23,20 @@ PLUGINS = {
 }
 # 10,000 x 10,000: no radiograph is larger, and a damaged header can ask for 65,535 x 65,535
 MAX_PIXELS = 100_000_000
-MAX_BYTES = 4 * MAX_PIXELS  # of a file, also once it is inflated
+MAX_BYTES = 4 * MAX_PIXELS  # size limit of a file, before and after decompression
 
 
 class UnreadableDicom(Exception):  # noqa: N818 (it is not an error of the program)
-    """A file that cannot be used; its text is the reason, one line in our own words: headers can hold any text."""
+    """A file that cannot be used. The text gives the reason, and never quotes the header, which may hold any text."""
 
 
 class BoundedReader(io.BufferedReader):
-    """A DICOM file for pydicom, which asks for all that is left only where it inflates that, whatever comes of it."""
+    """A DICOM file for pydicom, with a size limit. pydicom reads the whole rest of a file only to inflate it."""
 
-    name = ""  # pydicom asks for one, and bytes in memory have none
+    name = ""  # pydicom needs this attribute, which files in memory do not have
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file; raises UnreadableDicom if all that is left inflates to more than MAX_BYTES."""
+        """Read as usual; raises UnreadableDicom if the whole rest is read and inflates to more than MAX_BYTES."""
         if size is not None and size >= 0:
             return super().read(size)
         parts, room, inflate = [], MAX_BYTES, zlib.decompressobj(-zlib.MAX_WBITS)
@@ -51,20 +51,20 @@ class BoundedReader(io.BufferedReader):
 
 
 def frame_of(dataset: FileDataset) -> bytes:
-    """The bytes of the one compressed frame, its fragments joined."""
+    """The bytes of the single compressed frame, with its fragments joined."""
     return get_frame(dataset.PixelData, 0, number_of_frames=1)
 
 
 def coded_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None if there is none."""
-    siz = frame.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, then SIZ with the far corner and the near one
+    """(width, height) from the header of a JPEG, JPEG-LS or JPEG 2000 stream; None if it has none."""
+    siz = frame.find(b"\xff\x4f\xff\x51", 0, 256)  # JPEG 2000: SOC, then SIZ with bottom right and top left corner
     if siz >= 0:
         right, bottom, left, top = (int.from_bytes(frame[at : at + 4]) for at in range(siz + 8, siz + 24, 4))
         return right - left, bottom - top
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
-        # SOF0..SOF15 and JPEG-LS's SOF55; the three of that range which are left out are other things
+        # SOF0 to SOF15 and JPEG-LS's SOF55; the three excluded values in that range are other markers
         if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
             return int.from_bytes(frame[at + 7 : at + 9]), int.from_bytes(frame[at + 5 : at + 7])
         at += 1 if marker == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4])
@@ -72,7 +72,7 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def decode(dataset: FileDataset) -> tuple[NDArray[Any], str]:
-    """Stored values (height, width[, 3]) and their photometric interpretation. Raises what the decoder raises."""
+    """The stored values (height, width[, 3]) and their photometric interpretation. Raises what the decoder raises."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax == uid.JPEGExtended12Bit and dataset.BitsStored > 8:
         return decode_12_bit(dataset), str(dataset.PhotometricInterpretation)
@@ -81,7 +81,7 @@ def decode(dataset: FileDataset) -> tuple[NDArray[Any], str]:
 
 
 def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
-    """JPEG Extended with 12 bits: GDCM can, though pydicom's use of it declines. uint16 (height, width)."""
+    """Decode 12-bit JPEG Extended with GDCM, which pydicom's GDCM plugin refuses to do: uint16 (height, width)."""
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(frame_of(dataset))
     fragments = gdcm.SequenceOfFragments.New()
@@ -98,19 +98,22 @@ def decode_12_bit(dataset: FileDataset) -> NDArray[np.uint16]:
     text = image.GetBuffer()
     if text is None:
         raise UnreadableDicom("GDCM cannot decode the 12-bit JPEG")
-    # GDCM returns bytes as text, with those that are not UTF-8 escaped
+    # GDCM returns the bytes as str, with those that are not valid UTF-8 escaped
     return np.frombuffer(text.encode("utf-8", "surrogateescape"), "<u2").reshape(dataset.Rows, dataset.Columns)
 
 
 def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[np.uint8]:
-    """JPEG Baseline in grey -> uint8, the smallest of 1/8, 1/4, 1/2, 1/1 that is >= `smallest` (width, height)."""
-    # not by OpenCV, which accepts truncated files
+    """Decode grey JPEG Baseline, uint8, at the smallest of 1/8, 1/4, 1/2, 1/1 of its size that is at least `smallest`.
+
+    smallest: (width, height) in pixels. Raises UnreadableDicom if the JPEG is not grey.
+    """
+    # with Pillow, because OpenCV accepts truncated files
     image = Image.open(io.BytesIO(frame_of(dataset)), formats=("JPEG",))
     if image.mode != "L":
         raise UnreadableDicom(f"declared as one grey channel, but the JPEG is {image.mode}")
     width, height = image.size
     for factor in (8, 4, 2):
-        # only exact divisors: libjpeg pads others to whole blocks, and the image would come back shifted
+        # only exact divisors: libjpeg pads other sizes to whole blocks, which would shift the image
         exact = width % factor == 0 and height % factor == 0
         if exact and width // factor >= smallest[0] and height // factor >= smallest[1]:
             image.draft("L", (width // factor, height // factor))

@@ -1,4 +1,4 @@
-"""DICOM files: their header, and their pixels in 8 bits. Whatever is wrong with one ends as UnreadableDicom."""
+"""DICOM files: their headers, and their pixels as 8 bits. Anything wrong with a file raises UnreadableDicom."""
 
 import io
 import re
@@ -26,9 +26,9 @@ from rsna.data.decoders import MAX_BYTES, MAX_PIXELS, BoundedReader, UnreadableD
 from rsna.data.windowing import PHOTOMETRIC, GreyImage, shows_stored_values, to_8_bit
 from rsna.execution.processes import map_files
 
-SECONDS_PER_FILE = 60.0  # of processor time; the largest image that is accepted takes a tenth of this
-# The fields that are read, and what they may contain: people type names into any field, and those must not get out.
-# Ages also without their unit, as the challenge's files have them; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.
+SECONDS_PER_FILE = 60.0  # of CPU time; the largest image that is accepted takes a tenth of this
+# The fields that are read, and their allowed values: people type names into any field, and those must not leak. An age
+# may lack its unit, as in the challenge's files; views as in PS3.3 C.8.1.1.1 and C.8.7.10.1.2.1.
 HEADER_FIELDS = {
     "PatientAge": re.compile(r"\d{1,3}(\.0)?[DWMY]?"),
     "PatientSex": re.compile(r"[MFO]"),
@@ -39,11 +39,11 @@ BAD_HEADER = "a field of the header makes no sense"
 
 @contextmanager
 def as_unreadable(problem: str = "the image cannot be decoded") -> Iterator[None]:
-    """Turn whatever goes wrong inside the block into UnreadableDicom: `problem` and the kind of the exception.
+    """Turn any exception in the block into UnreadableDicom: `problem` and the type of the exception.
 
-    Every exception, at this one border only: on garbage pydicom, GDCM and Pillow raise anything up to MemoryError.
-    Their messages are dropped, since they repeat what stands in the header. So are warnings, as pydicom gives one for
-    each of the challenge's files (ages written 62, not 062Y).
+    All exceptions are caught here and only here: on garbage, pydicom, GDCM and Pillow raise anything, even MemoryError.
+    Their messages are dropped, since they may quote the header. Warnings are dropped too, as pydicom warns about each
+    of the challenge's files (ages written as 62, not 062Y).
     """
     try:
         with warnings.catch_warnings():
@@ -54,15 +54,15 @@ def as_unreadable(problem: str = "the image cannot be decoded") -> Iterator[None
     except InvalidDicomError as error:
         raise UnreadableDicom("not a DICOM file: DICM is not where it should be") from error
     except Exception as error:
-        words = error.strerror if isinstance(error, OSError) else None  # that of the system
+        words = error.strerror if isinstance(error, OSError) else None  # the operating system's message
         raise UnreadableDicom(words or f"{problem} ({type(error).__name__})") from error
 
 
 @contextmanager
 def time_limit(seconds: float = SECONDS_PER_FILE) -> Iterator[None]:
-    """Raise UnreadableDicom if the block takes longer; end the process after twice that. For the main thread only."""
-    # of processor time: a process that is paused, or waits for a slow disk, is not at fault;
-    # damaged JPEG 2000 files can keep pydicom 3.0.2 in an endless loop; a decoder may ignore or replace the exception
+    """Raise UnreadableDicom if the block uses more CPU time; after twice that, end the process. Main thread only."""
+    # CPU time, so that a process that is paused or waits for a slow disk is not interrupted. Damaged JPEG 2000 files
+    # can send pydicom 3.0.2 into an endless loop; a decoder may swallow or replace the exception.
     late = False
 
     def stop(*_: object) -> None:
@@ -73,7 +73,7 @@ def time_limit(seconds: float = SECONDS_PER_FILE) -> Iterator[None]:
     before = signal.signal(signal.SIGPROF, stop)
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # SIGVTALRM ends a process that has no handler for it
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 * seconds)  # SIGVTALRM has no handler, so it ends the process
         yield
     except Exception as error:
         if late:
@@ -86,18 +86,18 @@ def time_limit(seconds: float = SECONDS_PER_FILE) -> Iterator[None]:
 
 
 def parse_dicom(content: bytes) -> FileDataset:
-    """The dataset of a DICOM file's bytes. Raises UnreadableDicom."""
+    """Parse the bytes of a DICOM file. Raises UnreadableDicom."""
     with as_unreadable("the file cannot be parsed"):
         return pydicom.dcmread(BoundedReader(io.BytesIO(content)))
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file. Raises UnreadableDicom for what is none, and for an empty one."""
+    """The bytes of a file. Raises UnreadableDicom if it is not a regular file, or empty, too large or unreadable."""
     with as_unreadable():
-        # a pipe would keep its reader waiting for ever
+        # reading a pipe would wait for ever
         if not stat.S_ISREG(path.stat().st_mode):
             raise UnreadableDicom("it is not a file but a folder, pipe or device")
-        # pydicom's message would be that of a text file
+        # pydicom would report it as if it were a text file
         if (size := path.stat().st_size) == 0:
             raise UnreadableDicom("the file is empty")
         if size > MAX_BYTES:
@@ -106,7 +106,7 @@ def read_file(path: Path) -> bytes:
 
 
 def describe(dataset: FileDataset) -> dict[str, Any]:
-    """rows, cols, transfer_syntax (its name) and photometric, as the header says. Raises UnreadableDicom."""
+    """rows, cols, transfer_syntax (its name) and photometric, from the header. Raises UnreadableDicom."""
     with as_unreadable(BAD_HEADER):
         if "Rows" not in dataset or "Columns" not in dataset:
             raise UnreadableDicom("there is no image in the file")
@@ -122,7 +122,7 @@ def describe(dataset: FileDataset) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """patientId (the file's name) and HEADER_FIELDS; empty where the file cannot be read."""
+    """patientId (from the file's name) and HEADER_FIELDS, which are empty if the file cannot be read."""
     header = {"patientId": path.stem} | dict.fromkeys(HEADER_FIELDS, "")
     with suppress(UnreadableDicom), as_unreadable(), time_limit():
         if path.is_file() and path.stat().st_size <= MAX_BYTES:
@@ -133,13 +133,13 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def known_value(name: str, value: Any) -> str:
-    """The value of one of HEADER_FIELDS as text; empty if it has none of the documented forms."""
+    """The value of one of HEADER_FIELDS as text; empty if it is not an allowed value."""
     text = str(value).strip()
     return text if HEADER_FIELDS[name].fullmatch(text) else ""
 
 
 def read_headers(cfg: Config) -> pd.DataFrame:
-    """View, sex and age of the training images: from a table where there is one, else from the DICOMs."""
+    """HEADER_COLUMNS of the training images: from dicom_headers.csv if it exists, else from the DICOM files."""
     given, folder = Path(cfg.input) / HEADERS_CSV, Path(cfg.input) / TRAIN_IMAGES
     if given.is_file():
         headers = read_table(given, HEADER_COLUMNS)[HEADER_COLUMNS]
@@ -152,14 +152,14 @@ def read_headers(cfg: Config) -> pd.DataFrame:
 
 
 def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)) -> GreyImage:
-    """The whole image as uint8 (height, width), 0 black: colours as luma, MONOCHROME1 inverted. Raises UnreadableDicom.
+    """The image as uint8 (height, width), 0 black, colours as luma, MONOCHROME1 inverted. Raises UnreadableDicom.
 
-    In the original's size, or an exact half, quarter or eighth of it that is at least `smallest` (width, height).
+    It has the original's size, or an exact half, quarter or eighth of it that is at least `smallest` (width, height).
     """
     with as_unreadable(BAD_HEADER):
         check_header(dataset)
     with as_unreadable():
-        # all files of the challenge are such
+        # true of all files of the challenge
         plain_jpeg = (
             dataset.file_meta.TransferSyntaxUID == uid.JPEGBaseline8Bit
             and dataset.SamplesPerPixel == 1
@@ -173,14 +173,14 @@ def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, M
             values, photometric = decoders.decode(dataset)
             with as_unreadable("its windows or lookup tables make no sense"):
                 image = to_8_bit(values, photometric, dataset)
-        # never so in a radiograph: something before this program failed, and a black image would teach a negative
+        # no radiograph is like this: the file was damaged earlier, and a blank image would be trained on as a negative
         if image.min() == image.max():
             raise UnreadableDicom(f"every pixel is the same grey ({image.min()} of 255)")
         return 255 - image if dataset.PhotometricInterpretation == "MONOCHROME1" else image
 
 
 def check_header(dataset: FileDataset) -> None:
-    """Raise UnreadableDicom for what the header alone tells, before memory is allocated for pixels."""
+    """Raise UnreadableDicom for problems that the header shows, before memory is allocated for pixels."""
     rows, cols, syntax = int(dataset.Rows), int(dataset.Columns), dataset.file_meta.TransferSyntaxUID
     if not dataset.get("PixelData"):
         raise UnreadableDicom("there is no pixel data")

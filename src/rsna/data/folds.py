@@ -1,4 +1,4 @@
-"""Folds: stratified, every patient's images in one fold; made once, then kept."""
+"""Folds: stratified, with all images of a patient in the same fold; made once, then kept."""
 
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,15 @@ REMEDY = "scores of runs trained on them would mix; keep both with folds=<other 
 
 
 def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
-    """The folds of folds.csv, made where there are none, and their state as in state_of_folds; raises UserError."""
+    """Make folds.csv, or check it if it exists. Returns the folds and their state at the start. Raises UserError."""
     folder = Path(cfg.input)
     with file_lock(cfg.folds_csv.parent):
-        made = artifacts.current_manifest(cfg, "make_folds")  # of the files as they are read now
+        made = artifacts.current_manifest(cfg, "make_folds")  # before the files are read, in case they change
         labels = competition.read_labels(folder / LABELS_CSV)
         compare_files(labels["patientId"].unique(), folder / competition.TRAIN_IMAGES)
         state = state_of_folds(cfg)
         if state != "current":
-            # folds that are there are not compared with the headers
+            # existing folds are not compared with the headers
             headers = read_headers(cfg) if state == "new" else pd.DataFrame(columns=competition.HEADER_COLUMNS)
             images = describe_images(labels, competition.read_classes(folder), headers)
             if state == "new":
@@ -44,7 +44,10 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
 
 
 def state_of_folds(cfg: Config) -> str:
-    """current, new, edited, kept or brought. Raises UserError for folds of other settings or files."""
+    """new (no table), current, edited (changed since), kept (make_folds was killed) or brought (by the user).
+
+    Raises UserError for folds made from other settings or files.
+    """
     manifest = artifacts.manifest_path(cfg, "make_folds")
     if artifacts.is_current(cfg, "make_folds"):
         return "current"
@@ -56,11 +59,11 @@ def state_of_folds(cfg: Config) -> str:
     changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_folds"))
     if changes:
         raise UserError(f"{cfg.folds_csv} was made from other settings or files ({changes}); {REMEDY}")
-    return "edited" if found["outputs"] else "kept"  # without outputs: killed before it could record the table
+    return "edited" if found["outputs"] else "kept"
 
 
 def write_folds(cfg: Config, images: pd.DataFrame, made: dict[str, Any]) -> None:
-    """The table and its manifest; also before the table, as one without a manifest is one that the user brought."""
+    """Write the table and its manifest, which is also written first: a table without one counts as the user's own."""
     images["group"] = group_by_patient(images, competition.read_people(Path(cfg.input)))
     images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
     artifacts.record(cfg, "make_folds", made=made)
@@ -69,7 +72,7 @@ def write_folds(cfg: Config, images: pd.DataFrame, made: dict[str, Any]) -> None
 
 
 def check_folds(cfg: Config, images: pd.DataFrame) -> None:
-    """Raise UserError if the folds that are there do not fit the labels, the classes or n_folds."""
+    """Raise UserError if the existing folds do not match the labels, the classes or n_folds."""
     path = cfg.folds_csv
     folds = read_folds(path, command(cfg, "make_folds")).sort_values("patientId", ignore_index=True)
     if folds["patientId"].tolist() != images["patientId"].tolist():
@@ -84,9 +87,9 @@ def check_folds(cfg: Config, images: pd.DataFrame) -> None:
 
 
 def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
-    """One line on what was done; of folds that are not current also one per fold: sizes and rates."""
+    """Print what was done, and, unless the folds were current, the size and the class rates of each fold."""
     people, groups = competition.read_people(Path(cfg.input)), folds["group"]
-    # a table that the user brought may have other groups
+    # in a table that the user brought, groups may not be patients
     patients = groups if people is None else folds["patientId"].map(people).astype(object).fillna(groups)
     shared = max(
         folds.groupby(names.to_numpy(), sort=False)["fold"].nunique().gt(1).sum() for names in (groups, patients)
@@ -107,7 +110,7 @@ def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
 
 
 def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
-    """Print which labelled images have no file, and how many files no label; nothing where there is no file at all."""
+    """Print how many labelled images have no DICOM file, and how many files no label; nothing if there are no files."""
     files = {name.removesuffix(".dcm") for name in competition.list_names(folder)}
     missing, more = sorted(set(ids) - files), len(files - set(ids))
     if files and missing:
@@ -118,7 +121,7 @@ def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
 
 
 def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd.DataFrame) -> pd.DataFrame:
-    """One row per image, sorted by patientId; unknown is empty. Raises UserError where class and label contradict."""
+    """One row per image, sorted by patientId; unknown values are empty. UserError if a class contradicts its label."""
     images = labels.groupby("patientId").agg(target=("Target", "max"), n_boxes=("Target", "sum")).reset_index()
     if classes is None:
         print(f"no {CLASSES_CSV}: folds are not stratified by class")
@@ -138,7 +141,7 @@ def describe_images(labels: pd.DataFrame, classes: pd.Series | None, headers: pd
 
 
 def group_by_patient(images: pd.DataFrame, people: pd.Series | None) -> pd.Series:
-    """The patient of each image; the image's own patientId where that is not known."""
+    """The patient of each image, or its patientId if the patient is not known."""
     if people is None:
         page = "(www.rsna.org, AI image challenges, 2018) as 'dataset mappings' to NIH ChestX-ray14"
         print(f"patients may leak between folds: no {MAPPING_JSON} in input; it is on the RSNA challenge's page {page}")
@@ -152,18 +155,18 @@ def group_by_patient(images: pd.DataFrame, people: pd.Series | None) -> pd.Serie
 
 
 def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> Integers:
-    """The fold of each row of `images`, sorted by patientId, with a column group. Raises UserError for too many."""
+    """The fold of each row of `images`, which has a column group. Raises UserError if n_folds is too large."""
     positives, groups = int(images["target"].sum()), images["group"].nunique()
     if min(positives, len(images) - positives, groups) < n_folds:
         found = f"{positives} positive and {len(images) - positives} negative images of {groups} patients"
         raise UserError(f"n_folds={n_folds}: too many for {found}; set a smaller n_folds")
     band = np.digitize(images["age"].astype(float).fillna(np.inf), competition.AGE_BANDS)
     shared = images[["target", "class", "n_boxes", "view", "sex"]].assign(age=band)
-    # (images, values) 0/1; by way of text: pandas 2 and 3 differ in which types they expand, and folds must not
+    # 0 or 1 (images, values); converted to text first, as pandas 2 and 3 expand different types, but folds must agree
     indicators = pd.get_dummies(shared.astype(object).map(str)).to_numpy(dtype=np.int64)
     if groups < len(images):
         return stratify_groups(indicators, images["group"].to_numpy(), n_folds, seed)
-    # single images: iterative stratification (Sechidis et al. 2011, iterative-stratification's version)
+    # one image per group: iterative stratification (Sechidis et al. 2011), by the package iterative-stratification
     folds = np.empty(len(images), dtype=np.int64)
     splitter = MultilabelStratifiedKFold(n_folds, shuffle=True, random_state=seed)
     for fold, (_, valid) in enumerate(splitter.split(indicators, indicators)):
@@ -172,10 +175,10 @@ def assign_folds(images: pd.DataFrame, n_folds: int, seed: int) -> Integers:
 
 
 def stratify_groups(indicators: Integers, groups: NDArray[np.str_], n_folds: int, seed: int) -> Integers:
-    """Whole groups to folds: the largest first, each to the fold whose counts it brings nearest to an even share.
+    """Assign whole groups to folds, the largest first, each to the fold that comes closest to an even share.
 
-    Nearest by the sum of (count - share)^2 / share over the image count and all label counts. Iterative stratification
-    ignores how often a patient has a label; on the real labels its folds were 3.6 % off in size, these by one image.
+    The distance is the sum of (count - share)^2 / share over the image count and all label counts. Iterative
+    stratification ignores how often a patient has a label: its folds were 3.6 % off in size, these by one image.
     """
     owner = pd.factorize(groups, sort=True)[0]
     columns = np.column_stack([np.ones(len(indicators)), indicators])

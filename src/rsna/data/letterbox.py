@@ -1,4 +1,4 @@
-"""Letterboxing: any image into a square, whole and in proportion; boxes between original and cached pixels."""
+"""Letterboxing: fit an image into a square, keeping its proportions; map boxes between original and cached pixels."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from rsna.data.windowing import GreyImage
 
 
 class Geometry(NamedTuple):
-    """Where an image lies in its square: cached = original * scale + pad, in pixels; pixel 0 covers 0..1."""
+    """Where an image lies in its square: cached = original * scale + pad, in pixels; pixel 0 spans 0 to 1."""
 
     scale_x: float
     scale_y: float
@@ -22,18 +22,18 @@ GEOMETRY_COLUMNS = list(Geometry._fields)
 
 
 def fit_letterbox(rows: int, cols: int, size: int) -> tuple[int, int, Geometry]:
-    """Width and height of an image of rows x cols that fills a square of `size`, and where it lies in it."""
+    """Width and height, in pixels, of an image of rows x cols resized to fit a square of side `size`; its geometry."""
     longest = max(rows, cols, 1)
     width, height = (max(1, round(side * size / longest)) for side in (cols, rows))
-    # whole pixels on both sides: the scale is that of the rounded size, so boxes map back exactly
+    # the scale is computed from the rounded size, so that boxes map back exactly
     pad_x, pad_y = (size - width) // 2, (size - height) // 2
     return width, height, Geometry(width / max(cols, 1), height / max(rows, 1), pad_x, pad_y)
 
 
 def letterbox(image: GreyImage, width: int, height: int, size: int) -> GreyImage:
-    """uint8 (size, size): the image resized to width x height, as fit_letterbox gives it, centred, the rest black."""
+    """The image resized to width x height (see fit_letterbox), centred on black: uint8 (size, size)."""
     if image.shape != (height, width):
-        # area average to shrink; to enlarge linear, where area would be nearest neighbour
+        # INTER_AREA would enlarge by nearest neighbour
         shrinks = width <= image.shape[1] and height <= image.shape[0]
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)

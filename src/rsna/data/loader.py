@@ -1,4 +1,4 @@
-"""Batches for training and prediction: images kept in memory, the order of each epoch, padding and the loaders."""
+"""Batches for training and prediction: images kept in memory, the order of each epoch, padding, data loaders."""
 
 import mmap
 import os
@@ -20,11 +20,11 @@ from rsna.data.dataset import FoldData, ImageDataset
 
 
 class ImageMemory:
-    """Cached images, each decoded once and then kept, by whichever process needs it first."""
+    """Cached images in memory shared by processes; each is decoded once, by the process that needs it first."""
 
     def __init__(self, paths: Sequence[Path], size: int, hashes: Sequence[str] = ()) -> None:
         self.paths, self.hashes = paths, hashes
-        # anonymous memory: forked processes share it, without /dev/shm's limit; a page counts once it is written
+        # anonymous memory is shared by forked processes without /dev/shm's limit, and takes no space until written
         self.images = np.frombuffer(mmap.mmap(-1, len(paths) * size * size), np.uint8).reshape(-1, size, size)
         self.decoded = np.frombuffer(mmap.mmap(-1, len(paths)), np.uint8)
 
@@ -32,21 +32,25 @@ class ImageMemory:
         """Image k, (S, S) uint8. Raises UserError as cache.read_png does."""
         if not self.decoded[k]:
             self.images[k] = read_png(self.paths[k], self.images.shape[1], *self.hashes[k : k + 1])
-            # two processes may both decode an image; they write the same bytes, and the mark comes last
+            # if two processes decode the same image, they write the same bytes, and set the flag afterwards
             self.decoded[k] = 1
         return self.images[k]
 
 
 def memory_for(data: FoldData, size: int, fraction: float) -> list[ImageMemory | None]:
-    """Memory for training and validation images, if both take at most this fraction of it and fork can share it."""
-    sides = (data.train, data.valid)
-    if sys.platform != "linux" or sum(len(side.ids) for side in sides) * size * size > fraction * machine_memory():
+    """An ImageMemory for the training and one for the validation images; None for both if they would not fit.
+
+    Together they may take at most `fraction` of the machine's memory. Always None except on Linux, as the processes
+    have to be forked.
+    """
+    parts = (data.train, data.valid)
+    if sys.platform != "linux" or sum(len(part.ids) for part in parts) * size * size > fraction * machine_memory():
         return [None, None]
-    return [ImageMemory(side.paths, size, side.hashes) for side in sides]
+    return [ImageMemory(part.paths, size, part.hashes) for part in parts]
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or fewer in a container with a limit."""
+    """The memory that this process may use, in bytes: the machine's, or less in a container with a limit."""
     limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
     stated = [path.read_text().strip() for path in limits if path.is_file()]
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -54,10 +58,11 @@ def machine_memory() -> int:
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, image), epoch after epoch; the order in each depends on the seed and the epoch alone.
+    """Batches of (epoch, image index) for all epochs; the order in an epoch depends only on the seed and the epoch.
 
-    One stream over all epochs: loader processes begin the next one during validation; restarted, they would keep a GPU
-    waiting, up to a fifth of the time. A last batch that is not full is dropped: one image has no batch statistics.
+    There is one stream for all epochs, so that the loader processes begin the next epoch during validation. Restarting
+    them would keep a GPU waiting, up to a fifth of the time. An incomplete last batch is dropped, since batch norm
+    cannot work with a single image.
     """
 
     def __init__(self, dataset: ImageDataset, batch_size: int, epochs: range) -> None:
@@ -76,9 +81,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int, device: torch.device) -> DataLoader:
-    """Batches as EpochBatches says; or, given their size, all images once, in order and as they are."""
+    """A loader of these batches; or, given a batch size, of all images once, in order, without augmentation."""
     if workers:
-        # in this process too, from here on: OpenCV's threads do not survive a fork, and a process per core needs none
+        # in this process too: OpenCV's threads do not survive a fork, and with a process per core they are not needed
         one_thread()
     order = {"batch_size": batches} if isinstance(batches, int) else {"batch_sampler": batches}
     return DataLoader(
@@ -87,7 +92,7 @@ def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=one_thread,
-        # starting a process per core takes a second or two, which each validation would pay again
+        # starting a process per core takes a second or two, which every validation would otherwise repeat
         persistent_workers=workers > 0,
         # forked processes share ImageMemory; newer versions of Python do not fork by default
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -96,12 +101,15 @@ def make_loader(dataset: ImageDataset, batches: int | EpochBatches, workers: int
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Samples -> a batch: image (B, 1, S, S), boxes (B, N >= 1, 4), mask (B, N) bool, label (B,), row (B,)."""
-    # padding and boxes outside the image are zeros, and False in mask; there is room for one box at least
+    """Samples -> a batch: image (B, 1, S, S), boxes (B, N >= 1, 4), mask (B, N) bool, label (B,), row (B,).
+
+    Padding and boxes outside the image are zeros in boxes and False in mask.
+    """
+    # the extra (1, 4) makes room for at least one box per image
     boxes = pad_sequence([*(sample["boxes"] for sample in samples), torch.zeros(1, 4)], batch_first=True)[:-1]
     mask = (boxes[..., 2:] > 0).all(dim=-1)
-    others = default_collate([{key: sample[key] for key in sample if key != "boxes"} for sample in samples])
-    return {**others, "boxes": boxes * mask[..., None], "mask": mask}
+    rest = default_collate([{key: sample[key] for key in sample if key != "boxes"} for sample in samples])
+    return {**rest, "boxes": boxes * mask[..., None], "mask": mask}
 
 
 def one_thread(_: int = 0) -> None:

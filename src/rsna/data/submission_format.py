@@ -1,4 +1,4 @@
-"""Kaggle's format: one row per image, the boxes in a string of `confidence x y width height`, repeated."""
+"""Kaggle's format: one row per image, with its boxes in one string, `confidence x y width height` for each."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from rsna.core.tables import LARGEST, line_number, read_table
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, refuse_rows, with_empty_rows
 
 SUBMISSION_COLUMNS = ["patientId", "PredictionString"]
-SMALLEST_CONFIDENCE = 0.0001  # what four decimals can hold; Kaggle wants a confidence above 0
+SMALLEST_CONFIDENCE = 0.0001  # the smallest with four decimals; Kaggle requires a confidence above 0
 
 
 def format_submission(predictions: pd.DataFrame, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
-    """Thresholded predictions -> SUBMISSION_COLUMNS in the order of `ids`; raises UserError for an image not in them.
+    """Thresholded predictions -> SUBMISSION_COLUMNS, in the order of `ids`; boxes are clipped by keep_inside.
 
-    Boxes as in keep_inside; shapes: index patientId, columns rows, cols of the originals.
+    shapes: index patientId, columns rows, cols of the original images. Raises UserError for an image not in `ids`.
     """
     unknown = set(predictions["patientId"]) - set(ids)
     if unknown:
@@ -30,7 +30,7 @@ def format_submission(predictions: pd.DataFrame, ids: list[str], shapes: pd.Data
 
 
 def keep_inside(predictions: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
-    """The same boxes, on tenths of a pixel, cut at the image's border and at least 1 px wide and high."""
+    """The predictions with boxes rounded to 0.1 px, clipped to the image, and at least 1 px wide and high."""
     size = shapes.reindex(predictions["patientId"])[["cols", "rows"]].to_numpy(dtype=float)
     xywh = predictions[BOX_COLUMNS].to_numpy(dtype=float)
     low = np.round(np.clip(xywh[:, :2], 0, np.maximum(size - 1, 0)), 1)
@@ -39,7 +39,7 @@ def keep_inside(predictions: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame
 
 
 def parse_submission(path: Path) -> pd.DataFrame:
-    """Read a submission as a prediction table, empty fields for no box. Raises UserError for the first bad line."""
+    """Read a submission as PREDICTION_COLUMNS; an image without a box has a row of NaN. UserError for a bad line."""
     table = read_table(path, SUBMISSION_COLUMNS)
     ids = table["patientId"]
     refuse_rows(path, ids, {"the patientId was there before": ids.duplicated()}, "each image has one row")
@@ -47,7 +47,7 @@ def parse_submission(path: Path) -> pd.DataFrame:
     rows = []
     for row, (name, text) in enumerate(zip(ids, strings, strict=True)):
         try:
-            # Python reads 1_000 as a number, Kaggle does not
+            # float() accepts 1_000, Kaggle does not
             numbers = np.array([float(word.replace("_", "?")) for word in text.split()]).reshape(-1, 5)
             confident = (numbers[:, 0] > 0) & (numbers[:, 0] <= 1)
             good = confident & (numbers[:, 3:] > 0).all(axis=1) & (np.abs(numbers) <= LARGEST).all(axis=1)
@@ -61,7 +61,7 @@ def parse_submission(path: Path) -> pd.DataFrame:
 
 
 def check_submission(path: Path, ids: list[str], shapes: pd.DataFrame) -> pd.DataFrame:
-    """The prediction table of a submission. Raises UserError for what Kaggle would reject, or score as nonsense."""
+    """Read a submission, see parse_submission. Raises UserError if Kaggle would reject it, or a box is implausible."""
     table = parse_submission(path)
     found = table["patientId"].drop_duplicates().tolist()
     if found != ids:

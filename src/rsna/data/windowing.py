@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
 GreyImage = NDArray[np.uint8]
-# PS3.3 C.7.6.3.1.2, retired ones included
+# PS3.3 C.7.6.3.1.2, including retired ones
 PHOTOMETRIC = [
     *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "HSV", "ARGB", "CMYK", "XYB", "YBR_FULL", "YBR_FULL_422"),
     *("YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT"),
@@ -15,9 +15,10 @@ PHOTOMETRIC = [
 
 
 def to_8_bit(values: NDArray, photometric: str, dataset: Dataset) -> GreyImage:
-    """Decoded values (height, width[, 3]) -> uint8 (height, width). Raises what pydicom does on invalid tables.
+    """Decoded values (height, width[, 3]) -> uint8 (height, width). Raises what pydicom raises for invalid tables.
 
-    `photometric` is that of the values: a decoder may turn YBR into RGB. MONOCHROME1 is not inverted here.
+    photometric: the interpretation of the values, which may differ from the header's, as a decoder may turn YBR into
+    RGB. MONOCHROME1 is not inverted here.
     """
     white = 2 ** int(dataset.BitsStored) - 1
     if photometric == "PALETTE COLOR":
@@ -31,14 +32,14 @@ def to_8_bit(values: NDArray, photometric: str, dataset: Dataset) -> GreyImage:
 
 
 def window_monochrome(values: NDArray, dataset: Dataset) -> GreyImage:
-    """Modality transform, then VOI transform, then 0..255. What the header calls padding comes out black."""
+    """Modality transform, VOI transform, then scaling to 0..255. Padding, as given in the header, becomes black."""
     padding = find_padding(values, dataset)
     values = apply_modality_lut(values, dataset) if has_modality(dataset) else values
     if has_voi(dataset):
         image = apply_voi(values, dataset)
     else:
-        # the standard leaves the display open: from the minimum to the maximum, as viewers do, since 12 bits in 16, or
-        # signed values around an offset, would be nearly black or one flat grey in the whole range of the type
+        # the standard leaves this open; like viewers, scale from the minimum to the maximum. With the full range of the
+        # type, 12 bits stored in 16 would be nearly black, and signed values around an offset a flat grey.
         shown = values if padding.all() else values[~padding]
         image = rescale(values, shown.min(), shown.max())
     image[padding] = 255 if dataset.PhotometricInterpretation == "MONOCHROME1" else 0
@@ -46,22 +47,22 @@ def window_monochrome(values: NDArray, dataset: Dataset) -> GreyImage:
 
 
 def apply_voi(values: NDArray, dataset: Dataset) -> GreyImage:
-    """The VOI table, or else the first window, then 0..255."""
+    """Apply the VOI table, or else the first window, and scale to 0..255."""
     if dataset.get("VOILUTSequence"):
         item = dataset.VOILUTSequence[0]
         entries, first, bits = item.LUTDescriptor
-        # pydicom 3.0.2 indexes the table with integers as wide as its output, which wrap for tables of 8-bit
-        # output with more than 256 entries; declared as 16 bits, the same table is looked up correctly
+        # pydicom 3.0.2 indexes the table with integers as wide as its output, which overflow if a table with 8-bit
+        # output has more than 256 entries; declared as 16 bits, the same table works
         item.LUTDescriptor = [entries, first, 16]
         return rescale(apply_voi_lut(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1)
-    # far below and far above the window lie black and white, whichever function and rescaling pydicom applies
+    # values far below and far above the window give black and white, whatever function and rescaling pydicom applies
     with np.errstate(over="ignore"):
         low, high = apply_voi_lut(np.array([-1e30, 1e30]), dataset)
         return rescale(apply_voi_lut(values, dataset), low, high)
 
 
 def find_padding(values: NDArray, dataset: Dataset) -> NDArray[np.bool_]:
-    """Which stored values are padding: PixelPaddingValue, PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2)."""
+    """A mask of the stored values that are padding: PixelPaddingValue, PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2)."""
     first = dataset.get("PixelPaddingValue")
     if first is None:
         return np.zeros(values.shape, np.bool_)
@@ -71,7 +72,7 @@ def find_padding(values: NDArray, dataset: Dataset) -> NDArray[np.bool_]:
 
 
 def rescale(values: NDArray, low: float, high: float) -> GreyImage:
-    """Map low..high to 0..255, rounded to the nearest; all zero if there is no such range."""
+    """Map low..high linearly to 0..255, rounded and clipped; all zeros if low == high."""
     if low == high:
         return np.zeros(values.shape, np.uint8)
     scaled = (values.astype(np.float64) - low) * (255 / (float(high) - float(low)))
@@ -79,13 +80,13 @@ def rescale(values: NDArray, low: float, high: float) -> GreyImage:
 
 
 def shows_stored_values(dataset: Dataset) -> bool:
-    """Whether an image is 8-bit unsigned with neither transform, so that its values are the ones to show."""
+    """Whether an image is unsigned 8-bit and has neither transform, so that its stored values can be shown directly."""
     plain = dataset.BitsStored == 8 and dataset.PixelRepresentation == 0
     return plain and not has_modality(dataset) and not has_voi(dataset)
 
 
 def has_modality(dataset: Dataset) -> bool:
-    """Whether there is a modality table, or a rescaling other than the identity."""
+    """Whether there is a modality table, or a rescaling that is not the identity."""
     rescaling = (dataset.get("RescaleSlope", 1), dataset.get("RescaleIntercept", 0))
     return bool(dataset.get("ModalityLUTSequence")) or rescaling != (1, 0)
 

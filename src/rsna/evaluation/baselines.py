@@ -1,4 +1,4 @@
-"""What needs no model: no boxes at all, or the median box of the training images."""
+"""Baselines that need no model: no boxes at all, or the median box of the training images."""
 
 import pandas as pd
 
@@ -9,7 +9,10 @@ BASELINES = ("no boxes", "median box on every image", "median box where the mode
 
 
 def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
-    """A prediction for each image of `fold_of` (index patientId): the median box of other folds, with confidence 1."""
+    """One box for each image of `fold_of` (patientId -> fold): the median box of all images outside its fold.
+
+    Boxes xywh in original pixels, confidence 1.
+    """
     largest, parts = largest_box(truth), []
     for ids in fold_of.groupby(fold_of).groups.values():
         box = median_box(largest[~largest["patientId"].isin(ids)])
@@ -18,15 +21,18 @@ def median_boxes(truth: pd.DataFrame, fold_of: pd.Series) -> pd.DataFrame:
 
 
 def median_box(boxes: pd.DataFrame) -> dict[str, float]:
-    """The median x, y, width and height of the boxes on the side of the image that has more of them."""
-    # the median of all boxes lies on the spine, between the lungs, and overlaps with none: too weak a baseline
+    """The median x, y, width and height of the boxes in the half of the image (left or right) that has more of them."""
+    # the median of all boxes would lie on the spine, between the lungs, and overlap with no box: too weak a baseline
     centre = boxes["x"] + boxes["width"] / 2
     right = centre > (centre.min() + centre.max()) / 2
     return boxes.loc[right == (right.mean() >= 0.5), BOX_COLUMNS].median().to_dict()
 
 
 def baselines(all_truth: pd.DataFrame, fold_of: pd.Series, kept: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
-    """mAP of what needs no model, given median_boxes(all_truth, fold_of) and the model's thresholded boxes `kept`."""
+    """The mAP of each of BASELINES on `truth`, the true boxes of the images in fold_of.
+
+    all_truth: true boxes of all training images, see median_boxes; kept: the model's boxes above the threshold.
+    """
     boxes = median_boxes(all_truth, fold_of)
     tables = (boxes.iloc[:0], boxes, of_images(boxes, kept["patientId"]))
     return {name: mean_average_precision(truth, table) for name, table in zip(BASELINES, tables, strict=True)}

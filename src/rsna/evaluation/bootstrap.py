@@ -1,15 +1,15 @@
-"""95 % intervals by resampling people: images of one person resemble each other, so images are no independent draws."""
+"""95 % bootstrap intervals. People are resampled, not images: images of the same person are not independent."""
 
 import numpy as np
 import pandas as pd
 
 from rsna.data.boxes import Floats
 
-MIDDLE = (0.025, 0.975)  # the quantiles that 95 % lie between
+MIDDLE = (0.025, 0.975)  # the quantiles that bound the middle 95 %
 
 
 def interval(scores: pd.Series, people: pd.Series, n_resamples: int, seed: int) -> tuple[float, float]:
-    """95 % interval of the mean of `scores`, by patientId (at least one); people: patientId -> person of each image."""
+    """95 % interval of the mean of `scores` (index patientId, not empty); people: patientId -> person."""
     by_person = scores.groupby(people.reindex(scores.index).to_numpy()).agg(["sum", "count"])
     low, high = np.nanquantile(resampled_means(by_person.to_numpy(dtype=float).T, n_resamples, seed), MIDDLE)
     return float(low), float(high)
@@ -18,20 +18,21 @@ def interval(scores: pd.Series, people: pd.Series, n_resamples: int, seed: int) 
 def paired_interval(
     first: pd.Series, second: pd.Series, people: pd.Series, n_resamples: int, seed: int
 ) -> tuple[float, float, float]:
-    """Mean of the first minus mean of the second, and its 95 % interval, resampling people for both at once.
+    """Mean of `first` minus mean of `second`, and the low and high end of its 95 % interval.
 
-    first, second: image scores by patientId, of the images that count for each: one without an opacity counts only
-    where it got a box. people: patientId -> person, of all images that both have seen. NaN without an image.
+    first, second: the image scores of two runs, index patientId; the images may differ, as an image without an opacity
+    counts only in a run that gives it a box. people: patientId -> person, of all images that both runs predicted. Each
+    resample draws the same people for both. All NaN if one of the runs has no scores.
     """
     if first.empty or second.empty:
         return np.nan, np.nan, np.nan
-    people = people.sort_index()  # the same draws whichever run comes first
+    people = people.sort_index()  # so that the draws do not depend on the order of the rows
     codes, names = pd.factorize(people)
     person = pd.Series(codes, index=people.index)
     sums = []
     for scores in (first, second):
-        own = person[scores.index]
-        sums += [np.bincount(own, scores.to_numpy(dtype=float), len(names)), np.bincount(own, minlength=len(names))]
+        rows = person[scores.index]
+        sums += [np.bincount(rows, scores.to_numpy(dtype=float), len(names)), np.bincount(rows, minlength=len(names))]
     by_person = np.array(sums, dtype=float).reshape(2, 2, -1)
     first_means, second_means = resampled_means(by_person, n_resamples, seed).T
     low, high = np.nanquantile(first_means - second_means, MIDDLE)
@@ -40,7 +41,10 @@ def paired_interval(
 
 
 def resampled_means(by_person: Floats, n_resamples: int, seed: int) -> Floats:
-    """(..., 2, people) sum, count of each person's scores -> (n_resamples, ...) means; NaN where no image counts."""
+    """The mean score in each resample of people: (..., 2, people) -> (n_resamples, ...); NaN where none has a score.
+
+    by_person: the sum and the number of each person's scores.
+    """
     rng = np.random.default_rng(seed)
     n_people = by_person.shape[-1]
     draws = (rng.integers(0, n_people, n_people) for _ in range(n_resamples))

@@ -1,4 +1,4 @@
-"""The scores that papers on detection report: AP50 and FROC, over all boxes and not only those above a threshold."""
+"""The scores that detection papers report, AP50 and FROC. They use all boxes, not only those above a threshold."""
 
 from typing import Any
 
@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 from rsna.data.boxes import Floats
 from rsna.evaluation.metric import arrange, cut_points, match_by_rank
 
-AP_BOXES = 100  # per image, the most confident: COCO's maxDets
+AP_BOXES = 100  # AP50 uses only the most confident boxes of an image, at most this many: COCO's maxDets
 RECALLS = np.linspace(0, 1, 101)
-# COCO counts an IoU of exactly .5 as a match, the competition and FROC here do not; both are compared with `>`
+# COCO counts an IoU of exactly 0.5 as a match; the competition, and FROC here, do not. The code compares with `>`.
 COCO_IOU, FROC_IOU = np.nextafter(0.5, 0), 0.5
 FROC_RATES = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1, "2": 2, "4": 4, "8": 8}  # false positives per image
 
 
 def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: int) -> dict[str, Any]:
-    """`AP50`, and `FROC`: the sensitivity at each of FROC_RATES and their `mean`; all NaN without a true box.
+    """AP50 and FROC: {"AP50": value, "FROC": {rate: sensitivity, ..., "mean": value}}; NaN if there is no true box.
 
-    truth, predictions: as in metric.image_scores, with all boxes that were predicted; n_images: how many images were
-    predicted, those without a box included.
+    truth, predictions: as in metric.image_scores, with all predicted boxes; n_images: the number of predicted images,
+    including those without a box.
     """
-    # reversed: of equal overlaps COCO takes the last true box
+    # reversed, because COCO takes the last of several true boxes with equal IoU
     table = arrange(truth.iloc[::-1], predictions)
     hits, _ = match_by_rank(table, np.array([COCO_IOU, FROC_IOU]))
-    # equal confidences by patientId and rank, as in COCO's own code
+    # ties in confidence are ordered by patientId and rank, as in COCO's own code
     order = np.lexsort((table.rank, pd.Series(table.ids).rank().to_numpy()[table.image], -table.confidence))
     counted = order[table.rank[order] < AP_BOXES]
     froc = sensitivities(hits[order, 1], table.confidence[order], len(truth), n_images)
@@ -33,7 +33,10 @@ def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: i
 
 
 def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:
-    """COCO's: the mean over RECALLS of the highest precision at this recall or a higher one, 0 if it is not reached."""
+    """COCO's AP: at each of RECALLS the highest precision at that or a higher recall (0 if not reached), averaged.
+
+    hits: 1 for a match, else 0, by decreasing confidence; n_truth: number of true boxes. NaN without a true box.
+    """
     if n_truth == 0:
         return float("nan")
     found = np.cumsum(hits)
@@ -41,13 +44,14 @@ def average_precision(hits: NDArray[np.int64], n_truth: int) -> float:
     return float(np.append(precision, 0.0)[np.searchsorted(found / n_truth, RECALLS)].mean())
 
 
-def sensitivities(hits: NDArray[np.int64], falling: Floats, n_truth: int, n_images: int) -> dict[str, float]:
-    """The share of true boxes that are found with at most so many false positives per image, and the mean share.
+def sensitivities(hits: NDArray[np.int64], confidences: Floats, n_truth: int, n_images: int) -> dict[str, float]:
+    """FROC: the sensitivity at each of FROC_RATES, by its name, and `mean`, their mean.
 
-    hits, falling: of the boxes by falling confidence. Boxes of equal confidence are kept together. A rate that is not
-    reached, as with one box per image, has the highest sensitivity that is.
+    Sensitivity is the fraction of true boxes found with at most that many false positives per image. hits, confidences:
+    matches (1 or 0) and confidences of the boxes, by decreasing confidence; boxes of equal confidence are kept
+    together. A rate that is not reached, as with one box per image, gets the highest sensitivity reached.
     """
-    kept, _ = cut_points(falling)
+    kept, _ = cut_points(confidences)
     found = np.append(0, np.cumsum(hits))[kept]
     rows = np.searchsorted(kept - found, [rate * n_images for rate in FROC_RATES.values()], side="right") - 1
     shares = found[rows] / n_truth if n_truth else np.full(len(rows), np.nan)

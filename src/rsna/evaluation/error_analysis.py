@@ -1,4 +1,4 @@
-"""Error analysis of a run: where it loses score, how well confidences are calibrated, and where boxes lie."""
+"""Error analysis of a run: where it loses score, how well its confidences are calibrated, and where boxes lie."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from rsna.data.competition import BOX_COLUMNS, CLASSES
 from rsna.evaluation.metric import IOU_THRESHOLDS, Arranged, arrange, match_by_rank, take_best
 
 NORMAL, NOT_NORMAL, _ = CLASSES
-# a box that overlaps more than this with a true box that it does not match is a localisation error
+# an unmatched box that has a higher IoU than this with a true box is a localisation error
 NEAR_IOU = 0.1
 PARTS = {
     "missed images": "an opacity, and no box at all",
@@ -26,12 +26,12 @@ PARTS = {
 
 
 def loss_parts(truth: pd.DataFrame, kept: pd.DataFrame, classes: pd.Series) -> tuple[pd.DataFrame, pd.Series]:
-    """Split 1 - mAP into PARTS: the mean loss (part x IoU threshold), and in how many images each part occurs.
+    """Split 1 - mAP into PARTS. Returns the mean loss (parts x IoU thresholds), and how many images have each part.
 
-    truth, kept: as in metric.image_scores; classes: index patientId. An image loses (FP + FN) / (TP + FP + FN): each
-    wrong box and each miss costs the same, and each belongs to one part. A wrong box and a missed one that overlap by
-    more than NEAR_IOU are paired, most confident first, and both count as localisation errors. So the parts add up to
-    1 - score at each threshold, and their means to 1 - mAP. With no image that counts all are NaN.
+    truth, kept: as in metric.image_scores; classes: patientId -> class. An image loses (FP + FN) / (TP + FP + FN): each
+    false positive and each missed box costs the same, and each belongs to one part. A false positive and a missed box
+    with an IoU above NEAR_IOU are paired, most confident first, and both count as localisation errors. So the parts
+    add up to 1 - score at each threshold, and their means to 1 - mAP. The losses are NaN if no image counts.
     """
     table = arrange(truth, kept)
     errors, union = count_errors(table, classes)
@@ -42,7 +42,7 @@ def loss_parts(truth: pd.DataFrame, kept: pd.DataFrame, classes: pd.Series) -> t
 
 
 def count_errors(table: Arranged, classes: pd.Series) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """Part -> wrong boxes and misses (images, 8) at each IoU threshold; and TP + FP + FN (images, 8)."""
+    """For each part of PARTS the number of errors (images, 8) at each IoU threshold; and TP + FP + FN (images, 8)."""
     hits, free = match_by_rank(table)
     near = take_best(table, free, hits == 0, np.full(len(IOU_THRESHOLDS), NEAR_IOU))
     n_boxes = np.bincount(table.image, minlength=len(table.ids))[:, None]
@@ -66,10 +66,11 @@ def count_errors(table: Arranged, classes: pd.Series) -> tuple[dict[str, NDArray
 
 
 def calibration(top: pd.Series, positive: NDArray[np.bool_], n_bins: int = 10) -> pd.DataFrame:
-    """Images in bins of about as many each, by rising confidence: mean confidence, share with an opacity.
+    """The calibration curve: one row per bin of images, by increasing confidence, about as many images in each bin.
 
-    Columns confidence, share, low, high (95 % Wilson interval of the share), images. Images of the same confidence
-    stay together, so there may be fewer bins.
+    top: the highest confidence of each image; positive: whether it has an opacity. Columns confidence (mean), share
+    (fraction with an opacity), low, high (95 % Wilson interval of the share), images. Images of equal confidence stay
+    in the same bin, so there may be fewer bins than n_bins.
     """
     bins = pd.qcut(top, min(n_bins, len(top)), labels=False, duplicates="drop").fillna(0)
     groups = pd.DataFrame({"confidence": top.to_numpy(), "hit": positive}).groupby(bins.to_numpy())
@@ -79,29 +80,32 @@ def calibration(top: pd.Series, positive: NDArray[np.bool_], n_bins: int = 10) -
 
 
 def wilson_interval(share: Floats, n: Floats, z: float = 1.96) -> tuple[Floats, Floats]:
-    """Interval of a share of n: stays inside [0, 1] and has a width also where the share is 0 or 1."""
+    """Wilson interval of a share of n: it stays within [0, 1], and has a width even if the share is 0 or 1."""
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 
 def calibration_error(bins: pd.DataFrame) -> float:
-    """Mean distance between confidence and share over the bins, weighted by their images."""
+    """Expected calibration error: mean of |confidence - share| over the bins, weighted by their number of images."""
     return float(np.average((bins["confidence"] - bins["share"]).abs(), weights=bins["images"]))
 
 
 def roc(top: pd.Series, positive: NDArray[np.bool_], threshold: float) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """ROC curve (columns false_alarms, found) and the threshold's point on it; empty and NaN if all are of one kind."""
+    """The ROC curve (columns false_alarms, found), and the point of the threshold on it.
+
+    The curve is empty and the point NaN if all images are positive or all are negative.
+    """
     if not 0 < positive.sum() < len(positive):
         return pd.DataFrame(columns=["false_alarms", "found"], dtype=float), (np.nan, np.nan)
     false_alarms, found, _ = roc_curve(positive, top)
     called = top.to_numpy() >= threshold
-    at = float(called[~positive].mean()), float(called[positive].mean())
-    return pd.DataFrame({"false_alarms": false_alarms, "found": found}), at
+    point = float(called[~positive].mean()), float(called[positive].mean())
+    return pd.DataFrame({"false_alarms": false_alarms, "found": found}), point
 
 
 def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
-    """The IoU of each kept box on an image with an opacity with the true box that it overlaps most."""
+    """The highest IoU of each kept box with a true box of its image, for images with an opacity: (boxes,)."""
     pairs = kept.assign(row=np.arange(len(kept))).merge(truth, on="patientId", suffixes=("", "_true"))
     true = pairs[[f"{column}_true" for column in BOX_COLUMNS]].to_numpy(dtype=float)
     pairs["iou"] = box_iou(xywh_to_xyxy(pairs[BOX_COLUMNS].to_numpy(dtype=float)), xywh_to_xyxy(true))
@@ -109,7 +113,10 @@ def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
 
 
 def thin(table: pd.DataFrame, x: str, y: str, n: int = 400) -> pd.DataFrame:
-    """At most about 2n rows of a curve that looks the same: its ends, the lowest and highest y of n slices of x."""
+    """Thin out a curve without changing its look: the rows of both ends and of the lowest and highest y in n x-slices.
+
+    So at most 2n + 2 rows are left.
+    """
     if len(table) <= 2 * n:
         return table
     rows = table.reset_index(drop=True)
@@ -119,7 +126,7 @@ def thin(table: pd.DataFrame, x: str, y: str, n: int = 400) -> pd.DataFrame:
 
 
 def coverage(boxes_xyxy: Floats, cells: int = 64) -> Floats:
-    """(n, 4) xyxy in [0, 1] -> (cells, cells), rows from the top: the share of the boxes that cover a cell's centre."""
+    """The fraction of boxes that cover each cell's centre: (n, 4) xyxy in [0, 1] -> (cells, cells), top row first."""
     centres = (np.arange(cells) + 0.5) / cells
     left, top, right, bottom = (boxes_xyxy[:, [k]] for k in range(4))
     columns = ((left <= centres) & (centres < right)).astype(float)

@@ -1,8 +1,8 @@
 """The competition's metric: mean over images of TP / (TP + FP + FN), averaged over eight IoU thresholds.
 
-Source: https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/overview/evaluation, with the edge cases
-worked by hand in tests/evaluation/test_metric.py: an image without truth and without predictions is left out, one
-without truth and with predictions scores 0, a match needs an IoU strictly greater than the threshold.
+Source: https://www.kaggle.com/c/rsna-pneumonia-detection-challenge/overview/evaluation; tests/evaluation/test_metric.py
+works out the edge cases by hand. An image counts if it has a true or a predicted box; one with predicted boxes only
+scores 0. A match needs an IoU strictly greater than the threshold.
 """
 
 from typing import Any, NamedTuple
@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS
 
-# k / 100 and not np.arange(.4, .76, .05), which yields .6499999 and lets an IoU of exactly .65 pass
+# k / 100 and not np.arange(0.4, 0.76, 0.05), which yields 0.6499999, so that an IoU of exactly 0.65 would match
 IOU_THRESHOLDS = np.array([40, 45, 50, 55, 60, 65, 70, 75]) / 100
 
 
 def mean_average_precision(truth: pd.DataFrame, predictions: pd.DataFrame) -> float:
-    """The competition's score of predictions that are already thresholded; NaN if no image counts.
+    """The competition's score of thresholded predictions; NaN if no image counts.
 
-    truth: patientId, x, y, width, height, a row for each box; predictions: also confidence, and rows with empty boxes
-    are ignored. Original pixels.
+    truth: patientId, x, y, width, height in original pixels, one row per box; predictions: the same columns and
+    confidence, where rows with empty boxes are ignored.
     """
     scores = image_scores(truth, predictions)
     return float(scores.to_numpy().mean()) if len(scores) else float("nan")
 
 
 def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """The score of every image that counts: index patientId, one column per IoU threshold, values in [0, 1]."""
+    """The score in [0, 1] of each image that counts: index patientId, one column per IoU threshold."""
     steps, scores = score_steps(truth, predictions)
     table = pd.DataFrame(scores, index=steps["patientId"], columns=IOU_THRESHOLDS)
     predicted = table[~table.index.duplicated(keep="last")]
@@ -38,17 +38,17 @@ def image_scores(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame
 
 
 def threshold_sweep(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """The score for every confidence threshold that makes a difference, all in one pass.
+    """The score at every confidence threshold that makes a difference, all in one pass.
 
-    Rows by falling threshold, columns threshold (keep confidence >= threshold, see cut_points), score, n_boxes (how
-    many are kept). A lower threshold only appends to an image's boxes and leaves the greedy matching of those before
-    as it is: so each box adds a known step to its image's score, and a running sum does the rest.
+    Rows by decreasing threshold; columns threshold (boxes with confidence >= threshold are kept, see cut_points),
+    score, n_boxes (the number kept). A lower threshold only appends boxes to an image and does not change how the
+    earlier ones are matched. So each box changes its image's score by a known step, and the steps are summed up.
     """
     return sweep_steps(box_steps(truth, predictions), truth["patientId"].nunique())
 
 
 def sweep_steps(steps: pd.DataFrame, n_positive: int) -> pd.DataFrame:
-    """threshold_sweep of the steps of box_steps; n_positive: images with a true box."""
+    """The table of threshold_sweep from the steps of box_steps; n_positive: number of images with a true box."""
     confidence, gain, newly_counted = (steps[name].to_numpy() for name in ("confidence", "gain", "newly_counted"))
     order = np.argsort(-confidence, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(gain[order])])
@@ -59,9 +59,10 @@ def sweep_steps(steps: pd.DataFrame, n_positive: int) -> pd.DataFrame:
 
 
 def box_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """What each box changes once all boxes of its image with more confidence are kept.
+    """How each box changes its image's score when it is added to the more confident boxes of the image.
 
-    Columns patientId, confidence, gain (of its image's score) and newly_counted (the first box of a negative image).
+    Columns patientId, confidence, gain (the change of the score, averaged over the IoU thresholds) and newly_counted
+    (True for the first box of a negative image).
     """
     steps, scores = score_steps(truth, predictions)
     after = scores.mean(axis=1)
@@ -71,13 +72,16 @@ def box_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     return steps[["patientId", "confidence"]].assign(gain=gain, newly_counted=newly_counted)
 
 
-def cut_points(falling: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Falling confidences -> how many of them can be kept, from 0, equal ones together; and the threshold for each."""
-    kept = np.append(0, np.flatnonzero(np.diff(falling, append=-np.inf)) + 1)
-    upper, lower = falling[kept[1:] - 1], np.append(falling[kept[1:-1]], -np.inf)
-    middle = (upper + lower) / 2  # between the last that is kept and the first that is not
+def cut_points(confidences: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Where decreasing confidences can be cut: how many are kept, from 0 to all, and the threshold for each.
+
+    Equal confidences are never separated.
+    """
+    kept = np.append(0, np.flatnonzero(np.diff(confidences, append=-np.inf)) + 1)
+    upper, lower = confidences[kept[1:] - 1], np.append(confidences[kept[1:-1]], -np.inf)
+    middle = (upper + lower) / 2  # between the last confidence that is kept and the first that is not
     thresholds = np.where((lower < middle) & (middle <= upper), middle, upper)
-    above_all = np.nextafter(falling[0], np.inf) if len(falling) else 1.0
+    above_all = np.nextafter(confidences[0], np.inf) if len(confidences) else 1.0
     return kept, np.append(above_all, thresholds)
 
 
@@ -87,19 +91,20 @@ def keep_confident(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def of_images(table: pd.DataFrame, ids: Any) -> pd.DataFrame:
-    """The rows of these patientIds."""
+    """The rows of `table` with these patientIds."""
     return table[table["patientId"].isin(ids)]
 
 
 def top_confidences(predictions: pd.DataFrame) -> pd.Series:
-    """The highest confidence of each image, 0 for one without a box; index patientId."""
+    """The highest confidence of each image, 0 for an image without a box; index patientId."""
     return predictions.fillna({"confidence": 0.0}).groupby("patientId")["confidence"].max()
 
 
 def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, Floats]:
-    """Match every prediction greedily, and score its image as if it were the last one that is kept.
+    """Match all predictions greedily; for each, score its image with this and the more confident predictions only.
 
-    Returns patientId, confidence and n_truth of each, in the order of `arrange`, and scores (rows, 8) by IoU threshold.
+    Returns patientId, confidence and n_truth of each prediction, in the order of `arrange`, and the scores
+    (predictions, 8), one column per IoU threshold.
     """
     table = arrange(truth, predictions)
     hits, _ = match_by_rank(table)
@@ -111,19 +116,19 @@ def score_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.Data
 
 
 class Arranged(NamedTuple):
-    """Truth and predictions of many images, ready to be matched side by side."""
+    """True and predicted boxes of many images, arranged so that all images can be matched at once."""
 
     ids: NDArray[np.object_]  # (images,) patientId
     n_truth: NDArray[np.intp]  # (images,) true boxes
-    padded_truth: Floats  # (images, most boxes, 4) xyxy, NaN where an image has fewer
-    boxes_xyxy: Floats  # (boxes, 4) predictions, sorted by image and falling confidence
+    padded_truth: Floats  # (images, most true boxes of an image, 4) xyxy, NaN where an image has fewer
+    boxes_xyxy: Floats  # (boxes, 4) predicted boxes, sorted by image and decreasing confidence
     confidence: Floats  # (boxes,)
-    image: NDArray[np.intp]  # (boxes,) row in ids
+    image: NDArray[np.intp]  # (boxes,) index into ids
     rank: NDArray[np.intp]  # (boxes,) 0 for the most confident box of its image
 
 
 def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
-    """Sort predictions by image and falling confidence (ties: as given). Raises ValueError for missing numbers."""
+    """Sort predictions by image and decreasing confidence, keeping the order of ties. ValueError for empty fields."""
     boxes = predictions.dropna(subset=BOX_COLUMNS, how="all")
     if boxes[["confidence", *BOX_COLUMNS]].isna().any(axis=None) or truth[BOX_COLUMNS].isna().any(axis=None):
         raise ValueError("a box has an empty field; drop the row or fill it")
@@ -146,28 +151,32 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
     )
 
 
-def match_by_rank(table: Arranged, above: Floats = IOU_THRESHOLDS) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Greedy matching: (boxes, n) 1 where a box takes the best truth box that is left, with IoU > above (n,).
+def match_by_rank(table: Arranged, thresholds: Floats = IOU_THRESHOLDS) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Greedy matching at n IoU thresholds: by decreasing confidence, each box takes the best true box left.
 
-    Also returns which truth boxes are left over: (images, n, most boxes).
+    Returns (boxes, n), 1 where a box takes a true box with an IoU above the threshold, else 0; and
+    (images, n, most true boxes), True for each true box that is left over.
     """
-    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), len(above), axis=1)
-    return take_best(table, free, np.ones((len(table.image), len(above)), dtype=bool), above), free
+    free = np.repeat(~np.isnan(table.padded_truth[:, None, :, 0]), len(thresholds), axis=1)
+    return take_best(table, free, np.ones((len(table.image), len(thresholds)), dtype=bool), thresholds), free
 
 
-def take_best(table: Arranged, free: NDArray[np.bool_], may: NDArray[np.bool_], above: Floats) -> NDArray[np.int64]:
-    """As match_by_rank, for boxes that `may` (boxes, n) and true boxes that are `free`, which are then no longer.
+def take_best(
+    table: Arranged, free: NDArray[np.bool_], allowed: NDArray[np.bool_], thresholds: Floats
+) -> NDArray[np.int64]:
+    """As match_by_rank, but only boxes where `allowed` (boxes, n) is True, and only true boxes that are `free`.
 
-    All boxes of rank 0 (the most confident of their images) are matched at once, then those of rank 1, ...
+    `free` (images, n, most true boxes) is changed in place. The boxes of rank 0 (the most confident of each image) are
+    matched at once, then those of rank 1, and so on.
     """
-    hits = np.zeros((len(table.boxes_xyxy), len(above)), dtype=np.int64)
+    hits = np.zeros((len(table.boxes_xyxy), len(thresholds)), dtype=np.int64)
     by_rank = np.argsort(table.rank, kind="stable")
     for rows in np.split(by_rank, np.flatnonzero(np.diff(table.rank[by_rank])) + 1):
         image = table.image[rows]
         overlap = box_iou(table.boxes_xyxy[rows][:, None], table.padded_truth[image])
         overlap = np.where(free[image], np.nan_to_num(overlap)[:, None, :], -1.0)
         best = overlap.argmax(axis=2)
-        hit = (np.take_along_axis(overlap, best[..., None], axis=2)[..., 0] > above) & may[rows]
+        hit = (np.take_along_axis(overlap, best[..., None], axis=2)[..., 0] > thresholds) & allowed[rows]
         hits[rows] = hit
         row, column = np.nonzero(hit)
         free[image[row], column, best[row, column]] = False

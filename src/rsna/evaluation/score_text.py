@@ -1,4 +1,4 @@
-"""Scores as lines that a person can read: of a run, and of any prediction table or submission, whoever made it."""
+"""Printed scores: of a run, and of any prediction table or submission, whatever made it."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rsna.evaluation.threshold import best_point
 
 
 def print_scores(scores: dict[str, Any], path: Path) -> None:
-    """Print everything that decides between runs; path: the file that holds all of it."""
+    """Print the scores that decide between runs; path: scores.json, which holds all of them."""
     folds = pd.DataFrame(scores["per_fold"]).rename(columns={"cross_fitted_mAP": "cross-fitted mAP"})
     print(folds.fillna(np.nan).to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
     print_map(scores, f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else "")
@@ -40,7 +40,7 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
 
 
 def print_point(scores: dict[str, Any]) -> None:
-    """The operating point, and for which images it was chosen."""
+    """Print the operating point, and on which images it was chosen."""
     point, with_box = scores["operating_point"], f"{scores['with_box']:.1%} get a box"
     if not point["intervals"]:
         print(f"threshold {scores['threshold']:.4f}: the best on these predictions, {with_box}")
@@ -59,7 +59,7 @@ def print_map(scores: dict[str, Any], spread: str = "") -> None:
 
 
 def print_detection_scores(scores: dict[str, Any]) -> None:
-    """What papers report; both take all boxes of all images, whatever the threshold."""
+    """Print AP50 and FROC, which papers report; both use all boxes, whatever the threshold."""
     print(f"over all thresholds: AP50 {scores['AP50']:.4f}")
     print(by_name("FROC, sensitivity at false positives per image", scores["FROC"], 3))
 
@@ -69,7 +69,10 @@ def by_name(title: str, values: dict[str, float], digits: int = 4) -> str:
 
 
 def score_file(cfg: Config) -> None:
-    """Print the score of the file predictions= against labels=. Raises UserError for images without labels."""
+    """Print the score of the file predictions= against labels=.
+
+    Raises UserError if an image has no label, or if no image counts.
+    """
     path, labels_csv = Path(cfg.predictions), Path(cfg.labels or Path(cfg.input) / LABELS_CSV)
     labels = read_labels(labels_csv)
     is_submission = path.is_file() and set(SUBMISSION_COLUMNS) <= set(read_table(path, ["patientId"]).columns)
@@ -81,7 +84,8 @@ def score_file(cfg: Config) -> None:
         raise UserError(f"{path}: {problem}; set labels=")
     truth = of_images(truth_boxes(labels), ids)
     kept = keep_confident(predictions, threshold_for(cfg, predictions, truth, is_submission))
-    alone, people = ids.set_axis(ids), read_people(Path(cfg.input))  # an image that the mapping lacks is a person
+    # an image that is not in the mapping counts as a person of its own
+    alone, people = ids.set_axis(ids), read_people(Path(cfg.input))
     people = alone if people is None else people.reindex(ids).fillna(alone)
     scores = describe(kept, truth, people, cfg.bootstrap, cfg.seed)
     if len(ids) < n_labelled:
@@ -95,7 +99,7 @@ def score_file(cfg: Config) -> None:
 
 
 def threshold_for(cfg: Config, predictions: pd.DataFrame, truth: pd.DataFrame, is_submission: bool) -> float:
-    """threshold=, or none for a submission, or the best for a table."""
+    """threshold= if it is a number; with auto, -inf for a submission and the best threshold for a prediction table."""
     if cfg.threshold != "auto":
         return float(cfg.threshold)
     if is_submission:

@@ -1,4 +1,4 @@
-"""What predictions are worth: the metric with its interval, other scores, baselines, and all that scores.json holds."""
+"""Scores of predictions: the metric with its interval, other scores, baselines, and everything in scores.json."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from rsna.evaluation.metric import image_scores, keep_confident, of_images, thre
 from rsna.evaluation.operating_point import Images, choose_point
 from rsna.evaluation.threshold import best_score, cross_fit, mean_or_none, with_scaled_boxes
 
-# what others take from scores.json, and of what form
+# what other modules read from scores.json, with the types; see core.files.fits
 NUMBER, MAYBE = int | float, int | float | None
 FOLD_JSON = {"fold": int, "images": int, "positives": int, "AUC": MAYBE, "IoU": MAYBE, "mAP": MAYBE}
 # fmt: off
@@ -43,30 +43,30 @@ SCORES_JSON = {
 
 
 def opacity_auc(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Area under the ROC curve of each image's highest confidence for "has an opacity"; NaN if all are alike."""
+    """ROC AUC of each image's highest confidence for "has an opacity"; NaN if all images are positive or none is."""
     top = top_confidences(predictions)
     return auc_of_images(top, top.index.isin(truth["patientId"]))
 
 
 def auc_of_images(top: pd.Series, positive: NDArray[np.bool_]) -> float:
-    """The same, of the images' highest confidences and whether they have an opacity."""
-    # here, since it takes most of a second to import: training has begun by then
+    """As opacity_auc, from each image's highest confidence and whether it has an opacity."""
+    # imported here because it takes most of a second, which would delay the start of training
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(positive, top)) if 0 < positive.sum() < len(positive) else float("nan")
 
 
 def accuracy(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Share of images whose highest confidence is above .5 if and only if they have an opacity."""
+    """Fraction of images classified correctly if a highest confidence above 0.5 means "has an opacity"."""
     top = top_confidences(predictions)
     return float(((top > 0.5) == top.index.isin(truth["patientId"])).mean())
 
 
 def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]:
-    """Mean absolute error of corners (n, 4) in [0, 1] of the input, in pixels of an image of 512 px.
+    """Mean absolute error of box corners (n, 4) in [0, 1] of the model's input, in pixels of an image of 512 px.
 
-    true_xyxy is NaN where an image has no box: `L1` leaves it out, and for `L1_post` its truth is the whole image, as
-    in the fast.ai post.
+    true_xyxy is NaN where an image has no box. `L1` leaves such images out; `L1_post` takes the whole image as their
+    true box, as the fast.ai post does.
     """
     whole = np.where(np.isnan(true_xyxy), [0.0, 0.0, 1.0, 1.0], true_xyxy)
     error = 512 * np.abs(predicted_xyxy - whole).mean(axis=1)
@@ -74,7 +74,7 @@ def corner_errors(predicted_xyxy: Floats, true_xyxy: Floats) -> dict[str, float]
 
 
 def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
-    """Mean over the positives of the IoU of the most confident box with the largest true one; 0 without a box."""
+    """IoU of the most confident box with the largest true box (0 without a box), averaged over the positive images."""
     top = predictions.sort_values("confidence", ascending=False, kind="stable").drop_duplicates("patientId")
     pairs = largest_box(truth).merge(top, on="patientId", how="left", suffixes=("", "_predicted"))
     predicted = pairs[[f"{column}_predicted" for column in BOX_COLUMNS]].fillna(0.0).to_numpy(dtype=float)
@@ -83,7 +83,10 @@ def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int) -> dict[str, Any]:
-    """mAP with its 95 % interval and counts, of thresholded predictions; people: patientId -> person, of all images."""
+    """mAP with its 95 % interval, IoU and counts of thresholded predictions; people: patientId -> person, all images.
+
+    If no image counts, the mAP is NaN, the interval None, per_iou empty, and positives and IoU are missing.
+    """
     scores = image_scores(truth, kept)
     if scores.empty:
         return {"images": len(people), "mAP": float("nan"), "interval": None, "per_iou": {}, "with_box": 0.0}
@@ -99,24 +102,27 @@ def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resam
 
 
 def read_scores(run_dir: Path, rebuild: str) -> dict[str, Any]:
-    """scores.json of a run. Raises UserError if it is missing or broken; rebuild: the command that makes it."""
+    """Read scores.json of a run. Raises UserError if it is missing or broken; rebuild: the command that makes it."""
     return read_json(run_dir / "scores.json", rebuild, SCORES_JSON)
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """What a run predicted for the images that its folds did not train on, and the truth."""
+    """The out-of-fold predictions of a run, and the truth; boxes xywh in original pixels."""
 
     predictions: pd.DataFrame  # oof.csv
     no_tta: pd.DataFrame  # oof_no_tta.csv
-    folds: pd.DataFrame  # rows of folds.csv by patientId, of the predicted images
-    truth: pd.DataFrame  # their true boxes
-    all_truth: pd.DataFrame  # those of all training images
-    labelled: pd.Index  # all training images, in the order of the labels
+    folds: pd.DataFrame  # rows of folds.csv of the predicted images, index patientId
+    truth: pd.DataFrame  # true boxes of the predicted images
+    all_truth: pd.DataFrame  # true boxes of all training images
+    labelled: pd.Index  # patientIds of all training images, in the order of the labels
 
 
 def evaluate_run(cfg: Config) -> dict[str, Any] | None:
-    """Choose a run's operating point, write scores.json and its tables; None if current. Raises UserError."""
+    """Choose a run's operating point, write scores.json and its tables, return the scores; None if they are current.
+
+    Raises UserError if the predictions are missing or not current.
+    """
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
         made = current_manifest(cfg, "evaluate")
@@ -138,6 +144,7 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
 
 
 def read_out_of_fold(cfg: Config) -> OutOfFold:
+    """Read a run's predictions, its folds and the labels. Raises UserError if no image has an opacity."""
     rebuild = command(cfg, "ensemble")
     paths = (cfg.run_dir / f"{name}.csv" for name in ("oof", "oof_no_tta"))
     predictions, no_tta = (competition.read_predictions(path, rebuild) for path in paths)
@@ -152,7 +159,7 @@ def read_out_of_fold(cfg: Config) -> OutOfFold:
 
 
 def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
-    """What scores.json holds but for the name."""
+    """The content of scores.json, except for name, box scale and operating point."""
     predictions, folds, truth = found.predictions, found.folds, found.truth
     kept = keep_confident(predictions, threshold)
     image_score = image_scores(truth, kept).mean(axis=1)
@@ -176,14 +183,14 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
 
 
 def score_folds(found: OutOfFold, scores: pd.Series, cross_fitted: pd.Series) -> list[dict[str, Any]]:
-    """The line of each fold; image scores at the common threshold, and at that of the other folds."""
+    """`per_fold` of scores.json; image scores at the common threshold, and at the one chosen on the other folds."""
     lines = []
     fold_of = found.folds["fold"]
     fold_of_box, fold_of_truth = (table["patientId"].map(fold_of) for table in (found.predictions, found.truth))
     for fold, ids in fold_of.groupby(fold_of).groups.items():
-        own, truth = found.predictions[fold_of_box == fold], found.truth[fold_of_truth == fold]
+        predictions, truth = found.predictions[fold_of_box == fold], found.truth[fold_of_truth == fold]
         line: dict[str, Any] = {"fold": int(str(fold)), "images": len(ids), "positives": truth["patientId"].nunique()}
-        line |= {"AUC": opacity_auc(own, truth), "IoU": iou_on_positives(own, truth)}
+        line |= {"AUC": opacity_auc(predictions, truth), "IoU": iou_on_positives(predictions, truth)}
         for name, table in {"mAP": scores, "cross_fitted_mAP": cross_fitted}.items():
             line[name] = mean_or_none(table[table.index.isin(ids)])
         lines.append(line)

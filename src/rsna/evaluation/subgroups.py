@@ -17,10 +17,10 @@ UNKNOWN = "other or unknown"
 
 
 def groups_of_images(folds: pd.DataFrame, truth: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.DataFrame:
-    """View position, sex, age, box size and side of each image, as categories; index patientId as `folds`.
+    """View position, sex, age, box size and side of each image, as categories; index patientId, as in `folds`.
 
-    Headers may hold anything: what is not one of the documented values becomes UNKNOWN. Box size and side are
-    missing where there is no box.
+    DICOM headers may hold anything: a value that is not documented becomes UNKNOWN. Box size and side are missing for
+    images without a box. truth: true boxes; geometry, size: see to_relative.
     """
     known = of_images(truth, geometry.index)
     largest = largest_box(known)
@@ -42,13 +42,16 @@ def groups_of_images(folds: pd.DataFrame, truth: pd.DataFrame, geometry: pd.Data
 
 
 def one_of(values: pd.Series, known: Sequence[str]) -> pd.Series:
-    """The values that are known, UNKNOWN for all others, as a category in this order."""
+    """The values as a category: those in `known`, in this order, and UNKNOWN for all others."""
     text = values.astype(object).where(values.isin(known), UNKNOWN)
     return text.astype(pd.CategoricalDtype([*known, UNKNOWN]))
 
 
 def thirds(area: pd.Series) -> pd.Series:
-    """Fraction of the image that a box covers -> the smallest third, the middle, the largest, with their bounds."""
+    """Split boxes into small, middle and large thirds, as a category with the bounds in its names.
+
+    area: the fraction of the image that each box covers.
+    """
     if area.empty:
         return pd.Series(dtype=object)
     low, high = area.quantile([1 / 3, 2 / 3])
@@ -58,7 +61,10 @@ def thirds(area: pd.Series) -> pd.Series:
 
 
 def sides(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
-    """The half of the image that the centres of an image's boxes, all with a geometry, lie in; index patientId."""
+    """Whether the centres of an image's boxes lie in the left half, the right half or both; index patientId.
+
+    boxes: only of images that are in `geometry`; geometry, size: see to_relative.
+    """
     xyxy = to_relative(boxes, geometry, size)
     share = pd.Series((xyxy[:, 0] + xyxy[:, 2]) / 2 >= 0.5).groupby(boxes["patientId"].to_numpy()).mean()
     side = np.select([share == 0, share == 1], [0, 1], 2)
@@ -67,28 +73,29 @@ def sides(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> pd.Series:
 
 
 def scores_by_group(groups: pd.DataFrame, images: pd.DataFrame, n_resamples: int, seed: int) -> pd.DataFrame:
-    """One row per column and value of `groups` (index patientId): counts, AUC, mAP with its 95 % interval over people.
+    """One row per column and value of `groups` (index patientId): counts, AUC, and mAP with its 95 % interval.
 
     images: index patientId, columns score (NaN for an image that does not count), top (highest confidence), positive,
-    with_box and person. Columns of the result: group, value, images, positives, with_box, AUC, mAP, low, high. A score
-    of images that do not count, and an interval of one person, are NaN.
+    with_box and person. Columns of the result: group, value, images, positives, with_box, AUC, mAP, low, high. mAP is
+    NaN if no image of the group counts, low and high are NaN if they all belong to one person.
     """
     rows = []
     for column in map(str, groups):
         for value, ids in groups.groupby(column, observed=True).groups.items():
-            own, scores = images.loc[ids], images.loc[ids, "score"].dropna()
-            people = own.loc[scores.index, "person"]
-            row = {"group": column, "value": str(value), "images": len(own), "positives": int(own["positive"].sum())}
-            row |= {"with_box": own["with_box"].mean(), "AUC": auc_of_images(own["top"], own["positive"].to_numpy())}
+            part, scores = images.loc[ids], images.loc[ids, "score"].dropna()
+            people = part.loc[scores.index, "person"]
+            row = {"group": column, "value": str(value), "images": len(part), "positives": int(part["positive"].sum())}
+            row |= {"with_box": part["with_box"].mean(), "AUC": auc_of_images(part["top"], part["positive"].to_numpy())}
             low, high = interval(scores, people, n_resamples, seed) if people.nunique() > 1 else (np.nan, np.nan)
             rows.append(row | {"mAP": scores.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
 def to_relative(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> Floats:
-    """Boxes in original pixels -> (n, 4) xyxy in [0, 1] of the cached image.
+    """Boxes xywh in original pixels -> (n, 4) xyxy in [0, 1] of the cached square image.
 
-    geometry: index patientId, GEOMETRY_COLUMNS of a cache of this size (px). Boxes of other images are left out.
+    geometry: index patientId, GEOMETRY_COLUMNS; size: side of the cached images, pixels. Boxes of images that are not
+    in `geometry` are left out.
     """
     known = of_images(boxes, geometry.index)
     mapping = geometry.loc[known["patientId"], GEOMETRY_COLUMNS].to_numpy(dtype=float)

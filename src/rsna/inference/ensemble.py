@@ -1,7 +1,7 @@
-"""Fuse a run's predictions: the views of each fold and run, then the runs, then the folds. Nothing else fuses.
+"""Fuse a run's predictions: first the views of each fold and run, then the runs, then the folds.
 
-Out of fold one fold has seen each image; on the test images all of them are fused. test_by_fold.csv keeps what each
-fold predicts for the test images, with confidences that compare with those of oof.csv.
+An out-of-fold image is predicted by one fold, a test image by all. test_by_fold.csv keeps each single fold's test
+predictions, whose confidences are comparable with those in oof.csv.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ from rsna.inference.gate import Fused, Gate, choose_gate, parse_gate
 def fuse_run(cfg: Config) -> dict[str, Any] | None:
     """Write {oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv of a run; None if they are current.
 
-    Returns how many images are in oof.csv and in test.csv, and the gate; see write_tables. Raises UserError for a fold
-    whose predictions are missing, or not as predict wrote them, or of other folds.
+    Returns the result of write_tables. Raises UserError if the predictions of a fold are missing, were changed since
+    predict wrote them, or were made from other folds.
     """
     check_predictions(cfg)
     with file_lock(cfg.run_dir):
@@ -43,7 +43,7 @@ def fuse_run(cfg: Config) -> dict[str, Any] | None:
 
 
 def check_predictions(cfg: Config) -> None:
-    """Raise UserError unless every fold of every run has finished predictions that belong to its inputs of now."""
+    """Raise UserError unless every fold of every run has finished predictions that match its current inputs."""
     runs = cfg.fused_runs
     if cfg.runs and cfg.name in [run.name for run in runs]:
         raise UserError(f"name={cfg.name} is one of runs={cfg.runs}: give the ensemble a name of its own")
@@ -64,18 +64,21 @@ def check_predictions(cfg: Config) -> None:
 
 
 def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
-    """Raise UserError unless the folds of a run were trained and predicted with the same settings, given by fold."""
-    first, usual = next(iter(settings.items()))
-    for fold, own in settings.items():
-        for key in sorted(usual.keys() | own.keys()):
-            if key not in FREE_TO_USERS and own.get(key) != usual.get(key):
-                made = f"fold {fold} was made with {key}={own.get(key)}, fold {first} with {key}={usual.get(key)}"
+    """Raise UserError unless all folds of a run were trained and predicted with the same settings.
+
+    settings: fold -> settings; those of FREE_TO_USERS may differ.
+    """
+    first, wanted = next(iter(settings.items()))
+    for fold, found in settings.items():
+        for key in sorted(wanted.keys() | found.keys()):
+            if key not in FREE_TO_USERS and found.get(key) != wanted.get(key):
+                made = f"fold {fold} was made with {key}={found.get(key)}, fold {first} with {key}={wanted.get(key)}"
                 remedy = "train and predict all folds with the same settings, or set another name="
                 raise UserError(f"{run.run_dir}: {made}; {remedy}")
 
 
 def write_tables(cfg: Config) -> dict[str, Any]:
-    """Fuse and write all tables; returns `oof` and `test`, the numbers of images, and `gate`, see gate.choose_gate."""
+    """Fuse and write all tables. Returns `oof` and `test`, the numbers of images, and `gate`: alpha, beta and gain."""
     runs = runs_with_boxes(cfg)
     oof = joined([fuse_fold(cfg, runs, fold, "valid") for fold in cfg.fold_list])
     no_tta = joined([fuse_fold(cfg, runs, fold, "valid", tta=False) for fold in cfg.fold_list])
@@ -97,7 +100,7 @@ def write_tables(cfg: Config) -> dict[str, Any]:
 
 
 def runs_with_boxes(cfg: Config) -> list[Config]:
-    """The runs whose models predict boxes; the others have a say in the class probabilities only. Raises UserError."""
+    """The runs whose models predict boxes; others only add class probabilities. Raises UserError if there is none."""
     tables = [(run, read_views(run.fold_dir(cfg.fold_list[0]) / "valid.csv")) for run in cfg.fused_runs]
     runs = [run for run, views in tables if next(iter(views.values()))["confidence"].notna().any()]
     if not runs:
@@ -109,7 +112,7 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
 
 
 def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, tta: bool = True) -> Fused:
-    """One fold's predictions of `valid` or `test`: the views of each run fused, then the runs; without TTA one view."""
+    """One fold's predictions for `valid` or `test`, fused over views and runs; tta=False: the plain view only."""
     views = slice(None) if tta else slice(1)
     boxes = [[*read_views(run.fold_dir(fold) / f"{part}.csv").values()][views] for run in runs]
     images = [mean_of_views(run.fold_dir(fold) / f"{part}_images.csv", views) for run in cfg.fused_runs]
@@ -117,18 +120,21 @@ def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, tta: bool =
 
 
 def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]], images: list[pd.DataFrame]) -> Fused:
-    """One fold's predictions: the views of each of `runs`, those with boxes, fused, then the runs; images: of all."""
+    """Fuse one fold's predictions: the views of each run, then the runs.
+
+    runs: those with boxes; boxes: for each of them one table per view; images: class probabilities of all fused runs.
+    """
     weights = [weight for run, weight in zip(cfg.fused_runs, cfg.fusion_weights, strict=True) if run in runs]
     return Fused(fuse_models([fuse_tables(views, cfg) for views in boxes], cfg, weights), mean_images(images))
 
 
 def joined(parts: list[Fused]) -> Fused:
-    """The parts, of different images, as one."""
+    """Concatenate predictions of different images."""
     return Fused(pd.concat([part.boxes for part in parts]), pd.concat([part.images for part in parts]))
 
 
 def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None]:
-    """The gate that the settings give, or ask to choose out of fold; and then its cross-fitted gain."""
+    """The gate that gate= sets, and None; with gate=auto one chosen out of fold, and its cross-fitted gain in mAP."""
     if cfg.gate != "auto":
         return parse_gate(cfg.gate), None
     truth = of_images(read_truth(Path(cfg.input)), oof.images.index)
@@ -137,18 +143,18 @@ def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None]:
 
 
 def fuse_models(tables: list[pd.DataFrame], cfg: Config, weights: list[float] | None = None) -> pd.DataFrame:
-    """The fused table of several runs or folds; that of a single one as it is."""
+    """Fuse the tables of several runs or folds; a single table is returned unchanged."""
     return fuse_tables(tables, cfg, weights) if len(tables) > 1 else tables[0]
 
 
 def read_views(path: Path) -> dict[str, pd.DataFrame]:
-    """A table of predict by view, the plain one first. Raises UserError that names the first bad row."""
+    """Read a table of predict: view -> boxes, the plain view first. Raises UserError that names the first bad row."""
     views = read_predictions(path, more=["view"]).groupby("view", sort=False)
     return {str(view): rows[PREDICTION_COLUMNS] for view, rows in views}
 
 
 def mean_of_views(path: Path, views: slice) -> pd.DataFrame:
-    """Class probabilities by patientId, mean over these views; NaN for an image that could not be decoded."""
+    """Class probabilities, averaged over these views; index patientId; NaN for an image that could not be decoded."""
     columns = read_table(path, ["patientId", "view", "p_opacity"]).columns
     table = read_numbers(path, [name for name in columns if name.startswith("p_")])
     table = table[table["view"].isin(table["view"].unique()[views])].drop(columns="view")
@@ -156,7 +162,10 @@ def mean_of_views(path: Path, views: slice) -> pd.DataFrame:
 
 
 def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of tables of the same images by patientId, over the columns they share: of 2 and 3 classes p_opacity."""
+    """The mean of tables of the same images (index patientId), in their common columns.
+
+    Models with 2 and with 3 classes have only p_opacity in common.
+    """
     columns = [name for name in tables[0] if all(name in table for table in tables)]
     values = [table.loc[tables[0].index, columns].to_numpy(dtype=float) for table in tables]
     return pd.DataFrame(np.mean(values, axis=0), index=tables[0].index, columns=columns)

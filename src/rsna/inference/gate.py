@@ -1,7 +1,7 @@
-"""The gate: what an image's class probabilities do to the confidences of its boxes.
+"""The gate: changes the confidences of an image's boxes according to the image's class probabilities.
 
-A box's confidence becomes confidence^alpha * p^(1 - alpha) with p = p_opacity + beta * p_not_normal, as in the
-challenge's second place, which had alpha = .5 and beta = .1. Within an image the order of the boxes stays.
+A confidence becomes confidence^alpha * p^(1 - alpha) with p = p_opacity + beta * p_not_normal, as in the challenge's
+second-place solution, with alpha = 0.5 and beta = 0.1. The order of the boxes within an image does not change.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ class Fused:
     """Fused predictions of one set of images."""
 
     boxes: pd.DataFrame  # patientId, confidence, x, y, width, height
-    images: pd.DataFrame  # class probabilities by patientId
+    images: pd.DataFrame  # class probabilities, index patientId
 
 
 @dataclass(frozen=True)
 class Gate:
-    """alpha in (0, 1]: weight of the box's own confidence; 1 leaves it as it is. beta: weight of "not normal"."""
+    """alpha in (0, 1]: weight of the box's confidence; 1 means no gate. beta: weight of p_not_normal."""
 
     alpha: float = 1.0
     beta: float = 0.0
 
     def apply(self, boxes: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-        """The predictions `boxes` with gated confidences; images: p_opacity and perhaps p_not_normal by patientId."""
+        """`boxes` with gated confidences; images: p_opacity and, with 3 classes, p_not_normal; index patientId."""
         if self.alpha == 1:
             return boxes
         p_of_image = images["p_opacity"] + self.beta * images.get("p_not_normal", 0.0)
@@ -39,12 +39,12 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """`none`, or `alpha,beta` as validation.check has seen them."""
+    """The gate that `none` or `alpha,beta` means; validation.check has checked the text."""
     return Gate() if text == "none" else Gate(*map(float, text.split(",")))
 
 
 def describe_gate(chosen: dict[str, Any]) -> str:
-    """A line about a chosen gate: alpha, beta and gain, see choose_gate."""
+    """A line about a chosen gate; chosen: alpha, beta and gain, see choose_gate."""
     gain = "" if chosen["gain"] is None else f", cross-fitted gain {chosen['gain']:+.4f} mAP"
     if chosen["alpha"] == 1:
         return f"no gate: none raises the out-of-fold mAP{gain}"
@@ -56,12 +56,12 @@ GATES = [Gate(), *(Gate(alpha / 10, beta) for alpha, beta in product(range(9, 1,
 
 
 def choose_gate(found: Fused, truth: pd.DataFrame, fold_of: pd.Series) -> tuple[Gate, float | None]:
-    """The gate with the highest out-of-fold mAP at its best threshold, of equals the first; and its gain over no gate.
+    """The gate with the highest out-of-fold mAP at its best threshold (the first if tied), and its gain over no gate.
 
-    The gain is cross-fitted: gate and threshold of each fold are chosen on the other folds; None with a single fold.
-    Where that is no gain, the choice is none. truth: true boxes of these images; fold_of: patientId -> fold.
+    The gain is cross-fitted: gate and threshold of each fold are chosen on the other folds. It is None with a single
+    fold. If it is not positive, no gate is chosen. truth: true boxes of these images; fold_of: patientId -> fold.
     """
-    # a gate leaves the order within an image, and so the matching, as it is: that is done once for all gates
+    # a gate does not change the order of boxes within an image, so they are matched once for all gates
     steps = box_steps(truth, found.boxes)
     confidences = [gate.apply(steps, found.images)["confidence"] for gate in GATES]
     fold_of_step, fold_of_positive = steps["patientId"].map(fold_of), fold_of[truth["patientId"].unique()]

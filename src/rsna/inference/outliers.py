@@ -1,7 +1,7 @@
-"""Images unlike those that a run was trained on: the Mahalanobis distance of their embedding to the training images'.
+"""Detect images unlike the training images, by the Mahalanobis distance of their embeddings.
 
-The embedding is the mean of each feature map of the encoder, of all levels, as in Lee et al. 2018 (arXiv:1807.03888);
-the covariance is that of Ledoit and Wolf (2004), which holds for fewer images than features.
+The embedding is the mean of each feature map of the encoder, at all levels, as in Lee et al. 2018 (arXiv:1807.03888).
+The covariance is estimated as in Ledoit and Wolf (2004), which also works with fewer images than features.
 """
 
 import numpy as np
@@ -22,14 +22,14 @@ from rsna.inference.predictor import load_model, to_numpy
 from rsna.models.backbone import normalise
 from rsna.models.device import explain_failures, pick_device
 
-Reference = dict[str, Floats]  # what fit returns
+Reference = dict[str, Floats]  # the result of fit
 FALSE_ALARMS = 0.01  # fraction of images like the training images that may be flagged
-MOST_IMAGES = 4000  # training images that are read, and held-out ones; more would change little
+MOST_IMAGES = 4000  # at most this many training and held-out images are read; more would change little
 
 
 @torch.inference_mode()
 def embed(cfg: Config, dataset: ImageDataset) -> Floats:
-    """(n, d) embeddings of images by the network of the first fold of a run."""
+    """Embeddings (n, d) of images, from the network of the run's first fold."""
     device = pick_device(cfg.device)
     encoder = load_model(cfg, cfg.fold_list[0]).encoder.to(device).eval()
     with explain_failures(cfg):
@@ -39,9 +39,10 @@ def embed(cfg: Config, dataset: ImageDataset) -> Floats:
 
 
 def fit(train: Floats, held_out: Floats) -> Reference:
-    """The mean (d,) of training embeddings (n, d), what whitens others (d, d), the threshold, and its false alarms.
+    """From embeddings (n, d): mean (d,), whitening (d, d), threshold, false_alarms, held_out (number of images).
 
-    The threshold is the k-th smallest distance of m held-out images: of others like them 1 - k / (m + 1) are beyond it.
+    The threshold is the k-th smallest distance of m held-out images: a fraction false_alarms = 1 - k / (m + 1) of
+    further images like them is expected to exceed it.
     """
     mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
     covariance = LedoitWolf(assume_centered=True).fit((train - mean) / scale)
@@ -53,12 +54,12 @@ def fit(train: Floats, held_out: Floats) -> Reference:
 
 
 def distances(reference: Reference, embeddings: Floats) -> Floats:
-    """(n, d) -> (n,) Mahalanobis distances."""
+    """Mahalanobis distances (n,) of embeddings (n, d)."""
     return np.asarray(np.linalg.norm((embeddings - reference["mean"]) @ reference["whitening"], axis=1))
 
 
 def load_reference(cfg: Config) -> Reference:
-    """That of the first run that cfg fuses, from outliers.npz, which is made from the cache unless it is current."""
+    """Read outliers.npz, after making it from the cached images of the first fused run unless it is current."""
     path, first = cfg.run_dir / "outliers.npz", cfg.fused_runs[0]
     with file_lock(cfg.run_dir, wait=True):
         if not is_current(cfg, "infer"):
@@ -73,7 +74,7 @@ def load_reference(cfg: Config) -> Reference:
 
 
 def both_sides(cfg: Config) -> list[ImageDataset]:
-    """Training images of the first fold, and images that it holds out. Raises UserError if they are not cached."""
+    """The training and the held-out images of the first fold, shuffled. Raises UserError if they are not cached."""
     folds, index = read_folds(cfg.folds_csv, command(cfg, "make_folds")), read_index(cfg.cache_dir, cfg.size, "train")
     index = index[index["status"] == "ok"]
     folds = folds[folds["patientId"].isin(index["patientId"])].sample(frac=1, random_state=cfg.seed)

@@ -1,6 +1,6 @@
-"""Predict one fold: what each test-time view of an image gives, as boxes in original pixels and as probabilities.
+"""Predict with one fold: for each test-time view of an image, boxes in original pixels and class probabilities.
 
-Nothing is fused here; inference/ensemble.py does that. `predict_fold` depends on the config and the files alone.
+Nothing is fused here; inference/ensemble.py does that. The result depends only on config and files.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,17 +35,17 @@ from rsna.models.device import explain_failures, mixed_precision, pick_device, p
 from rsna.models.registry import build_model
 
 VIEW_COLUMNS = ["patientId", "view", *PREDICTION_COLUMNS[1:]]
-Tables = tuple[pd.DataFrame, pd.DataFrame]  # VIEW_COLUMNS, a row per box; class probabilities, a row per image
-Views = list[tuple[Floats, Floats, Floats]]  # of each transform boxes (N, n, 4), scores (N, n), probabilities (N, c)
-# number of classes -> columns of the tables of images, in the order of the network's classes
+Tables = tuple[pd.DataFrame, pd.DataFrame]  # VIEW_COLUMNS, one row per box; class probabilities, one row per image
+Views = list[tuple[Floats, Floats, Floats]]  # per transform: boxes (N, n, 4), scores (N, n), class probabilities (N, c)
+# number of classes -> probability columns of {valid,test}_images.csv, in the order of the network's classes
 PROBABILITY_COLUMNS = {2: ["p_negative", "p_opacity"], 3: ["p_normal", "p_not_normal", "p_opacity"]}
 
 
 def predict_fold(cfg: Config, fold: int) -> bool:
-    """Write the fold's {valid,test}.csv and {valid,test}_images.csv, raw rows of each view; False if they are current.
+    """Write the fold's {valid,test}.csv and {valid,test}_images.csv, with rows per view; False if they are current.
 
-    With only_test=true the tables of the test images alone. Raises UserError for what is missing, unfinished or of
-    other settings, before anything is replaced.
+    With only_test=true it writes the test tables only. Raises UserError, before any file is replaced, if an input is
+    missing, unfinished or was made with other settings.
     """
     with file_lock(cfg.fold_dir(fold), wait=cfg.engine == "ray"):
         parts = images_to_predict(cfg, fold)
@@ -64,7 +64,7 @@ def predict_fold(cfg: Config, fold: int) -> bool:
 
 
 def images_to_predict(cfg: Config, fold: int) -> dict[str, tuple[str, list[str]]]:
-    """Name of the table -> folder in the cache, patientIds. Raises UserError for a file that is missing or broken."""
+    """Table name -> (folder in the cache, patientIds). Raises UserError if a file is missing or broken."""
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     read_index(cfg.cache_dir, cfg.size)
     valid = {"valid": ("train", folds.loc[folds["fold"] == fold, "patientId"].tolist())}
@@ -73,10 +73,11 @@ def images_to_predict(cfg: Config, fold: int) -> dict[str, tuple[str, list[str]]
 
 
 def manifest_after(cfg: Config, fold: int) -> dict[str, Any]:
-    """What the manifest will say. With only_test=true it vouches for the validation tables too, which stay.
+    """The manifest to be written after prediction.
 
-    So they must be vouched for now, with the same settings and checkpoint: raises UserError if they are not. Where
-    the training images are not at hand, as in Kaggle's inference kernel, their earlier hash is kept.
+    With only_test=true the validation tables are kept, but the new manifest covers them too. So they must be unchanged
+    and made with the same settings and checkpoint; raises UserError if not. Without the training images, as in
+    Kaggle's inference kernel, their hash in the earlier manifest is kept.
     """
     made = artifacts.current_manifest(cfg, "predict", fold)
     if not cfg.only_test:
@@ -97,7 +98,7 @@ def manifest_after(cfg: Config, fold: int) -> dict[str, Any]:
 
 
 def load_model(cfg: Config, fold: int) -> Any:
-    """The fold's trained model. Raises UserError if it is missing, not trained to the end, or of other settings."""
+    """The fold's trained model. Raises UserError if it is missing, unfinished, or was trained with other settings."""
     artifacts.require(cfg, "train", fold, settings=True, ignore=FREE_TO_USERS)
     checkpoint = load_checkpoint(cfg.fold_dir(fold) / f"{cfg.checkpoint}.pt", cfg, fold, ignore=FREE_TO_USERS)
     model = build_model(cfg, weights="none")
@@ -106,7 +107,7 @@ def load_model(cfg: Config, fold: int) -> Any:
 
 
 def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: str) -> Tables:
-    """As predict_dataset, of cached images; undecoded ones are reported and keep empty rows."""
+    """As predict_dataset, for cached images; those that could not be decoded are reported and get empty rows."""
     index = read_index(cfg.cache_dir, cfg.size, split)
     all_ids, undecoded = pd.Series(ids, dtype=str), index.loc[index["status"] != "ok", "patientId"]
     usable, refused = all_ids[~all_ids.isin(undecoded)], all_ids[all_ids.isin(undecoded)]
@@ -117,22 +118,25 @@ def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: s
 
 
 def predict_dataset(cfg: Config, model: Any, dataset: ImageDataset, ids: list[str], title: str) -> Tables:
-    """The tables of every view, for all `ids`; empty for those not in the dataset."""
+    """Predict all views: boxes with VIEW_COLUMNS, and class probabilities, for all `ids`, view by view.
+
+    An id that is not in the dataset gets one row of empty fields per view in both tables.
+    """
     samples = dataset.samples
     transforms, columns = parse_transforms(cfg.tta, cfg.tta_scales), PROBABILITY_COLUMNS[cfg.num_classes]
     nothing = np.empty((0, 1, 4)), np.empty((0, 1)), np.empty((0, len(columns)))
     views = run_model(cfg, model, dataset, transforms, title) if len(dataset) else [nothing] * len(transforms)
     boxes, images = [], []
     for transform, (boxes_xyxy, scores, probabilities) in zip(transforms, views, strict=True):
-        own = with_empty_rows(prediction_table(samples, boxes_xyxy, scores, cfg.size), ids)
-        boxes.append(own.assign(view=transform.name))
-        own = pd.DataFrame(probabilities, samples.ids, columns).reindex(ids).rename_axis("patientId").reset_index()
-        images.append(own.assign(view=transform.name))
+        table = with_empty_rows(prediction_table(samples, boxes_xyxy, scores, cfg.size), ids)
+        boxes.append(table.assign(view=transform.name))
+        table = pd.DataFrame(probabilities, samples.ids, columns).reindex(ids).rename_axis("patientId").reset_index()
+        images.append(table.assign(view=transform.name))
     return pd.concat(boxes)[VIEW_COLUMNS], pd.concat(images)[["patientId", "view", *columns]]
 
 
 def run_model(cfg: Config, model: Any, dataset: ImageDataset, transforms: Sequence[TtaTransform], title: str) -> Views:
-    """What predict_views returns, on the device and in the precision that the config asks for."""
+    """predict_views for a dataset, on the device and in the precision of the config."""
     device = pick_device(cfg.device)
     workers = count_workers(cfg.workers) if device.type != "cpu" else 0
     loader = make_loader(dataset, 2 * cfg.batch_size, workers, device)
@@ -145,13 +149,16 @@ def run_model(cfg: Config, model: Any, dataset: ImageDataset, transforms: Sequen
 def predict_views(
     model: Any, batches: Iterable[Any], transforms: Sequence[TtaTransform], device: torch.device, precision: torch.dtype
 ) -> Views:
-    """What a model makes of each view of the batches of a loader; boxes xyxy in [0, 1] of the image itself."""
+    """The model's predictions for each view (transform) of all images; boxes xyxy in [0, 1] of the model's input.
+
+    The boxes of flipped and scaled views are mapped back to the unchanged image.
+    """
     model.eval()
     collected: list[list[tuple[Floats, ...]]] = [[] for _ in transforms]
     for batch in batches:
         images = batch["image"].to(device, non_blocking=True)
         for transform, parts in zip(transforms, collected, strict=True):
-            seen = transform.forward(images)  # in full precision: bfloat16 is too coarse for coordinates
+            seen = transform.forward(images)  # outside autocast: bfloat16 is too coarse for coordinates
             with mixed_precision(device, precision):
                 outputs = model(seen)
             boxes, scores, probabilities = (to_numpy(values) for values in model.decode(outputs))
@@ -164,10 +171,10 @@ def to_numpy(values: Tensor) -> Floats:
 
 
 def prediction_table(samples: Samples, boxes_xyxy: Floats, scores: Floats, size: int) -> pd.DataFrame:
-    """Boxes (N, n, 4) xyxy in [0, 1] of the model's input -> rows patientId, confidence, x, y, width, height.
+    """Boxes (N, n, 4) xyxy in [0, 1] of the model's input -> patientId, confidence, x, y, width, height.
 
-    In original pixels, clipped to the image; a box that is nowhere inside the image is left out, and an image that is
-    left without boxes keeps one row with empty fields.
+    In original pixels, clipped to the image; scores: (N, n); size: side of the model's input, pixels. Boxes outside
+    the image are left out. An image without boxes gets one row with empty fields.
     """
     count = boxes_xyxy.shape[1]
     shapes = np.repeat(samples.shapes, count, axis=0)

@@ -1,4 +1,4 @@
-"""From a run's test.csv to submissions/<name>.csv: the threshold, Kaggle's format, the check, the manifest."""
+"""Write submissions/<name>.csv from a run's test.csv: operating point, Kaggle's format, check, manifest."""
 
 import shlex
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from rsna.evaluation.prior import estimate_prior, mean_score
 from rsna.evaluation.scores import read_scores
 from rsna.evaluation.threshold import OperatingPoint, best_threshold, point_for_test
 
-# what others take from submissions/<name>.json, and of what type
+# what other modules read from submissions/<name>.json, with the types
 SUBMISSION_JSON = {"images": int, "images_with_box": int, "threshold": int | float, "threshold_from": str}
 
 
@@ -32,7 +32,7 @@ SUBMISSION_JSON = {"images": int, "images_with_box": int, "threshold": int | flo
 class Submission:
     """A submission that was written and read back."""
 
-    boxes: pd.DataFrame  # its boxes: patientId, confidence, x, y, width, height
+    boxes: pd.DataFrame  # patientId, confidence, x, y, width, height in original pixels
     point: OperatingPoint
     images: int
     images_with_box: int
@@ -41,7 +41,7 @@ class Submission:
 def write_submission(cfg: Config) -> Submission | None:
     """Write submissions/<name>.csv and its manifest; None if they are current.
 
-    Raises UserError where the run's tables or scores are missing or do not belong to each other.
+    Raises UserError if the run's tables or scores are missing or do not match.
     """
     ids = read_sample(Path(cfg.input))
     shapes = read_index(cfg.cache_dir, cfg.size, "test").set_index("patientId")[["rows", "cols"]]
@@ -67,9 +67,9 @@ def write_submission(cfg: Config) -> Submission | None:
 
 
 def claim(cfg: Config, new: Path) -> None:
-    """Raise UserError if the submission that `new` is to replace is a file that this program did not write."""
+    """Raise UserError if `new` would replace a submission that this program did not write."""
     path, manifest = cfg.submission_csv, manifest_path(cfg, "make_submission")
-    # a killed command may have left the same file without its manifest
+    # a command that was killed may have left the same file without its manifest
     known = {ABSENT, content_hash(new)}
     if manifest.is_file():
         known |= set(read_manifest(manifest, command(cfg, "make_submission"))["outputs"].values())
@@ -78,7 +78,7 @@ def claim(cfg: Config, new: Path) -> None:
 
 
 def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
-    """The run's test.csv. Raises UserError if an image of the sample submission is not in it."""
+    """Read the run's test.csv. Raises UserError if it lacks an image of the sample submission."""
     path = cfg.run_dir / "test.csv"
     predictions = read_predictions(path, command(cfg, "ensemble"))
     missing = set(ids) - set(predictions["patientId"])
@@ -88,9 +88,9 @@ def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
 
 
 def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
-    """threshold= and box_scale= where they are numbers, else those of scores.json, see point_for_test.
+    """The operating point: threshold= and box_scale= where they are numbers, else from scores.json; see point_for_test.
 
-    Raises UserError without scores, or where they are for another box_scale= or calibrate=.
+    Raises UserError if scores are needed and missing, or were made with another box_scale= or calibrate=.
     """
     given = "given as threshold="
     if "auto" not in (cfg.threshold, cfg.box_scale):
@@ -98,12 +98,12 @@ def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
     rebuild = command(cfg, "evaluate")
     made_with = require(cfg, "evaluate")["settings"]
     wanted = {"box_scale": cfg.box_scale, "calibrate": cfg.calibrate}
-    if cfg.calibrate == "auto" or names_file(cfg, "calibrate"):  # of a file `require` compares the content
+    if cfg.calibrate == "auto" or names_file(cfg, "calibrate"):  # a file's content is compared by `require`
         del wanted["calibrate"]
     for key, value in wanted.items():
-        if (said := made_with.get(key)) != value:
+        if (found := made_with.get(key)) != value:
             path = cfg.run_dir / "scores.json"
-            raise UserError(f"{path}: made with {key}={said}, and now {key}={value}; run: {rebuild}")
+            raise UserError(f"{path}: made with {key}={found}, and now {key}={value}; run: {rebuild}")
     scores = read_scores(cfg.run_dir, rebuild)
     if cfg.threshold != "auto":
         return OperatingPoint(float(cfg.threshold), scores["box_scale"], given)
@@ -114,7 +114,7 @@ def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
 
 
 def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFrame) -> tuple[float, str]:
-    """The threshold out of fold, for the fraction of positives that prior= says, and why it is that one."""
+    """The out-of-fold threshold, corrected for the fraction of positives given by prior=; and the reason, as text."""
     point = scores["operating_point"]
     if cfg.prior == "none":
         return scores["threshold"], ""
@@ -129,13 +129,13 @@ def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFra
             return scores["threshold"], f"{why}, so the threshold is not corrected"
     prior = prior or float(cfg.prior)
     surface = read_numbers(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))
-    own = surface[np.isclose(surface["box_scale"], scores["box_scale"])]
-    threshold = best_threshold(own.assign(score=mean_score(own["found"], own["false_alarms"], prior)))
+    rows = surface[np.isclose(surface["box_scale"], scores["box_scale"])]
+    threshold = best_threshold(rows.assign(score=mean_score(rows["found"], rows["false_alarms"], prior)))
     return threshold, f". The threshold is corrected from {share:.1%} positives out of fold to {prior:.1%} ({words})"
 
 
 def read_submission(cfg: Config) -> dict[str, Any]:
-    """The manifest of a run's submission. Raises UserError if it is missing, broken, or of another file or scores."""
+    """Read the manifest of a run's submission. Raises UserError if it is missing, broken or not current."""
     require(cfg, "make_submission")
     path, rebuild = cfg.submission_csv.with_suffix(".json"), command(cfg, "make_submission")
     found = read_json(path, rebuild, SUBMISSION_JSON)
@@ -145,6 +145,6 @@ def read_submission(cfg: Config) -> dict[str, Any]:
 
 
 def upload_command(cfg: Config) -> str:
-    """What to type to upload the submission with Kaggle's client."""
+    """The shell command that uploads the submission with Kaggle's client."""
     words = ["kaggle", "competitions", "submit", "-c", "rsna-pneumonia-detection-challenge"]
     return shlex.join([*words, "-f", str(cfg.submission_csv), "-m", cfg.name])

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Boxes = tuple[NDArray[np.float64], Colour]
-TILE, CAPTION, NAME, GAP = 256, 28, 16, 4  # px: side of an image, height of the strips below it, space between tiles
+TILE, CAPTION, NAME, GAP = 256, 28, 16, 4  # px: side of an image, height of the two strips below it, gap between tiles
 FONT, FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.55
-# of truth and prediction, as in the report: red and green look alike to some; blue, green, red
+# BGR; truth is blue and prediction orange, as in the report, since some people cannot tell red from green
 BLUE, ORANGE, WHITE = (233, 180, 86), (0, 176, 255), (255, 255, 255)
 
 
 def draw_tile(
     image: Picture, boxes: Sequence[Boxes], value: str = "", title: str = "", side: int = TILE, name: str = ""
 ) -> Picture:
-    """An (S, S) uint8 image with boxes (n, 4) xyxy in pixels of the image; below it title and value, and a name.
+    """Draw an (S, S) uint8 image with boxes (n, 4) xyxy in its pixels; below it title and value, and below them name.
 
-    Returns (side + CAPTION, side, 3), blue, green, red; with a name NAME more rows.
+    Returns uint8 (side + CAPTION, side, 3) BGR; with a name, there are NAME more rows.
     """
     smaller = len(image) > side
     grey = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
@@ -39,7 +39,7 @@ def draw_tile(
 
 
 def stack_rows(rows: Sequence[Sequence[Picture]]) -> Picture:
-    """Rows of tiles, all of one shape, as one picture, black where a row is shorter than the longest."""
+    """Join rows of tiles of the same shape into one picture; shorter rows are filled with black."""
     longest = max(map(len, rows))
     black, gap = (np.zeros((len(rows[0][0]), width, 3), np.uint8) for width in (TILE, GAP))
     padded = [[*row, *[black] * (longest - len(row))] for row in rows]

@@ -1,4 +1,4 @@
-"""The dataset for Kaggle: addresses that Kaggle accepts, wheels, code, files of a run, metadata."""
+"""The dataset for Kaggle: its address and metadata, and its content: wheels, code and files of a run."""
 
 import hashlib
 import os
@@ -19,8 +19,8 @@ COMPETITION = "rsna-pneumonia-detection-challenge"
 SOURCE = Path(__file__).resolve().parents[2]
 BUNDLE_JSON = "bundle.json"
 
-# Kaggle's image is Colab's plus kaggle_requirements.txt of the repository Kaggle/docker-python. Both lists, as of 2026,
-# lack the first three; older images lacked the others too, and without internet nothing can be installed there.
+# Kaggle's image has Colab's packages and those in kaggle_requirements.txt of the repository Kaggle/docker-python. In
+# 2026 the first three are in neither; older images lack the others too. Without internet nothing can be installed.
 PACKAGES = {
     "segmentation-models-pytorch": ">=0.4,<0.7",
     "python-gdcm": ">=3.0.24,<4",
@@ -30,21 +30,21 @@ PACKAGES = {
     "timm": ">=0.9",
     "safetensors": ">=0.4",
 }
-# omegaconf 2.3 needs a package that has no wheel; of the others the versions are those the run was made with
+# omegaconf 2.3 needs a package without a wheel; the other packages get the versions that the run was made with
 FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
-PYTHONS = ("3.11", "3.12", "3.13")  # of older images, of today's, and what is expected
+PYTHONS = ("3.11", "3.12", "3.13")  # of older, current and probably future images
 PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
 
-# a dataset's address has 6 to 50 characters (the client refuses others), and so has a title
+# the client only accepts addresses and titles of 6 to 50 characters
 MAX_SLUG = 50
 PREFIX = "rsna-pneumonia"
 LONGEST_SUFFIX = "-inference"
 
 
 def address_of(run: str, suffix: str = "") -> str:
-    """The address of a run's dataset, or of a kernel with a suffix: 6 to 50 lower case letters, digits, single hyphens.
+    """The address of a run's dataset or, with a suffix, kernel: 6 to 50 lower case letters, digits, single hyphens.
 
-    A name that had to be changed gets four digits of its hash, so that `a.b` and `a_b` do not share an address.
+    If the run's name has to be changed, four digits of its hash are added, so that `a.b` and `a_b` differ.
     """
     slug, longest = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-"), MAX_SLUG - len(f"{PREFIX}-{LONGEST_SUFFIX}")
     if slug != run or len(slug) > longest:
@@ -53,12 +53,12 @@ def address_of(run: str, suffix: str = "") -> str:
 
 
 def title_of(address: str) -> str:
-    """A title whose address, as Kaggle derives it, is this one."""
+    """A title from which Kaggle derives this address."""
     return address.replace("rsna", "RSNA").replace("-", " ")
 
 
 def user_slug(user: str) -> str:
-    """A Kaggle user name, or the address of its page, as Kaggle writes it in addresses. Raises UserError."""
+    """The user's part of Kaggle's addresses, from a user name or the URL of a profile. UserError if it is neither."""
     slug = re.sub(r"^(https?://)?(www\.)?kaggle\.com/", "", user.strip()).strip("/").lower()
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,49}", slug):
         raise UserError(
@@ -69,7 +69,7 @@ def user_slug(user: str) -> str:
 
 
 def pins() -> list[str]:
-    """The versions of the bundle's wheels: those that the run was made with. Raises UserError."""
+    """Requirements for the bundle's wheels: the installed versions. Raises UserError if a package is not installed."""
     try:
         return [FREE_VERSIONS.get(name, f"{name}=={version(name)}") for name in PACKAGES]
     except PackageNotFoundError as error:
@@ -77,9 +77,9 @@ def pins() -> list[str]:
 
 
 def collect_wheels(target: Path, source: str) -> list[str]:
-    """Put wheels of PACKAGES into `target`, from the folder `source` or, if that is empty, from pip's index.
+    """Put the wheels of PACKAGES into `target`, from the folder `source` or, if it is "", from pip's index.
 
-    Returns the Python versions for which all of them are there. Raises UserError if there is none.
+    Returns the Python versions for which all wheels were found. Raises UserError if there is no such version.
     """
     if source and not Path(source).is_dir():
         raise UserError(f"wheels={source}: no such folder")
@@ -97,7 +97,7 @@ def collect_wheels(target: Path, source: str) -> list[str]:
 
 
 def pip_download(words: Sequence[str]) -> str:
-    """Run `pip download` for wheels alone, without dependencies; return the reason of a failure, or ""."""
+    """Run `pip download` for wheels only, without dependencies; return the reason if it fails, else ""."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     done = subprocess.run([*command, "--only-binary=:all:", *words], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -112,15 +112,15 @@ def write_files(files: dict[str, Path], folder: Path, wheels: str) -> list[str]:
     shutil.copyfile(SOURCE.parent / "LICENSE", folder / "LICENSE")
     for name, path in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        try:  # all commands write and rename, so replacing the file here later leaves the one of the bundle as it is
+        try:  # a hard link is enough: commands replace files by renaming, which does not change the bundle's file
             os.link(path, folder / name)
-        except OSError:  # another disk, or one without hard links
+        except OSError:  # the bundle is on another disk, or on one without hard links
             shutil.copyfile(path, folder / name)
     return collect_wheels(folder / "wheels", wheels)
 
 
 def write_metadata(folder: Path, user: str, run: str, content: dict[str, Any]) -> None:
-    """dataset-metadata.json for the client, and bundle.json for the notebooks."""
+    """Write dataset-metadata.json for the client, and `content` as bundle.json for the notebooks."""
     metadata = {
         "title": title_of(address_of(run)),
         "id": f"{user}/{address_of(run)}",

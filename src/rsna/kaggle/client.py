@@ -1,6 +1,6 @@
-"""The `kaggle` command: what to type to get from a bundle to a score, and running it for the user.
+"""The `kaggle` client: the commands that lead from a bundle to a score, and running them for the user.
 
-The client finds the user's token by itself (kaggle.json or KAGGLE_API_TOKEN); nothing here reads or prints it.
+The client finds the user's token itself (kaggle.json or KAGGLE_API_TOKEN); nothing here reads or prints it.
 """
 
 import re
@@ -16,13 +16,13 @@ from rsna.core.errors import UserError
 from rsna.kaggle.bundle import COMPETITION, address_of
 
 SECONDS_BETWEEN_POLLS = 20.0
-# the first upload of half a gigabyte is unpacked within minutes; a kernel may wait in a queue for its GPU
+# Kaggle unpacks half a gigabyte within minutes; a kernel may have to wait for a GPU
 SECONDS_FOR_DATASET = 3600.0
 SECONDS_FOR_KERNEL = 12 * 3600.0
-MAX_UNANSWERED = 10  # more failed requests in a row than a short failure of the network explains
+MAX_UNANSWERED = 10  # failed requests in a row; more are not just a short network failure
 ENDED_BADLY = ("error", "failed", "deleted", "cancel")
 FAILED = re.compile(r"error: |unsuccessful|are not valid|could not (submit|find)", re.IGNORECASE)
-# beside the commands as they are printed
+# comments that are printed after the commands
 COMMENTS = {
     "create": "    # the first time; private unless you add --public",
     "renew": "    # instead, if the dataset exists already",
@@ -34,7 +34,7 @@ COMMENTS = {
 
 
 def commands_for(user: str, run: str, folder: Path, kind: str) -> dict[str, list[str]]:
-    """The commands from the bundle in a folder to a score, in order; kind: of the kernel, inference or training."""
+    """The commands from the bundle in `folder` to a score, by name, in order; kind: `inference` or `training`."""
     datasets, kernels, submit = ["kaggle", "datasets"], ["kaggle", "kernels"], ["kaggle", "competitions", "submit"]
     dataset, kernel = (f"{user}/{address_of(run, suffix)}" for suffix in ("", f"-{kind}"))
     files, output = ["-p", str(folder / "dataset"), "--dir-mode", "zip"], folder / "output"
@@ -51,12 +51,12 @@ def commands_for(user: str, run: str, folder: Path, kind: str) -> dict[str, list
 
 
 def upload_and_submit(commands: Mapping[str, Sequence[str]]) -> None:
-    """Run the commands. Raises UserError at the first that fails."""
+    """Run the commands of commands_for. Raises UserError if one fails."""
     submission = Path(commands["submit"][-3])  # -f <file> -m <message>
-    there, _ = ask(commands["dataset status"])
-    demand(commands["renew" if there else "create"])
-    # while a new version is unpacked the client reports the status of the old one for some seconds
-    wait_until(commands["dataset status"], "ready", SECONDS_FOR_DATASET, first=there)
+    exists, _ = ask(commands["dataset status"])
+    demand(commands["renew" if exists else "create"])
+    # while a new version is unpacked, the client reports the status of the old one for some seconds
+    wait_until(commands["dataset status"], "ready", SECONDS_FOR_DATASET, first=exists)
     demand(commands["push"])
     wait_until(commands["kernel status"], "complete", SECONDS_FOR_KERNEL, first=True)
     submission.unlink(missing_ok=True)
@@ -68,9 +68,9 @@ def upload_and_submit(commands: Mapping[str, Sequence[str]]) -> None:
 
 
 def wait_until(words: Sequence[str], wanted: str, limit: float, first: bool = False) -> None:
-    """Poll a status until it is the wanted one; `first`: wait before the first request too.
+    """Poll a status until it is `wanted`; first: wait before the first request too.
 
-    Raises UserError if the status is final, after many failed requests in a row, or after `limit` seconds.
+    Raises UserError if the status means failure, after many failed requests in a row, or after `limit` seconds.
     """
     waited, unanswered = 0.0, 0
     if first:
@@ -91,36 +91,36 @@ def wait_until(words: Sequence[str], wanted: str, limit: float, first: bool = Fa
 
 
 def status_in(text: str) -> str:
-    """The status in what the client prints: `ready`, or `u/k has status "KernelWorkerStatus.COMPLETE"`; lower case."""
+    """The status in the client's output, `ready` or `u/k has status "KernelWorkerStatus.COMPLETE"`, in lower case."""
     match = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
     lines = text.strip().splitlines()
     return (match[1] if match else lines[-1].strip() if lines else "unknown").lower()
 
 
 def ask(words: Sequence[str]) -> tuple[bool, str]:
-    """Whether a command of the client succeeds, and its output; prints nothing."""
+    """Run a command of the client without printing; returns whether it succeeded, and its output."""
     done = subprocess.run([client(), *words[1:]], capture_output=True, text=True, check=False)
     return done.returncode == 0, done.stdout if done.returncode == 0 else done.stderr or done.stdout
 
 
 def demand(words: Sequence[str]) -> None:
-    """Run a command of the client and print its output as it comes; raises UserError if it fails."""
+    """Run a command of the client and print its output as it arrives; raises UserError if it fails."""
     print(f"$ {shlex.join(words)}", flush=True)
     output = []
     with subprocess.Popen([client(), *words[1:]], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or []:
             print(line, end="", flush=True)
             output.append(line)
-    # the client ends with status 0 also after an error of the server
+    # the client exits with status 0 even after an error from the server
     error = next((line.strip() for line in output if FAILED.search(line)), "see above" if process.returncode else "")
     if error:
         raise UserError(f"{shlex.join(words[:3])} failed: {error}")
 
 
 def client() -> str:
-    """The path of the kaggle command: this Python's own, else the one on the PATH. Raises UserError."""
-    own = Path(sys.executable).with_name("kaggle")
-    found = str(own) if own.is_file() else shutil.which("kaggle")
+    """The path of the kaggle command, next to this Python or else on the PATH. Raises UserError if there is none."""
+    beside = Path(sys.executable).with_name("kaggle")
+    found = str(beside) if beside.is_file() else shutil.which("kaggle")
     if not found:
         raise UserError("push=true needs the kaggle command; run: pip install kaggle")
     return found

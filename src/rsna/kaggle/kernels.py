@@ -1,4 +1,4 @@
-"""What make_kernel writes for a run or its members: the files of the dataset, and the notebooks beside it."""
+"""What make_kernel writes for a run or its members: a dataset and notebooks."""
 
 import shlex
 import shutil
@@ -26,7 +26,7 @@ RUN_SETTINGS = [kind for name in COMMANDS for kind in STAGES[name].settings]
 
 @dataclass(frozen=True)
 class Bundle:
-    """A dataset and notebooks to be written. files: name in the dataset -> path here."""
+    """The plan of a dataset and its notebooks; files: name in the dataset -> path here."""
 
     cfg: Config
     user: str
@@ -39,14 +39,14 @@ class Bundle:
 
     @property
     def upload(self) -> dict[str, list[str]]:
-        """The commands from here to a score."""
+        """The commands from the bundle to a score."""
         return commands_for(self.user, self.cfg.name, self.folder, "inference" if self.trained else "training")
 
 
 def plan_bundle(cfg: Config) -> Bundle:
-    """Which files the kernels need; of a run that is not trained only those that exist.
+    """Choose the files that the kernels need; for a run that is not trained, only folds and weights, if they exist.
 
-    Raises UserError where a trained run is incomplete, not current, or was made with other settings than these.
+    Raises UserError if a trained run is incomplete, not current, or was made with other settings than these.
     """
     user = user_slug(cfg.user)
     if cfg.runs:
@@ -69,7 +69,10 @@ def plan_bundle(cfg: Config) -> Bundle:
 
 
 def trained_files(cfg: Config) -> dict[str, Path]:
-    """The files of the folds, after checking all that the submission is made from: on Kaggle it would be too late."""
+    """The files of the trained folds, after checking everything that the submission is made from.
+
+    An error on Kaggle would come too late. Raises UserError if something is missing or not current.
+    """
     names = (f"{cfg.checkpoint}.pt", "train.json", "predict.json", "valid.csv", "valid_images.csv")
     files: dict[str, Path] = {}
     for run, fold in product(cfg.trained_runs, cfg.fold_list):
@@ -86,18 +89,18 @@ def trained_files(cfg: Config) -> dict[str, Path]:
 
 
 def weights_name(cfg: Config) -> str:
-    """Name of the weights file in the dataset: its own may contain anything, and its suffix decides how it is read."""
+    """A safe name for the weights file in the dataset, with the suffix that determines how it is read."""
     return "start.safetensors" if Path(cfg.weights).suffix == ".safetensors" else "start.pth"
 
 
 def write_bundle(bundle: Bundle) -> None:
-    """Write dataset and kernels, in place of earlier ones."""
+    """Write the dataset and the kernels, replacing earlier ones. Raises UserError if something else is in the way."""
     cfg, new = bundle.cfg, bundle.folder.with_name(f".{bundle.folder.name}.tmp")
     for path in (bundle.folder, new):
         if path.is_symlink() or path.is_file():
             raise UserError(f"{path}: a link or file that make_kernel did not make is in the way; move it elsewhere")
     with file_lock(cfg.run_dir):
-        shutil.rmtree(new, ignore_errors=True)  # of a killed command
+        shutil.rmtree(new, ignore_errors=True)  # left by a command that was killed
         new.mkdir(parents=True)
         try:
             pythons = write_files(bundle.files, new / "dataset", cfg.wheels)
@@ -105,7 +108,7 @@ def write_bundle(bundle: Bundle) -> None:
             content = {"run": cfg.name, "settings": run_words(cfg), "pythons": pythons, "submission": submission}
             write_metadata(new / "dataset", bundle.user, cfg.name, content)
             write_kernels(bundle, new)
-            # what else is there, such as a submission that was downloaded, stays
+            # keep other files in the folder, such as a downloaded submission
             bundle.folder.mkdir(exist_ok=True)
             for part in ("dataset", "inference", "training"):
                 shutil.rmtree(bundle.folder / part, ignore_errors=True)
@@ -116,7 +119,7 @@ def write_bundle(bundle: Bundle) -> None:
 
 
 def write_kernels(bundle: Bundle, folder: Path) -> None:
-    """The training notebook and, of a trained run, the one that predicts."""
+    """Write the training notebook and, for a trained run, the inference notebook."""
     cfg, user, words = bundle.cfg, bundle.user, run_words(bundle.cfg)
     trains = [run.name for run in cfg.trained_runs]
     if bundle.trained:
@@ -131,13 +134,16 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
 
 
 def run_words(cfg: Config) -> list[str]:
-    """The settings of the run that differ from the defaults, as words; the training kernel adds weights= itself."""
+    """The settings of the run that differ from the defaults, as on a command line, without weights=.
+
+    The training kernel adds weights= itself.
+    """
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
     members = [f"members={cfg.members}"] if cfg.members else []
-    usual = parse([*preset, *members], settings_of)
+    defaults = parse([*preset, *members], settings_of)
     differing: dict[str, Any] = {}
-    # a word may repeat the run's default, and differ from that of a member
-    for run, default in zip((cfg, *cfg.member_configs), (usual, *usual.member_configs), strict=True):
+    # a setting may equal the run's default and differ from a member's
+    for run, default in zip((cfg, *cfg.member_configs), (defaults, *defaults.member_configs), strict=True):
         known = all_settings(default)
         differing |= {key: value for key, value in all_settings(run).items() if value != known.get(key)}
     words = [*members, *(f"{key}={value}" for key, value in differing.items())]
@@ -145,13 +151,14 @@ def run_words(cfg: Config) -> list[str]:
 
 
 def all_settings(cfg: Config) -> dict[str, Any]:
-    """The settings of a run, also those of its model that have their defaults, but for weights and runs."""
-    own = {f.name: f.default for f in fields(settings_of(cfg.model))}
-    return {key: value for key, value in (own | cfg.only(*RUN_SETTINGS)).items() if key not in ("weights", "runs")}
+    """The settings of a run and all of its model's own settings, except weights and runs."""
+    of_model = {f.name: f.default for f in fields(settings_of(cfg.model))}
+    settings = of_model | cfg.only(*RUN_SETTINGS)
+    return {key: value for key, value in settings.items() if key not in ("weights", "runs")}
 
 
 def print_bundle(bundle: Bundle) -> None:
-    """What was written, and its size."""
+    """Print what was written, and its size."""
     dataset = bundle.folder / "dataset"
     found = {
         entry.name: sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file()) / 1e6
@@ -168,7 +175,7 @@ def print_bundle(bundle: Bundle) -> None:
 
 
 def print_commands(bundle: Bundle) -> None:
-    """The commands from here to a score."""
+    """Print the commands from the bundle to a score."""
     if bundle.cfg.is_demo:
         print("synthetic images: Kaggle has none of them; with the competition's files in input/ the commands are:")
     if not bundle.trained:

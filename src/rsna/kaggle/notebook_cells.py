@@ -1,4 +1,4 @@
-"""Code of the notebooks for Kaggle, cell by cell: short, as the commands do the work. notebooks.py fills in `$name`."""
+"""The code cells of the notebooks for Kaggle, which mostly run commands. notebooks.py fills in `$name`."""
 
 WHERE = """\
 import json, os, shutil, subprocess, sys

@@ -1,4 +1,4 @@
-"""The two notebooks for Kaggle: one that predicts with a trained run, one that trains it."""
+"""The two notebooks for Kaggle: one predicts with a trained run, the other trains it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from rsna.reporting.summary import digits
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a notebook is made from."""
+    """The data of a notebook."""
 
     user: str
     run: str
-    words: Sequence[str]  # settings as they stand on the command line, without paths
+    words: Sequence[str]  # settings as on the command line, without paths
     scores: dict[str, Any] | None = None  # scores.json
     trains: Sequence[str] = ()  # the runs that are trained: this one, or its members
-    weights: str = ""  # name of a file of starting weights in the bundle
+    weights: str = ""  # name of the file with initial weights in the bundle, if there is one
     internet: bool = False
 
 
 def inference_notebook(kernel: Kernel) -> Any:
-    """Predict the test images with the folds of the bundle, fuse, choose the threshold, write submission.csv."""
+    """The notebook that predicts the test images with the bundle's folds, fuses them and writes submission.csv."""
     return notebook(
         kernel,
         f"# Pneumonia detection: a submission from run `{kernel.run}`\n\n"
@@ -56,7 +56,7 @@ def inference_notebook(kernel: Kernel) -> Any:
 
 
 def training_notebook(kernel: Kernel) -> Any:
-    """All commands from the competition's files to submission.csv."""
+    """The notebook with all commands from the competition's files to submission.csv."""
     return notebook(
         kernel,
         f"# Pneumonia detection: training of run `{kernel.run}`\n\n"
@@ -85,7 +85,10 @@ def training_notebook(kernel: Kernel) -> Any:
 
 
 def notebook(kernel: Kernel, introduction: str, *texts: str) -> Any:
-    """Text and code in turn as a notebook, after the cells that both begin with; the same texts give the same bytes."""
+    """A notebook of alternating text and code cells, after the cells that both notebooks start with.
+
+    The same texts give the same bytes.
+    """
     packages = "What Kaggle's image lacks comes from the dataset. What it has in a suitable version stays."
     first = (f"{introduction}\n\n## Where things are", code.WHERE, f"## Packages\n\n{packages}", code.PACKAGES)
     lists = {"packages": [name + limits for name, limits in PACKAGES.items()], "words": kernel.words}
@@ -102,7 +105,7 @@ def notebook(kernel: Kernel, introduction: str, *texts: str) -> Any:
 
 
 def score_table(scores: dict[str, Any] | None) -> str:
-    """The out-of-fold scores of the run in Markdown; empty if there are none."""
+    """The run's out-of-fold scores as Markdown; empty if there are none."""
     if not scores:
         return ""
     low, high = scores["interval"]
@@ -124,7 +127,7 @@ def write_kernel(content: Any, folder: Path, kernel: Kernel, suffix: str) -> Non
         "id": f"{kernel.user}/{address}", "title": title_of(address), "code_file": path.name,
         "language": "python", "kernel_type": "notebook", "is_private": True,
         "enable_gpu": True, "enable_tpu": False, "enable_internet": kernel.internet,
-        # without it Kaggle may assign a P100, which current builds of PyTorch do not support
+        # otherwise Kaggle may assign a P100, which current builds of PyTorch do not support
         "machine_shape": "NvidiaTeslaT4",
         "dataset_sources": [f"{kernel.user}/{address_of(kernel.run)}"], "competition_sources": [COMPETITION],
         "kernel_sources": [], "model_sources": [],

@@ -1,4 +1,4 @@
-"""The encoder for images of one channel, and its initial weights."""
+"""The encoder for single-channel images, and its initial weights."""
 
 import logging
 import zipfile
@@ -12,21 +12,22 @@ from torch import Tensor, nn
 
 from rsna.core.errors import UserError
 
-# statistics of ImageNet's grey levels, which pretrained encoders expect; close to those of chest radiographs
+# mean and standard deviation of ImageNet's grey levels, which pretrained encoders expect; chest radiographs are similar
 MEAN, STD = 0.449, 0.226
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Grey levels (B, 1, S, S) uint8 -> float32 as the encoder expects them; on whatever device they are."""
+    """Grey levels (B, 1, S, S) uint8 -> float32 of the same shape, normalised for the encoder, on the same device."""
     return (images.float() / 255 - MEAN) / STD
 
 
 def make_encoder(name: str, weights: str) -> nn.Module:
-    """An encoder of segmentation-models-pytorch with one input channel.
+    """An encoder from segmentation-models-pytorch with one input channel.
 
-    weights: `imagenet` (downloaded, or from the hub's local cache), `none` (random), or a file: a state dict of
+    weights: `imagenet` (downloaded, or from the hub's local cache), `none` (random), or a file: a state dict from
     torchvision or of the encoder itself (.pth, .pt, .safetensors), or a checkpoint of this project. RGB weights are
-    summed over their channels, which equals feeding the image three times. Raises UserError; never falls back.
+    summed over their channels, which is the same as feeding the image to all three. Raises UserError if the encoder is
+    unknown or the weights cannot be had; it never falls back to other weights.
     """
     try:
         encoder = smp.encoders.get_encoder(name, in_channels=1, depth=5, weights=None)
@@ -40,12 +41,13 @@ def make_encoder(name: str, weights: str) -> nn.Module:
 
 
 def download_encoder(name: str) -> nn.Module:
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # of its attempts; the error below says it once
+    """An encoder with ImageNet weights. Raises UserError if there are none, or if they cannot be downloaded."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no warning per retry: the error below is enough
     try:
         return smp.encoders.get_encoder(name, in_channels=1, depth=5, weights="imagenet")
     except KeyError:
         raise UserError(f"weights=imagenet: there are none for encoder={name}; set weights=none or a file") from None
-    except Exception as error:  # the hub's client raises a dozen kinds of its own and of its HTTP library
+    except Exception as error:  # the hub's client raises many types, its own and its HTTP library's
         source = smp.encoders.encoders[name]["pretrained_settings"]["imagenet"]["repo_id"]
         raise UserError(
             f"weights=imagenet could not be fetched ({first_line(error)}); elsewhere download model.safetensors of "
@@ -55,31 +57,34 @@ def download_encoder(name: str) -> nn.Module:
 
 def load_weights(encoder: nn.Module, path: Path) -> None:
     """Fill the encoder from a weights file. Raises UserError if the file is not for this encoder."""
-    own, found = encoder.state_dict(), read_weights(path)
-    state = {key: found[key] for key in own if key in found}
+    wanted, found = encoder.state_dict(), read_weights(path)
+    state = {key: found[key] for key in wanted if key in found}
     for key, value in state.items():
-        if value.ndim == 4 and value.shape[1] == 3 and own[key].shape[1] == 1:
+        if value.ndim == 4 and value.shape[1] == 3 and wanted[key].shape[1] == 1:
             state[key] = value.sum(dim=1, keepdim=True)
-    wrong = [key for key, value in state.items() if value.shape != own[key].shape]
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [key for key, value in state.items() if value.shape != wanted[key].shape]
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     if names := (missing + wrong)[:3]:
         raise UserError(f"weights={path}: not weights of this encoder; missing or of another shape: {names}")
     nn.Module.load_state_dict(encoder, state, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, without the prefix `encoder.`; nothing in the file is executed."""
+    """Read a weights file: name, without the prefix `encoder.`, -> tensor. Raises UserError if it cannot be read.
+
+    No code in the file is executed.
+    """
     if not path.is_file():
         raise UserError(f"weights={path}: no such file; set another, or weights=none for random weights")
     try:
         tensors = path.suffix == ".safetensors"
-        if zipfile.is_zipfile(path):  # as torch writes them, uncompressed
+        if zipfile.is_zipfile(path):  # torch writes uncompressed archives; a compressed one could fill the memory
             with zipfile.ZipFile(path) as archive:
                 if sum(member.file_size for member in archive.infolist()) > 2 * path.stat().st_size:
                     raise ValueError("compressed")
         # weights_only: torch refuses a pickle that would run code
         content: Any = load_file(path) if tensors else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken or hostile file fails in as many ways as there are bytes
+    except Exception as error:  # a broken or malicious file can raise anything
         raise UserError(f"weights={path}: cannot be read as plain tensors ({first_line(error)})") from None
     content = content.get("model", content) if isinstance(content, dict) else {}
     return {str(key).removeprefix("encoder."): value for key, value in content.items() if isinstance(value, Tensor)}

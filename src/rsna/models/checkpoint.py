@@ -1,4 +1,4 @@
-"""Checkpoints: plain types only, and the manifest of the settings and files that they come from."""
+"""Checkpoints: plain types only, with a manifest of the settings and files that they were trained with."""
 
 import io
 import sys
@@ -16,7 +16,8 @@ from rsna.core.files import write_then_rename
 
 
 def save_checkpoint(content: dict[str, Any], path: Path) -> None:
-    # in memory first: given a path, torch puts that name into the archive, and raises errors of its own on a full disk
+    """Write a checkpoint; the same content always gives the same bytes."""
+    # to memory first: given a path, torch stores its name in the archive, and raises its own errors on a full disk
     buffer = io.BytesIO()
     torch.save(rebuilt(content), buffer)
     with write_then_rename(path) as temporary:
@@ -24,10 +25,10 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def rebuilt(content: Any) -> Any:
-    """The same content in containers of its own, equal strings being one object.
+    """The same content in new containers; equal strings become the same object.
 
-    Pickle writes an object that it met before as a reference. In a run that was stopped and resumed, one half comes
-    from a file and shares no objects with the other: its checkpoints would have other bytes for the same content.
+    Pickle stores an object that it has already written as a reference. After a run is resumed, the part read from
+    last.pt shares no objects with the rest, so without this the same content would give other bytes.
     """
     if isinstance(content, str):
         return sys.intern(content)
@@ -39,8 +40,10 @@ def rebuilt(content: Any) -> Any:
 
 
 def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = ()) -> dict[str, Any]:
-    """Read a checkpoint; raises UserError if it is broken, of another fold, other files or settings (but `ignore`)."""
-    # a network that scores its training images would look far better than it is
+    """Read a checkpoint. Raises UserError if it is broken, or from another fold or from other files or settings.
+
+    Settings and inputs in `ignore` are not compared. With other folds a network would be scored on its training images.
+    """
     train = command(cfg, "train", fold=str(fold))
     if not path.is_file():
         raise UserError(f"{path}: no such file; run: {train}")
@@ -49,7 +52,7 @@ def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = 
         changes = differences(content["manifest"], current_manifest(cfg, "train", fold), ignore)
         if content["fold"] != fold:
             changes = f"fold: {content['fold']} -> {fold}"
-    except Exception as error:  # a broken file fails in as many ways as there are bytes
+    except Exception as error:  # a broken file can raise anything
         reason = f"not a checkpoint of this version ({type(error).__name__})"
         raise UserError(f"{path}: {reason}; delete it and run: {train}") from None
     if changes:
@@ -59,7 +62,7 @@ def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = 
 
 
 def people_of_checkpoint(path: Path) -> set[str]:
-    """The people whose images a checkpoint of this project was trained on; empty for weights that are something else.
+    """The people on whose images a checkpoint of this project was trained; empty for any other weights.
 
     path: a file that backbone.read_weights can read.
     """

@@ -1,4 +1,4 @@
-"""An image-level classifier: class probabilities and no boxes. With other runs' boxes it acts as a gate."""
+"""An image-level classifier: class probabilities, no boxes. Its probabilities can gate the boxes of other runs."""
 
 from dataclasses import dataclass
 
@@ -19,19 +19,19 @@ class Settings:
 
 @register("classifier", Settings)
 class ClassifierModel(DetectionModel):
-    """Encoder, the mean and the maximum of its last map over all locations, and a linear layer."""
+    """Encoder, global average and global max pooling of its last feature map, and a linear layer."""
 
     predicts_boxes = False
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
-        """size: side of the input, pixels; not needed."""
+        """size: side of the input, pixels; not used."""
         super().__init__()
         self.encoder = encoder
         self.dropout = nn.Dropout(settings.dropout)
         self.classifier = nn.Linear(2 * self.encoder.out_channels[-1], num_classes)
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
-        """Start with the class rates."""
+        """Set the initial class probabilities to the class rates."""
         set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
@@ -41,11 +41,11 @@ class ClassifierModel(DetectionModel):
         return {"logits": self.classifier(self.dropout(pooled)).float()}
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Scalars: loss, the cross-entropy, and the same as its only part, detached."""
+        """Scalars: loss, the cross-entropy; and class, its only part: the same value, detached."""
         loss = cross_entropy(outputs["logits"], targets["label"])
         return {"loss": loss, "class": loss.detach()}
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """No boxes (B, 0, 4), no scores (B, 0), class probabilities (B, classes)."""
+        """Empty boxes (B, 0, 4), empty scores (B, 0), class probabilities (B, classes)."""
         classes = outputs["logits"].softmax(dim=1)
         return classes.new_zeros(len(classes), 0, 4), classes.new_zeros(len(classes), 0), classes

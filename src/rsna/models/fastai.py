@@ -1,4 +1,4 @@
-"""The model of the fast.ai post: one box and a class, regressed from the flattened feature map."""
+"""The model of the fast.ai post: one box and the class logits, predicted from the flattened feature map."""
 
 from dataclasses import dataclass
 
@@ -24,10 +24,10 @@ class Settings:
 
 @register("fastai", Settings)
 class FastaiModel(DetectionModel):
-    """Encoder and a head on its flattened last map: ReLU, dropout, 256 hidden units, 4 corners and the classes.
+    """Encoder, and a head on its flattened last feature map with 256 hidden units; outputs a box and class logits.
 
-    The loss is L1 in pixels + scale * cross-entropy, where the scale is the ratio of the two over the first 200
-    training batches (the post's author found 316), so that both weigh the same.
+    The loss is L1 in pixels + scale * cross-entropy. The scale is the ratio of the two losses over the first 200
+    training batches (316 in the post), so that both have the same weight.
     """
 
     measures_loss_weights = True
@@ -49,20 +49,20 @@ class FastaiModel(DetectionModel):
         self.register_buffer("scale", torch.ones(()))
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
-        """Start with the mean box and the class rates."""
-        # the last layer follows a normalisation: only its bias, by about the learning rate per step, moves the mean box
+        """Start with the mean largest box and the class rates."""
+        # the last layer's inputs are normalised: only its bias can shift the mean box, by about lr in each step
         corners = box_convert(mean_largest_box(boxes_cxcywh), "cxcywh", "xyxy").clamp(0.01, 0.99)
         set_prior(self.head[-1], torch.cat([corners.logit(), class_rates.clamp(min=1e-3).log()]))
 
     def forward(self, images: Tensor) -> Outputs:
-        """images (B, 1, S, S) uint8 -> boxes (B, 4) corners xyxy in pixels of the input, logits (B, classes)."""
+        """images (B, 1, S, S) uint8 -> boxes (B, 4) xyxy in pixels of the model's input, logits (B, classes)."""
         numbers = self.head(self.encoder(normalise(images))[-1]).float()
         return {"boxes": numbers[:, :4].sigmoid() * self.size, "logits": numbers[:, 4:]}
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Scalars: loss = box + scale * class; box: L1 of the corners, pixels; class: cross-entropy; both detached.
 
-        Without full_image_negatives the L1 counts on images with a box only.
+        The L1 is averaged over the images with a box, or over all images with full_image_negatives.
         """
         entropy = cross_entropy(outputs["logits"], targets["label"])
         target_box, counts = targets["boxes"][:, 0], targets["mask"][:, 0]  # the largest; whether it counts
@@ -79,11 +79,14 @@ class FastaiModel(DetectionModel):
         return {"loss": self.scale * entropy + box, "class": entropy.detach(), "box": box.detach()}
 
     def hold_loss_weights(self) -> None:
-        """Stop measuring the scale and keep it as it is."""
+        """Stop measuring the scale and keep its value."""
         self.sums[3] = max(MEASURED, float(self.sums[3]))
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, 1, 4) xyxy in [0, 1], corners in order; scores (B, 1): p of opacity; probabilities (B, classes)."""
+        """Boxes (B, 1, 4) xyxy in [0, 1], scores (B, 1): the probability of opacity, class probabilities (B, classes).
+
+        Corners that the network predicts in the wrong order are swapped.
+        """
         first, second = outputs["boxes"][:, :2], outputs["boxes"][:, 2:]
         boxes = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=1) / self.size
         classes = outputs["logits"].softmax(dim=1)

@@ -1,4 +1,4 @@
-"""What single_box and detector share: a feature pyramid down to stride 8, a box and an objectness at each location."""
+"""What single_box and detector share: a feature pyramid down to stride 8, and objectness and a box at each location."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,22 @@ from torch.nn.functional import interpolate
 from rsna.models.backbone import normalise
 from rsna.models.protocol import DetectionModel, Outputs, set_prior
 
-MAX_CENTER_OFFSET = 0.15  # of a box's centre from its location, fraction of the image
+MAX_CENTER_OFFSET = 0.15  # largest offset of a box's centre from its location, as a fraction of the image
 
 
 class PyramidModel(DetectionModel):
-    """Encoder, feature pyramid, boxes and objectness logits; image classes beside them. Loss and decode are missing."""
+    """Encoder, feature pyramid, boxes, objectness logits and image class logits. Subclasses add loss and decode."""
 
     def __init__(self, encoder: nn.Module, num_classes: int, width: int, dropout: float, convs: int = 0) -> None:
-        """width: channels of the pyramid; convs: convolutions between the pyramid and what it predicts."""
+        """width: channels of the pyramid; convs: convolutions between the pyramid and the output layers."""
         super().__init__()
         self.encoder = encoder
         channels = self.encoder.out_channels
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels[-3:])
-        conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: the position
+        conv = nn.Conv2d(width + 2, width, 3, padding=1, bias=False)  # 2: x and y of the location
         self.fpn_conv = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
         self.tower = nn.Sequential()
-        for _ in range(convs):  # with a normalisation that does not depend on the batch, which is small
+        for _ in range(convs):  # GroupNorm: unlike batch norm, it does not depend on the batch, which is small
             conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
             self.tower.extend([conv, nn.GroupNorm(16, width), nn.ReLU()])
         self.objectness = nn.Conv2d(width, 1, 1)
@@ -33,18 +33,18 @@ class PyramidModel(DetectionModel):
         self.dropout = nn.Dropout(dropout)
 
     def set_priors(self, p_objectness: Tensor, log_size: Tensor, class_rates: Tensor) -> None:
-        """Start with this objectness (1,), the log of a box's width and height (2,), and the class rates (classes,)."""
+        """Initialise the biases: objectness in [0, 1] (1,), log of a box's width and height (2,), class rates."""
         set_prior(self.objectness, p_objectness.clamp(0.01, 0.99).logit(), factor=1.0)
         set_prior(self.box_head, torch.cat([torch.zeros(2), log_size]))
         set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
-        """images (B, 1, S, S) uint8 -> logits (B, classes); of L locations objectness logits (B, L), boxes (B, L, 4)
-        cxcywh in [0, 1], and centres (L, 2) in [0, 1]."""
+        """images (B, 1, S, S) uint8 -> logits (B, classes) of the image, and for L locations: objectness (B, L) logits,
+        boxes (B, L, 4) cxcywh and centres (L, 2) xy, both as fractions of the image."""
         features = self.encoder(normalise(images))[-3:]
         pyramid = top_down(self.lateral, features)
         grid = location_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
-        # lungs are always in the same place: let the convolutions know where they are
+        # lungs are always in about the same place, so the convolutions get the position as input
         position = (2 * grid - 1).permute(2, 0, 1).to(pyramid.dtype).expand(len(pyramid), -1, -1, -1)
         pyramid = self.fpn_conv(torch.cat([pyramid, position], dim=1))
         head = self.tower(pyramid)
@@ -59,7 +59,7 @@ class PyramidModel(DetectionModel):
 
 
 def top_down(lateral: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
-    """The finest map of a feature pyramid (Lin et al. 2017); lateral: a 1 x 1 convolution for each of the maps."""
+    """The finest map of a feature pyramid (Lin et al. 2017); lateral: one 1 x 1 convolution per feature map."""
     level = lateral[-1](features[-1])
     for conv, feature in zip(list(lateral)[-2::-1], features[-2::-1], strict=True):
         finer = conv(feature)
@@ -68,6 +68,6 @@ def top_down(lateral: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
 
 
 def location_centres(rows: int, cols: int, device: torch.device) -> Tensor:
-    """(rows, cols, 2) float32, whatever precision the network has: x, y in [0, 1] of the centre of each cell."""
+    """x, y in [0, 1] of the centre of each cell: (rows, cols, 2), float32 even under mixed precision."""
     y, x = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n for n in (rows, cols))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)

@@ -1,4 +1,4 @@
-"""Which models there are: `model=<name>` is the class that the file <name>.py of this folder registers."""
+"""The available models: `model=<name>` is the class that the file <name>.py in this folder registers."""
 
 import importlib
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from rsna.core.errors import UserError
 if TYPE_CHECKING:
     from rsna.models.protocol import DetectionModel
 
-NO_MODELS = {"registry", "protocol", "backbone", "pyramid", "checkpoint", "device"}  # what else is in this folder
+NO_MODELS = {"registry", "protocol", "backbone", "pyramid", "checkpoint", "device"}  # other modules in this folder
 REGISTERED: dict[str, tuple[Any, type]] = {}
 
 
 def register(name: str, settings: type) -> Callable[[type], type]:
-    """Decorate the class of `model=<name>`; settings: a dataclass, each of its fields a `core.config.setting`."""
+    """A decorator for the class of `model=<name>`; settings: a dataclass whose fields are `core.config.setting`."""
 
     def remember(model: type) -> type:
         REGISTERED[name] = (model, settings)
@@ -26,19 +26,19 @@ def register(name: str, settings: type) -> Callable[[type], type]:
 
 
 def names() -> list[str]:
-    """The names of all models: those of the files here, and those registered by other modules."""
+    """The sorted names of all models: the files in this folder, and what other modules registered."""
     files = {path.stem for path in Path(__file__).parent.glob("[a-z]*.py")}
     return sorted(files - NO_MODELS | set(REGISTERED))
 
 
 def check_name(name: str) -> None:
-    """Raise UserError for a model that does not exist."""
+    """Raise UserError if there is no such model."""
     if name not in names():
         raise UserError(f"model={name}: there is no such model; there are {', '.join(names())}")
 
 
 def find(name: str) -> tuple[Any, type]:
-    """The class and the settings of a model. Raises UserError for an unknown name."""
+    """The class of a model and the dataclass of its settings. Raises UserError for an unknown name."""
     check_name(name)
     if name not in REGISTERED:
         importlib.import_module(f"{__package__}.{name}")
@@ -53,7 +53,7 @@ def settings_of(name: str) -> type:
 
 
 def build_model(cfg: Config, weights: str | None = None) -> "DetectionModel":
-    """The network that the config asks for; `weights` overrides the initial weights of its encoder."""
+    """The network that the config asks for; `weights` overrides cfg.weights, the encoder's initial weights."""
     from rsna.models.backbone import make_encoder  # PyTorch takes seconds to import
 
     model, settings = find(cfg.model)

@@ -1,4 +1,4 @@
-"""The default model: one box and a class per image, chosen among the locations of a feature pyramid."""
+"""The default model: one box per image, chosen among the locations of a feature pyramid, and the image's class."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rsna.models.protocol import BoxesOfImages, Outputs, Targets, mean_largest_b
 from rsna.models.pyramid import PyramidModel
 from rsna.models.registry import register
 
-ASSIGNMENT_SIGMA = 0.15  # of the Gaussian that assigns locations around the true centre, in units of the box
+ASSIGNMENT_SIGMA = 0.15  # of the Gaussian around the centre of the true box, as a fraction of the box's sides
 
 
 @dataclass(frozen=True)
@@ -25,33 +25,34 @@ class Settings:
 
 @register("single_box", Settings)
 class SingleBoxModel(PyramidModel):
-    """The box of the most likely location of a feature pyramid.
+    """Predicts the box of the location with the highest objectness.
 
-    All locations together also tell whether there is an opacity at all, so that images without one train them too. A
-    box regressed from the whole image drifts to the middle between the lungs where the image leaves the side open; a
-    choice between locations cannot.
+    The objectness of all locations together also predicts whether there is any opacity, so images without one train it
+    too. A single box regressed from the whole image drifts to the middle, between the lungs, when the network is
+    unsure of the side; choosing a location avoids that.
     """
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
-        """size: side of the input, pixels; not needed, as the map follows from the image."""
+        """size: side of the input, pixels; not used."""
         super().__init__(encoder, num_classes, settings.fpn_channels, settings.dropout)
         self.box_weight = settings.box_weight
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
-        """Start with the mean box's size and the class rates; the first epochs would go into learning them."""
+        """Start with the mean box size and the class rates, which would otherwise take the first epochs to learn."""
         self.set_priors(class_rates[-1:], mean_largest_box(boxes_cxcywh)[2:].log(), class_rates)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Scalars: loss = class + image + box_weight * (box + location / 2); all but loss are detached.
 
-        class: cross-entropy; image: binary cross-entropy of the pooled image logit. The others count on images with a
-        box only. box: GIoU (Rezatofighi et al. 2019) + 4 * L1, at the locations near the true centre; location:
-        cross-entropy of the objectness with these assignment weights.
+        class: cross-entropy of the image class; image: binary cross-entropy of pooled_image_logit. The other two are
+        means over the images with a box. Their assignment weights are a Gaussian around the true centre, with sum 1.
+        box: GIoU loss (Rezatofighi et al. 2019) + 4 * L1, weighted by the assignment; location: cross-entropy between
+        the assignment and the softmax of the objectness over the locations.
         """
         target_box, has_box = targets["boxes"][:, 0], targets["mask"][:, 0]  # the largest
         class_loss = cross_entropy(outputs["logits"], targets["label"])
         image_loss = binary_cross_entropy_with_logits(pooled_image_logit(outputs["objectness"]), has_box.float())
-        # images without a box take part with weight 0: selecting the others would make a GPU wait
+        # images without a box get weight 0 instead of being filtered out, which would make the CPU wait for the GPU
         weight = has_box / has_box.sum().clamp(min=1)
         target_boxes = torch.where(has_box[:, None], target_box, 0.5)[:, None]
         distance = (outputs["centres"] - target_boxes[..., :2]) / target_boxes[..., 2:]
@@ -73,11 +74,11 @@ class SingleBoxModel(PyramidModel):
         best = outputs["objectness"].argmax(1)
         boxes = outputs["boxes"][torch.arange(len(best), device=best.device), best]
         classes = outputs["logits"].softmax(dim=1)
-        # geometric mean of two probabilities of an opacity: the class's and the pooled image logit's
+        # geometric mean of two estimates of the probability of opacity: the class logits' and the objectness's
         score = (classes[:, -1:] * pooled_image_logit(outputs["objectness"])[:, None].sigmoid()).sqrt()
         return box_convert(boxes, "cxcywh", "xyxy")[:, None], score, classes
 
 
 def pooled_image_logit(objectness: Tensor) -> Tensor:
-    """Logits (B, L) of the locations -> (B,) logit of "an opacity somewhere": log of their mean exponential."""
+    """Objectness logits (B, L) -> logit (B,) that there is an opacity anywhere: the log of their mean exponential."""
     return objectness.logsumexp(dim=1) - math.log(objectness.shape[1])

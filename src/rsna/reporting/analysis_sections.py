@@ -1,4 +1,4 @@
-"""The report's sections on errors (where score is lost, calibration, ROC, overlap of boxes) and groups of images."""
+"""Sections of the report: where score is lost, calibration, ROC, IoU of boxes, subgroups of images, coverage."""
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,13 @@ GROUP_TITLES |= {"box size": "Largest true box", "side": "Side of true boxes"}
 
 
 def losses(data: ReportData) -> tuple[Plot, Rows]:
-    """Where score is lost, by kind of error; the parts add up to 1 - mAP."""
+    """Where score is lost, by kind of error: a plot, and rows of a table that add up to 1 - mAP."""
     parts, images = analysis.loss_parts(data.truth, data.run.kept, data.classes.astype(object))
     scored = data.by_iou.mean().to_numpy(dtype=float)
     lost = parts.mean(axis=1)
     total = lost.sum(skipna=False)
     fractions = lost / total if total else lost
-    # rows by class: only those that apply, where all or none of the classes are known
+    # of the rows by class only those that apply: classes are known for all images or for none
     superfluous = "unknown" if data.classes.isin(CLASSES).any() else "Normal"
     named = [part for part in analysis.PARTS if images[part] or superfluous not in part]
     rows = [
@@ -39,7 +39,7 @@ def losses(data: ReportData) -> tuple[Plot, Rows]:
 
 
 def draw_parts(parts: pd.DataFrame, scored: Floats) -> str:
-    """Stacked bars, one for each IoU threshold: the score, then the loss to each kind of error; together 1."""
+    """SVG of stacked bars, one per IoU threshold: the score and the loss to each kind of error, which add up to 1."""
     figure, (axis,) = svg.new_axes(3.9)
     bars, bottom = np.arange(len(IOU_THRESHOLDS)), np.zeros(len(IOU_THRESHOLDS))
     shades = (svg.GREEN, svg.BLUE, svg.SKY, svg.ORANGE, svg.PINK, svg.YELLOW, svg.RED, svg.SOFT)
@@ -56,7 +56,7 @@ def draw_parts(parts: pd.DataFrame, scored: Floats) -> str:
 
 
 def calibration(data: ReportData) -> Plot:
-    """Whether a confidence is the fraction of images with an opacity."""
+    """The calibration curve: the fraction of images with an opacity over the confidence."""
     positive = data.positive.to_numpy()
     bins = analysis.calibration(data.top, positive)
     figure, (axis,) = svg.new_axes()
@@ -73,24 +73,24 @@ def calibration(data: ReportData) -> Plot:
 
 
 def roc(data: ReportData) -> Plot | None:
-    """None where all images are positive, or none is."""
-    curve, at = analysis.roc(data.top, data.positive.to_numpy(), data.run.scores["threshold"])
+    """The ROC curve and the threshold's point on it; None if all images are positive or none is."""
+    curve, point = analysis.roc(data.top, data.positive.to_numpy(), data.run.scores["threshold"])
     if curve.empty:
         return None
     figure, (axis,) = svg.new_axes()
     shown = analysis.thin(curve, "false_alarms", "found")
     axis.plot([0, 1], [0, 1], ":", color=svg.SOFT, linewidth=1.2)
     axis.plot(shown["false_alarms"], shown["found"])
-    axis.plot(*([value] for value in at), "o", color=svg.RED, markersize=6)
-    axis.annotate("threshold ", at, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=svg.INK)
+    axis.plot(*([value] for value in point), "o", color=svg.RED, markersize=6)
+    axis.annotate("threshold ", point, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=svg.INK)
     axis.set(xlabel="false alarms on images without opacity", ylabel="opacities found", xlim=(0, 1), ylim=(0, 1.01))
     alt = f"ROC curve with an area of {data.run.scores['AUC']:.3f}. "
-    alt += f"At the threshold {at[1]:.1%} of the opacities get a box, and {at[0]:.1%} of the other images."
+    alt += f"At the threshold {point[1]:.1%} of the opacities get a box, and {point[0]:.1%} of the other images."
     return Plot("roc", svg.to_svg(figure, "roc"), alt)
 
 
 def overlaps(data: ReportData) -> Plot | None:
-    """None where no positive image has a box above the threshold."""
+    """Histogram of the IoU of boxes with true boxes; None if no positive image has a box above the threshold."""
     iou = analysis.overlaps(data.truth, data.run.kept)
     if not len(iou):
         return None
@@ -105,7 +105,7 @@ def overlaps(data: ReportData) -> Plot | None:
 
 
 def groups(data: ReportData) -> tuple[Plot, Rows]:
-    """Scores by view position, sex, age, box size and side."""
+    """Scores by view position, sex, age, box size and side: a plot, and the rows of a table."""
     ids = data.folds.index
     columns = {"score": data.scores, "top": data.top, "positive": data.positive, "person": data.people}
     images = pd.DataFrame(columns, index=ids).assign(with_box=ids.isin(data.run.kept["patientId"]))
@@ -122,7 +122,7 @@ def groups(data: ReportData) -> tuple[Plot, Rows]:
 
 
 def draw_groups(table: pd.DataFrame, overall: float) -> str:
-    """mAP of each group of images with its interval, groups below each other; the line is the score of all."""
+    """SVG: the mAP of each subgroup with its interval, one below the other; the line is the mAP of all images."""
     shown = table.dropna(subset=["mAP"]).reset_index(drop=True)
     starts = shown["group"] != shown["group"].shift()
     heights = np.arange(len(shown)) + 0.9 * starts.cumsum().to_numpy()
@@ -143,7 +143,7 @@ def draw_groups(table: pd.DataFrame, overall: float) -> str:
 
 
 def coverage(data: ReportData) -> Plot:
-    """Where true and predicted boxes lie."""
+    """Two maps: the fraction of true and of predicted boxes that cover each place of the image."""
     true, predicted = (to_relative(table, data.geometry, data.cfg.size) for table in (data.truth, data.run.kept))
     maps = analysis.coverage(true), analysis.coverage(predicted)
     figure, axes = svg.new_axes(2.6, 2)
@@ -160,7 +160,7 @@ def coverage(data: ReportData) -> Plot:
 
 
 def centre_words(boxes_xyxy: Floats) -> str:
-    """In which half the centres of boxes (n, 4) xyxy in [0, 1] are, in words."""
+    """Text: how many centres of boxes (n, 4) xyxy in [0, 1] lie in the left and in the lower half; empty for n = 0."""
     if not len(boxes_xyxy):
         return ""
     x, y = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]).T / 2

@@ -1,4 +1,4 @@
-"""The report's gallery: which images are shown, and what a page needs to draw their boxes."""
+"""The report's gallery: which images are shown, and the data that the page needs to draw their boxes."""
 
 import base64
 from typing import Any
@@ -15,7 +15,7 @@ from rsna.evaluation.subgroups import UNKNOWN, to_relative
 from rsna.reporting.sections import ReportData
 
 PER_KIND = 12
-LARGEST_SIDE = 512  # px; with PER_KIND it decides the size of a page: about 40 kB an image
+LARGEST_SIDE = 512  # px; with PER_KIND it determines the size of the page: about 40 kB per image
 JPEG_QUALITY = 82
 KINDS = {
     "best": "an opacity that was boxed, highest score first",
@@ -26,10 +26,10 @@ KINDS = {
 
 
 def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind: int) -> dict[str, list[str]]:
-    """Kind -> patientIds in the order in which they are shown; scores: by patientId, of the images that count."""
+    """Kind -> patientIds, in the order of the gallery; scores: index patientId, of the images that count."""
     top = kept.groupby("patientId")["confidence"].max()
     area = (truth["width"] * truth["height"]).groupby(truth["patientId"]).max()
-    # the sorts below keep the order of the ids among equals
+    # the sorts below are stable, so ties stay in the order of the patientIds
     ranks = pd.DataFrame({"score": scores, "top": top, "area": area}).loc[sorted(scores.index)]
     positive = ranks["area"].notna()
     boxed = ranks[positive & ranks["top"].notna()].sort_values(["score", "top"], ascending=False)
@@ -42,13 +42,13 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
 
 
 def make_tiles(data: ReportData) -> list[dict[str, Any]]:
-    """The chosen images as tiles; one that the cache refused is left out."""
+    """The chosen images as tiles, see make_tile; images that the cache refused are left out."""
     chosen = choose(data.scores, data.truth, data.run.kept, PER_KIND)
     shown = [(kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index]
     names = [name for _, name in shown]
     tables = {"true": data.truth, "predicted": data.run.kept, "below": data.run.predictions}
-    own, geometry = {key: of_images(table, names) for key, table in tables.items()}, data.geometry.loc[names]
-    return [make_tile(data, own, geometry, kind, name) for kind, name in shown]
+    chosen_tables, geometry = {key: of_images(t, names) for key, t in tables.items()}, data.geometry.loc[names]
+    return [make_tile(data, chosen_tables, geometry, kind, name) for kind, name in shown]
 
 
 def make_tile(
@@ -56,42 +56,42 @@ def make_tile(
 ) -> dict[str, Any]:
     """What the page shows of an image: patient_id, kind, view, words, image (a data URI), and its boxes.
 
-    Boxes are (n, 4) lists of left, top, width, height in percent of the square: true, predicted, and below (the most
-    confident one below the threshold, where none is above).
+    The boxes are lists of [left, top, width, height] in percent of the square image: `true`, `predicted`, and `below`
+    (the most confident box below the threshold, if there is none above).
     """
-    own = {key: table[table["patientId"] == name] for key, table in tables.items()}
-    weak = own["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
-    own["below"] = weak if own["predicted"].empty else weak.iloc[:0]
+    boxes = {key: table[table["patientId"] == name] for key, table in tables.items()}
+    weak = boxes["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
+    boxes["below"] = weak if boxes["predicted"].empty else weak.iloc[:0]
     view = str(data.groups.loc[name, "view"])
     return {
         "patient_id": name,
         "kind": kind,
         "view": view,
-        "words": describe(float(data.scores[name]), str(data.classes[name]), view, own),
+        "words": describe(float(data.scores[name]), str(data.classes[name]), view, boxes),
         "image": data_uri(read_png(data.cfg.cache_dir / "train" / f"{name}.png", data.cfg.size)),
-        **{key: percent(to_relative(table, geometry, data.cfg.size)) for key, table in own.items()},
+        **{key: percent(to_relative(table, geometry, data.cfg.size)) for key, table in boxes.items()},
     }
 
 
 def percent(boxes_xyxy: NDArray[np.float64]) -> list[list[float]]:
-    """(n, 4) xyxy in [0, 1] -> left, top, width, height in percent, two digits."""
+    """(n, 4) xyxy in [0, 1] -> lists of left, top, width, height in percent, with two decimals."""
     return [[round(100 * value, 2) for value in row] for row in xyxy_to_xywh(boxes_xyxy).tolist()]
 
 
-def describe(score: float, label: str, view: str, own: dict[str, pd.DataFrame]) -> str:
-    """The line below an image. own: its tables `true`, `predicted` and `below`."""
-    n_true = len(own["true"])
+def describe(score: float, label: str, view: str, boxes: dict[str, pd.DataFrame]) -> str:
+    """The caption of an image; boxes: its tables `true`, `predicted` and `below`."""
+    n_true = len(boxes["true"])
     truth = f"{label}, {n_true or 'no'} true {'boxes' if n_true > 1 else 'box'}"
-    confidences = [f"{value:.2f}" for value in own["predicted"]["confidence"]]
+    confidences = [f"{value:.2f}" for value in boxes["predicted"]["confidence"]]
     found = f"predicted with confidence {', '.join(confidences)}" if confidences else "no box above the threshold"
-    if len(own["below"]):
-        found += f" (most confident below it: {own['below']['confidence'].iloc[0]:.2f})"
+    if len(boxes["below"]):
+        found += f" (most confident below it: {boxes['below']['confidence'].iloc[0]:.2f})"
     known = "view not known" if view == UNKNOWN else f"view {view}"
     return f"score {score:.2f}; {truth}; {found}; {known}"
 
 
 def data_uri(image: NDArray[np.uint8]) -> str:
-    """A uint8 (S, S) image as a JPEG in a data URI, at most LARGEST_SIDE wide."""
+    """A uint8 (S, S) image as a data URI of a JPEG, at most LARGEST_SIDE wide."""
     if image.shape[0] > LARGEST_SIDE:
         image = np.asarray(cv2.resize(image, (LARGEST_SIDE, LARGEST_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]

@@ -21,19 +21,19 @@ from rsna.evaluation.runs import read_run
 from rsna.inference.tiles import BLUE, ORANGE, Colour, Picture, draw_tile, stack_rows
 
 Rows = dict[str, list[str]]  # title -> patientIds
-PER_ROW = 4  # at the width of a README the captions stay readable
+PER_ROW = 4  # so that captions are readable at the width of a README
 SOFTWARE = "RSNA pneumonia workspace"  # in the picture's metadata
-COLOURS = 256  # mostly greys; with fewer, soft tissue has contours
+COLOURS = 256  # mostly greys; with fewer, soft tissue shows banding
 
 
 def write_montage(picture: Picture, path: Path) -> None:
-    """Write a montage as PNG of COLOURS colours, less than half the size."""
+    """Write a montage as a PNG with COLOURS colours, which halves its size."""
     image = Image.fromarray(picture[..., ::-1].copy())
     reduced = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    about = PngInfo()
-    about.add_text("Software", SOFTWARE)
+    metadata = PngInfo()
+    metadata.add_text("Software", SOFTWARE)
     with write_then_rename(path, mark=SOFTWARE.encode()) as temporary:
-        reduced.save(temporary, format="PNG", optimize=True, pnginfo=about)
+        reduced.save(temporary, format="PNG", optimize=True, pnginfo=metadata)
 
 
 def results_montage(cfg: Config) -> Picture:
@@ -45,7 +45,7 @@ def results_montage(cfg: Config) -> Picture:
 
 
 def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed: int) -> Rows:
-    """The rows of the montage. Best and worst share the images with a true and a predicted box; random is of all."""
+    """The rows of the montage; ids: all images. `best` and `worst` are images with a true and a predicted box."""
     scores = image_scores(truth, kept).mean(axis=1).sort_values(ascending=False, kind="stable")
     positive, boxed = set(truth["patientId"]), set(kept["patientId"])
     hits = [name for name in scores.index if name in positive & boxed]
@@ -69,7 +69,7 @@ def submission_montage(cfg: Config) -> Picture:
 
 
 def choose_submitted(table: pd.DataFrame, seed: int) -> Rows:
-    """The rows of the montage."""
+    """The rows of the montage; table: the submission, see parse_submission."""
     top = table.dropna(subset=["confidence"]).groupby("patientId")["confidence"].max()
     order = top.sort_values(ascending=False, kind="stable").index.tolist()
     most, least = order[:PER_ROW], order[PER_ROW:][-PER_ROW:]
@@ -78,17 +78,20 @@ def choose_submitted(table: pd.DataFrame, seed: int) -> Rows:
 
 
 def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFrame, Colour]]) -> Picture:
-    """A montage of those that are cached (UserError if none is), with these boxes; below, confidences of the last."""
+    """A montage of the cached images among `rows`, with the boxes of each table in its colour.
+
+    The captions show the confidences of the last table. Raises UserError if none of the images is cached.
+    """
     known = cached_images(cfg, split)
     tiles: dict[str, list[Picture]] = {}
     for title, name in ((title, name) for title, names in rows.items() for name in names if name in known.index):
         image = read_png(cfg.cache_dir / split / f"{name}.png", cfg.size)
         geometry, boxes = known.loc[name].to_numpy(dtype=float), []
         for table, colour in tables:
-            own = table[table["patientId"] == name]
-            boxes_xyxy = xywh_to_xyxy(own[BOX_COLUMNS].to_numpy(dtype=float))
+            found = table[table["patientId"] == name]
+            boxes_xyxy = xywh_to_xyxy(found[BOX_COLUMNS].to_numpy(dtype=float))
             boxes.append((original_to_cached(boxes_xyxy, geometry), colour))
-        confidences = own["confidence"].sort_values(ascending=False)
+        confidences = found["confidence"].sort_values(ascending=False)
         tile = draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title, name=name)
         tiles.setdefault(title, []).append(tile)
     if not tiles:
@@ -97,6 +100,6 @@ def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFra
 
 
 def cached_images(cfg: Config, split: str) -> pd.DataFrame:
-    """The geometry of the cached images of a split that could be decoded; index patientId."""
+    """GEOMETRY_COLUMNS of the cached images of a split, without those that were refused; index patientId."""
     index = read_index(cfg.cache_dir, cfg.size)
     return index[(index["split"] == split) & (index["status"] == "ok")].set_index("patientId")[GEOMETRY_COLUMNS]

@@ -1,4 +1,4 @@
-"""The output of infer: the table, a picture of each image with its boxes, a contact sheet, and reports."""
+"""The output of infer: a table, a picture of each image with its boxes, a contact sheet, and DICOM reports."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,14 +23,14 @@ from rsna.reporting.structured_report import write_reports
 
 PREDICTIONS, SHEET, MANIFEST = "predictions.csv", "contact_sheet.png", "infer.json"
 NAMED_REFUSALS = 5
-SIDE, ON_SHEET = 1024, 40  # px, side of an overlay; images on the contact sheet, the most confident ones
-FLAGGED = (80, 80, 255)  # blue, green, red
+SIDE, ON_SHEET = 1024, 40  # side of an overlay, px; most images on the contact sheet, the most confident first
+FLAGGED = (80, 80, 255)  # BGR
 
 
 def write_results(cfg: Config, table: pd.DataFrame, folder: Path) -> None:
-    """Write the table of predict_files, the outputs that overlays= and format= ask for, and a manifest.
+    """Write the table of predict_files, what overlays= and format= ask for, and a manifest.
 
-    Raises UserError for a file in the way, and at the end if a report could not be written or every file was refused.
+    Raises UserError as own_files; and at the end, if a report could not be written or every file was refused.
     """
     order = table[table["refused"] == ""].sort_values("confidence", ascending=False, kind="stable")
     boxed = order.dropna(subset=["confidence"])
@@ -59,27 +59,27 @@ def write_results(cfg: Config, table: pd.DataFrame, folder: Path) -> None:
 
 
 def own_files(folder: Path, names: Sequence[str] = (PREDICTIONS, SHEET)) -> set[str]:
-    """The files in a folder that infer wrote and nobody changed since, by its manifest.
+    """The files in the folder that infer wrote and that have not changed since, by its manifest.
 
-    Raises UserError if another file has one of `names`, which are to be written.
+    Raises UserError if one of `names`, which are to be written, is another file.
     """
-    written = read_json(folder / MANIFEST, "", {"files": dict})["files"] if (folder / MANIFEST).exists() else {}
-    own = {name for name, hashed in written.items() if hashed in ("", hash_of(folder / name)) and ".." not in name}
+    listed = read_json(folder / MANIFEST, "", {"files": dict})["files"] if (folder / MANIFEST).exists() else {}
+    written = {name for name, hashed in listed.items() if hashed in ("", hash_of(folder / name)) and ".." not in name}
     for name in names:
-        if name not in own and (folder / name).exists():
+        if name not in written and (folder / name).exists():
             raise UserError(f"{folder / name}: not as infer wrote it, and not overwritten; choose another output=")
-    return own
+    return written
 
 
 def claim(folder: Path, names: list[str]) -> None:
-    """List in the manifest the files that are about to be written, and remove those of an earlier call."""
+    """List in the manifest the files that are about to be written, and remove other files of an earlier call."""
     for name in own_files(folder, names).difference(names):
         (folder / name).unlink(missing_ok=True)
     write_json({"files": dict.fromkeys(names, "")}, folder / MANIFEST)
 
 
 def counts(table: pd.DataFrame) -> str:
-    """A line about the table of predict_files."""
+    """A line with the number of files, boxes, refused and flagged files in the table of predict_files."""
     files, boxes = table.drop_duplicates("file"), table.dropna(subset=["confidence"])
     refused, flagged, with_box = (files["refused"] != "").sum(), (files["flag"] != "").sum(), boxes["file"].nunique()
     words = f"{plural(len(files), 'file')}: {with_box} with a box ({plural(len(boxes), 'box', 'boxes')})"
@@ -91,11 +91,11 @@ def plural(count: int, one: str, several: str = "") -> str:
 
 
 def write_overlay(path: Path, table: pd.DataFrame, folder: Path) -> Picture:
-    """Write an image with its boxes, red if it is flagged, and return its tile for the contact sheet."""
-    image, own = read_image(path, [SIDE]), table[table["file"] == str(path)]
+    """Write an image with its boxes, which are red if it is flagged, and return its tile for the contact sheet."""
+    image, rows = read_image(path, [SIDE]), table[table["file"] == str(path)]
     geometry = np.array(fit_letterbox(*image.shape, SIDE)[2])
-    boxes_xyxy = original_to_cached(xywh_to_xyxy(own[BOX_COLUMNS].dropna().to_numpy(dtype=float)), geometry)
-    values, flag = " ".join(f"{value:.2f}" for value in own["confidence"].dropna()[:3]), own["flag"].iloc[0]
+    boxes_xyxy = original_to_cached(xywh_to_xyxy(rows[BOX_COLUMNS].dropna().to_numpy(dtype=float)), geometry)
+    values, flag = " ".join(f"{value:.2f}" for value in rows["confidence"].dropna()[:3]), rows["flag"].iloc[0]
     boxes = [(boxes_xyxy, FLAGGED if flag else ORANGE)]
     note = "research use only" + (f"; flagged: {flag}" if flag else "")
     write_montage(draw_tile(image.squares[0], boxes, values, note, SIDE), folder / f"{safe_name(str(path))}.png")

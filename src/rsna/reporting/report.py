@@ -1,4 +1,4 @@
-"""The report of a run: its data, and one HTML file that needs nothing else."""
+"""The report of a run: collect its data, and render one self-contained HTML file."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ MANIFEST_JSON = {"settings": dict, "outputs": dict, **SUBMISSION_JSON}
 
 
 def write_report(cfg: Config) -> Path:
-    """Write report.html of a run; cfg holds the settings it was made with. Raises UserError if it is not current."""
+    """Write report.html of a run; cfg: the settings that it was made with. Raises UserError if it is not current."""
     data = read_data(cfg)
     path = cfg.run_dir / "report.html"
     write_text(render("report.html.j2", **page_content(data)), path, mark=b"<title>Report of run ")
@@ -39,7 +39,7 @@ def write_report(cfg: Config) -> Path:
 
 
 def read_data(cfg: Config) -> ReportData:
-    """All that the report is made from. Raises UserError for what is missing or not current."""
+    """The data of the report. Raises UserError if something is missing or not current."""
     run = read_run(cfg)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId").loc[run.ids]
     return ReportData(
@@ -56,7 +56,7 @@ def read_data(cfg: Config) -> ReportData:
 
 
 def read_histories(run: Run) -> dict[int, pd.DataFrame]:
-    """fold -> history.csv; a run that fuses others has none."""
+    """fold -> history.csv, for the folds that have one; a run that fuses other runs has none."""
     paths = {fold["fold"]: run.folder / f"fold{fold['fold']}" / "history.csv" for fold in run.scores["per_fold"]}
     columns = training_sections.HISTORY_COLUMNS
     begun = {k: path for k, path in paths.items() if path.is_file() and len(read_table(path, columns))}
@@ -64,7 +64,7 @@ def read_histories(run: Run) -> dict[int, pd.DataFrame]:
 
 
 def submission_sentence(cfg: Config) -> str:
-    """What the run submits, and whether that file is current, stale or changed."""
+    """A sentence about the run's submission: what it contains, or that it is missing, changed or stale."""
     path, rebuild = manifest_path(cfg, "make_submission"), command(cfg, "make_submission")
     if not path.is_file():
         return f"No submission was written yet. To write it: {rebuild}"
@@ -81,7 +81,7 @@ def submission_sentence(cfg: Config) -> str:
 
 
 def search_picture(cfg: Config) -> str:
-    """tune.png of the search whose best settings a run has, by the name that tune gives it, as data:; else empty."""
+    """tune.png of the search that a run called <search>_best came from, as a data URI; empty if there is none."""
     path = Path(cfg.working) / cfg.name.removesuffix("_best") / "tune.png"
     if not cfg.name.endswith("_best") or not path.is_file():
         return ""
@@ -89,15 +89,15 @@ def search_picture(cfg: Config) -> str:
 
 
 def compare(data: ReportData) -> tuple[Rows, list[str]]:
-    """Rows for the run, baselines and the other runs in working/; and the names of runs that are left out."""
+    """Rows for this run, the baselines and the other runs in working/; and the names of runs that are left out."""
     scores, perfect = data.run.scores, largest_box(data.truth).assign(confidence=1.0)
-    own = {"this run": scores["mAP"], **scores["baselines"]}
-    own["a perfect largest box on each positive image"] = mean_average_precision(data.truth, perfect)
-    rows = [[name, str(len(data.run.ids)), digits(value)] for name, value in own.items()]
+    same_images = {"this run": scores["mAP"], **scores["baselines"]}
+    same_images["a perfect largest box on each positive image"] = mean_average_precision(data.truth, perfect)
+    rows = [[name, str(len(data.run.ids)), digits(value)] for name, value in same_images.items()]
     runs, refused = find_runs(data.cfg)
-    others = [run for run in runs if run.folder != data.run.folder]
-    rows = [[*row, "-"] for row in rows] if others else rows
-    for row in compare_runs(data.cfg, others, data.run, data.truth, data.people).to_dict("records"):
+    other_runs = [run for run in runs if run.folder != data.run.folder]
+    rows = [[*row, "-"] for row in rows] if other_runs else rows
+    for row in compare_runs(data.cfg, other_runs, data.run, data.truth, data.people).to_dict("records"):
         paired = difference(row) or "no common image"
         rows.append([f"run {row['run']}", str(row["shared images"]), digits(row["mAP"]), paired])
     return rows, sorted(name for name in refused if name != data.run.name)
@@ -105,7 +105,7 @@ def compare(data: ReportData) -> tuple[Rows, list[str]]:
 
 @svg.styled
 def page_content(data: ReportData) -> dict[str, Any]:
-    """The numbers, plots, tables and images of the page, by their names in the template."""
+    """The numbers, plots, tables and images of the page, under the names that the template uses."""
     by_fold = pd.Series([fold["mAP"] for fold in data.run.scores["per_fold"]], dtype=float)
     return {
         "name": data.run.name,
@@ -135,15 +135,15 @@ def page_content(data: ReportData) -> dict[str, Any]:
 
 
 def setting_rows(folder: Path) -> Rows:
-    """The settings of a run; of a file its content hash."""
+    """Rows of a run's settings; a setting that is a file is shown with its content hash."""
     settings = read_settings(folder)
     hashes = {key: value for manifest in manifests(folder) for key, value in manifest["inputs"].items()}
-    said = {key: f"a file ({hashes.get(key)})" if value == "a file" else value for key, value in settings.items()}
-    return [[key, str(value) or "''"] for key, value in said.items()]
+    shown = {key: f"a file ({hashes.get(key)})" if value == "a file" else value for key, value in settings.items()}
+    return [[key, str(value) or "''"] for key, value in shown.items()]
 
 
 def render(template: str, **words: Any) -> str:
-    """Fill a template. Everything is escaped but plots, which are drawn here and contain no names."""
+    """Fill a template. Everything is escaped except plots, which this program draws and which contain no names."""
     rules: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), **rules)
     environment.filters |= {"drawing": Markup, "digits": digits}
@@ -153,7 +153,7 @@ def render(template: str, **words: Any) -> str:
 
 
 def policy(script: str) -> str:
-    """A content security policy: images from the page itself, one script, identified by its hash, nothing else."""
+    """A content security policy: only images and styles in the page itself, and one script, identified by its hash."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "

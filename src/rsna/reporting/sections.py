@@ -1,4 +1,4 @@
-"""What the report's sections are made from and into; those on threshold and folds."""
+"""The data and types that all sections of the report use, and its sections on threshold, box scale and folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from rsna.evaluation.threshold import plateau
 from rsna.reporting import svg
 from rsna.reporting.summary import digits
 
-Rows = list[list[str]]  # of a table; the first cell of each is its header
+Rows = list[list[str]]  # rows of a table; the first cell of each is a header
 
 
 class Plot(NamedTuple):
-    """A figure for the template, which says what it shows and how to read it."""
+    """A figure; the template adds what it shows and how to read it."""
 
     name: str
     svg: str
@@ -31,13 +31,13 @@ class Plot(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the sections are made from. Boxes in original pixels."""
+    """All data of the report. Boxes are in original pixels."""
 
     cfg: Config  # the settings that the run was made with
     run: Run
     truth: pd.DataFrame  # true boxes of the run's images
     folds: pd.DataFrame  # rows of folds.csv of the run's images, index patientId
-    geometry: pd.DataFrame  # index patientId: where each image lies in its cached square
+    geometry: pd.DataFrame  # GEOMETRY_COLUMNS of the cached training images, index patientId
     sweep: pd.DataFrame  # threshold.csv
     surface: pd.DataFrame  # surface.csv
     histories: dict[int, pd.DataFrame]  # fold -> history.csv
@@ -45,7 +45,7 @@ class ReportData:
 
     @cached_property
     def by_iou(self) -> pd.DataFrame:
-        """Image scores, one column per IoU threshold, of the images that count."""
+        """The score of each image that counts, one column per IoU threshold."""
         return image_scores(self.truth, self.run.kept)
 
     @cached_property
@@ -71,13 +71,13 @@ class ReportData:
 
 
 def series_words(values: Sequence[float], digits: int = 3) -> str:
-    """Numbers as alternative text: "0.1, 0.2 and 0.3"."""
+    """Numbers as text for screen readers: "0.1, 0.2 and 0.3"."""
     words = [f"{value:.{digits}f}" for value in values]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def fold_rows(data: ReportData) -> Rows:
-    """The line of each fold."""
+    """One row per fold: images, positives, AUC, IoU, mAP."""
     rows = []
     for fold in data.run.scores["per_fold"]:
         scores = [digits(fold[key]) for key in ("AUC", "IoU", "mAP")]
@@ -86,7 +86,7 @@ def fold_rows(data: ReportData) -> Rows:
 
 
 def threshold(data: ReportData) -> Plot:
-    """mAP over the threshold and the choice."""
+    """The mAP over the threshold, and the chosen threshold."""
     chosen, score = data.run.scores["threshold"], data.run.scores["mAP"]
     near = plateau(data.sweep)
     figure, (axis,) = svg.new_axes()
@@ -104,7 +104,7 @@ def threshold(data: ReportData) -> Plot:
 
 
 def surface(data: ReportData) -> Plot:
-    """mAP over threshold and box scale, on the images that the operating point was chosen on."""
+    """A map of mAP over threshold and box scale, on the images that the operating point was chosen on."""
     point, best = data.run.scores["operating_point"], data.surface.nlargest(1, "score").iloc[0]
     figure, (axis,) = svg.new_axes()
     cells = data.surface.pivot(index="box_scale", columns="threshold", values="score")
@@ -120,7 +120,7 @@ def surface(data: ReportData) -> Plot:
 
 
 def cross_fitted_rows(data: ReportData) -> Rows:
-    """The cross-fitted threshold and score of each fold; none with a single fold."""
+    """One row per fold: cross-fitted threshold and mAP, and mAP at the common threshold; empty with a single fold."""
     chosen = data.run.scores["cross_fitted_thresholds"]
     return [
         [f"fold {fold['fold']}", *map(digits, (chosen.get(str(fold["fold"])), fold["cross_fitted_mAP"], fold["mAP"]))]

@@ -1,4 +1,4 @@
-"""DICOM Structured Reports of predicted boxes: TID 1500, a region with a confidence for each box, by highdicom."""
+"""DICOM Structured Reports (TID 1500) of predicted boxes, by highdicom: one region with a confidence per box."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ NOTE = "For research use only; not a medical device"
 
 
 def check_format(format: str, paths: list[Path]) -> None:
-    """Raise UserError if reports are requested without highdicom, or for a PNG or JPEG."""
+    """Raise UserError if reports are asked for and highdicom is not installed, or a file is a PNG or JPEG."""
     if format == "dicom-sr":
         optional("highdicom", "requirements-infer.txt")
         for path in paths:
@@ -30,7 +30,7 @@ def check_format(format: str, paths: list[Path]) -> None:
 
 
 def write_reports(table: pd.DataFrame, files: list[str], folder: Path, run: dict[str, str]) -> int:
-    """Write a report of each file's boxes. Prints and counts the files whose header lacks what a report repeats."""
+    """Write one report per file. Prints and counts the files whose header lacks fields that a report has to repeat."""
     missing = 0
     for file in files:
         try:
@@ -46,13 +46,13 @@ def write_reports(table: pd.DataFrame, files: list[str], folder: Path, run: dict
 
 
 def make_report(source: FileDataset, boxes: pd.DataFrame, run: str, version: str) -> Any:
-    """A highdicom.sr.ComprehensiveSR for an image and the rows of its boxes; its UIDs follow from the content."""
+    """A highdicom.sr.ComprehensiveSR for an image and the rows of its boxes; the same content gives the same UIDs."""
     sr: Any = optional("highdicom.sr", "requirements-infer.txt")
     if (age := str(source.get("PatientAge") or "")).isdigit():  # the challenge's files lack the unit
         source.PatientAge = f"{int(age):03}Y"
     seed = [source.SOPInstanceUID, run, version, boxes.drop(columns="file").to_csv(index=False)]
     notes = [NOTE, *(f"Flagged: {flag}" for flag in boxes["flag"].unique() if flag)]
-    own = {
+    common = {
         "finding_type": Code("OPACITY", SCHEME, "Lung opacity"),
         "algorithm_id": sr.AlgorithmIdentification(f"{ALGORITHM}, run {run}", version, parameters=notes),
     }
@@ -62,7 +62,7 @@ def make_report(source: FileDataset, boxes: pd.DataFrame, run: str, version: str
         name = sr.TrackingIdentifier(generate_uid(entropy_srcs=[*seed, str(k)]), f"box {k + 1}")
         value = float(boxes["confidence"].iloc[k])
         measured = [sr.Measurement(Code("CONFIDENCE", SCHEME, "Confidence"), value, codes.UCUM.NoUnits)]
-        groups.append(sr.PlanarROIMeasurementsAndQualitativeEvaluations(name, region, measurements=measured, **own))
+        groups.append(sr.PlanarROIMeasurementsAndQualitativeEvaluations(name, region, measurements=measured, **common))
     series, instance, device = (generate_uid(entropy_srcs=[*seed, word]) for word in ("series", "instance", "device"))
     observer = sr.ObserverContext(codes.DCM.Device, sr.DeviceObserverIdentifyingAttributes(device, name=ALGORITHM))
     content = sr.MeasurementReport(sr.ObservationContext(observer), codes.SCT.PlainRadiography, groups)

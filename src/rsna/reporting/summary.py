@@ -1,4 +1,4 @@
-"""The tables that `summary` (at most 80 columns wide) and `compare` print."""
+"""The tables that `summary` (at most 80 characters wide) and `compare` print."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -18,11 +18,11 @@ from rsna.evaluation.runs import compare_runs, differing_settings, find_runs, pe
 from rsna.evaluation.scores import describe, read_scores
 from rsna.inference.submission import read_submission
 
-Row = tuple[str, Any, Any, Any, str]  # what it is, images, AUC, IoU, mAP
+Row = tuple[str, Any, Any, Any, str]  # name, images, AUC, IoU, mAP
 
 
 def summary_table(cfg: Config) -> str:
-    """Scores by fold, baselines, and the test score if it can be known. Raises UserError for what is not current."""
+    """Scores by fold, baselines, and the test score if there are labels. Raises UserError if a file is not current."""
     scores, submission = read_scores(cfg.run_dir, command(cfg, "evaluate")), read_submission(cfg)
     rows = [(f"fold {f['fold']}", f["images"], f["AUC"], f["IoU"], digits(f["mAP"])) for f in scores["per_fold"]]
     rows += out_of_fold_rows(scores)
@@ -36,7 +36,7 @@ def summary_table(cfg: Config) -> str:
 
 
 def format_rows(rows: list[Row]) -> str:
-    """Left-aligned names and mAP, right-aligned numbers between."""
+    """The rows as text: names and mAP left-aligned, the columns between right-aligned."""
     table = pd.DataFrame(rows, columns=["", "images", "AUC", "IoU", "mAP"])
     names, last = (table[column].str.ljust(table[column].str.len().max()) for column in ("", "mAP"))
     table["images"] = table["images"].map(lambda count: "" if pd.isna(count) else f"{count:.0f}")
@@ -60,12 +60,15 @@ def out_of_fold_rows(scores: dict[str, Any]) -> list[Row]:
 
 
 def digits(value: float | None, form: str = ".4f") -> str:
-    """A number for a table; a dash where there is none."""
+    """A number for a table; a dash for None or NaN."""
     return "-" if value is None or pd.isna(value) else format(value, form)
 
 
 def test_rows(cfg: Config) -> list[Row]:
-    """The submission against the truth of the test images, with the same baselines. Look once, at the end."""
+    """The score of the submission on the labels of the test images, with the baselines. Look at it once, at the end.
+
+    Raises UserError if a test image has no label.
+    """
     kept = parse_submission(cfg.submission_csv)
     ids = kept["patientId"].drop_duplicates().tolist()
     kept = kept.dropna(subset=["confidence"])
@@ -87,7 +90,7 @@ def test_rows(cfg: Config) -> list[Row]:
 
 
 def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A table of all scored runs, best first, and the reason of each one left out. Raises UserError without a run."""
+    """A table of all scored runs, best first; and run -> why it is left out. Raises UserError if there is no run."""
     runs, refused = find_runs(cfg)
     if not runs:
         reasons = f" ({'; '.join(refused.values())})" if refused else ""
@@ -103,7 +106,7 @@ def tabulate_runs(cfg: Config) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def print_table(table: pd.DataFrame) -> None:
-    """The numbers as a table, then the settings that differ, one line per run. The first row is the best run."""
+    """Print the table of tabulate_runs, and one line per run with the settings that differ."""
     rows = [
         {
             "run": row["run"],
@@ -127,7 +130,7 @@ def print_table(table: pd.DataFrame) -> None:
 
 
 def difference(row: dict[Hashable, Any]) -> str:
-    """`+0.0123 (+0.0010 to +0.0230)`; empty where there is none."""
+    """The difference with its interval, `+0.0123 (+0.0010 to +0.0230)`; empty if there is none."""
     if pd.isna(row["difference"]):
         return ""
     return f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"

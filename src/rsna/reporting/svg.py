@@ -1,8 +1,8 @@
-"""How plots become SVG text that stands in a page: its colours follow the page's, light or dark.
+"""Plots as SVG elements inside a page, with the page's light or dark colours.
 
-Each figure is drawn for the width of a phone; a wider page shows several side by side. Colours are those of Okabe and
-Ito, safe for colour-blind readers, and never the only difference: lines differ in their dashes too, bars in their
-hatching.
+Each figure has the width of a phone; a wider page shows several side by side. The colours are those of Okabe and Ito,
+which colour-blind readers can tell apart, and never the only difference: lines also differ in their dashes, bars in
+their hatching.
 """
 
 import io
@@ -13,15 +13,15 @@ from matplotlib import rcsetup, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# variable of the page, which defines it for light and dark -> colour in the drawing
+# CSS variable, which the page defines for light and dark -> placeholder colour in the drawing
 COLOURS = {"ink": "#010101", "soft": "#020202", "paper": "#030303", "blue": "#0072b2", "red": "#d55e00"}
 COLOURS |= {"green": "#009e73", "pink": "#cc79a7", "orange": "#e69f00", "sky": "#56b4e9", "yellow": "#f0e442"}
 INK, SOFT, PAPER, BLUE, RED, GREEN, PINK, ORANGE, SKY, YELLOW = COLOURS.values()
 SERIES = (BLUE, RED, GREEN, PINK, ORANGE, SKY)
 DASHES = ("-", "--", "-.", ":")
-# lines only: a pattern of circles takes 300 kB of SVG
+# only lines, because a pattern of circles takes 300 kB of SVG
 HATCHES = ("", "///", "---", "\\\\\\", "xxx", "||", "++")
-WIDTH = 4.4  # inches of 72 units: at this width in CSS pixels and below the letters are about as large as the page's
+WIDTH = 4.4  # inches of 72 units; at this width in CSS pixels, the text is about as large as the page's
 # fmt: off
 STYLE: Any = {
     "font.size": 10, "font.family": "DejaVu Sans", "legend.fontsize": 9,
@@ -31,16 +31,16 @@ STYLE: Any = {
     "axes.edgecolor": SOFT, "hatch.color": PAPER, "hatch.linewidth": 0.7, "image.cmap": "cividis",
     "axes.prop_cycle": rcsetup.cycler(color=SERIES), "lines.linewidth": 1.4,
     "text.parse_math": False,  # a name with two dollar signs is a name
-    "svg.fonttype": "none",  # letters stay letters: to be searched, and smaller than outlines
-    "svg.hashsalt": "report",  # the same figure, the same bytes
+    "svg.fonttype": "none",  # text, not outlines: searchable and smaller
+    "svg.hashsalt": "report",  # the same figure gives the same bytes
 }
 # fmt: on
-# a decorator: what draws runs in the report's style, whatever matplotlibrc says
+# a decorator: a function that draws uses the report's style, whatever matplotlibrc says
 styled: Any = style.context(STYLE, after_reset=True)
 
 
 def new_axes(height: float = 3.0, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure of the report's width (inches) and its axes."""
+    """An empty figure of the report's width and its axes, side by side; height in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = [figure.add_subplot(1, columns, k + 1) for k in range(columns)]
@@ -50,13 +50,13 @@ def new_axes(height: float = 3.0, columns: int = 1) -> tuple[Figure, list[Axes]]
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element without size, with the page's colours, and ids that begin with `name`."""
+    """The figure as an <svg> element without a size, with the page's colours, and with ids that begin with `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     svg = text[text.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)  # those of <svg> itself, which come first
+    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)  # of <svg> itself, which comes first
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'((?:xlink:)?href="|url\()#', rf"\1#{name}-", svg)
     # screen readers read the text alternative instead

@@ -1,4 +1,4 @@
-"""Pictures of training: augmented images as the network sees them, curves over the epochs, and the range test."""
+"""Pictures of training: augmented images as the network sees them, curves over the epochs, range test, search."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -25,7 +25,7 @@ from rsna.reporting.training_sections import loss_parts
 from rsna.training.fold import make_train_set
 from rsna.training.lr_finder import STEPS, suggested_lr
 
-PER_ROW, EPOCHS = 6, 4  # at most, of the sheet of augmented images
+PER_ROW, EPOCHS = 6, 4  # most images per row, and most rows, on the sheet of augmented images
 CURVES = {
     "loss": ["train_loss", "valid_loss"],
     "learning rate of the head, each epoch's highest": ["lr"],
@@ -37,10 +37,10 @@ CURVES = {
 
 
 def draw_batch_sheet(cfg: Config, fold: int) -> Picture:
-    """The same images of a fold as they are augmented in several epochs, one row each, with all their boxes."""
+    """Some training images of a fold with their boxes, as augmented in several epochs; one row per epoch."""
     dataset = make_train_set(cfg, fold, load_fold(cfg, fold).train)
     rows = choose_rows(dataset)
-    # what two of them begin with leaves no room below an image
+    # the common prefix is removed, as there is little room below an image
     classes = [name.removeprefix("No Lung Opacity / ") for name in CLASSES]
     names = classes if cfg.num_classes == 3 else ["no opacity", "opacity"]
     epochs = range(min(EPOCHS, cfg.total_epochs))
@@ -55,7 +55,7 @@ def draw_batch_sheet(cfg: Config, fold: int) -> Picture:
 
 
 def choose_rows(dataset: ImageDataset) -> list[int]:
-    """Rows of some training images, two thirds of them with a box; the same for the same settings."""
+    """The indices of some training images, two thirds of them with a box; the same seed gives the same images."""
     order = np.random.default_rng(dataset.seed).permutation(len(dataset))
     positive = np.array([len(boxes) > 0 for boxes in dataset.samples.boxes_xyxy])[order]
     with_box, without = order[positive], order[~positive]
@@ -64,18 +64,21 @@ def choose_rows(dataset: ImageDataset) -> list[int]:
 
 
 def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
-    """history.csv of each fold asked for; no mAP of a model without boxes: it would be 0. Raises UserError."""
+    """fold -> history.csv, for the folds of cfg; mAP is NaN for a model without boxes, where the file has 0.
+
+    Raises UserError if a file is missing, broken, or was changed after training.
+    """
     columns = ["epoch", "phase", *(column for curves in CURVES.values() for column in curves)]
     train = command(cfg, "train")
     for fold in cfg.fold_list:
-        if manifest_path(cfg, "train", fold).is_file():  # not while it trains
+        if manifest_path(cfg, "train", fold).is_file():  # there is none during training
             require(cfg, "train", fold)
     tables = {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
     return {fold: table.assign(mAP=table["mAP"].where(table["IoU"].notna())) for fold, table in tables.items()}
 
 
 def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path) -> None:
-    """One plot per score and per part of the loss, one line per fold; dotted where a phase begins."""
+    """Write one plot per score and part of the loss, with a line per fold; dotted lines mark the start of phases."""
     first = next(iter(histories.values()))
     parts = {f"{name} loss": [f"train_{name}", f"valid_{name}"] for name in loss_parts(first)}
     known = {column for history in histories.values() for column in history.columns[history.notna().any()]}
@@ -97,7 +100,10 @@ def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path
 
 
 def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float) -> str:
-    """Mean scores after the last epoch beside the fast.ai post's; all_negative: accuracy of "no opacity" for all."""
+    """Text: mean scores after the last epoch, next to those of the fast.ai post.
+
+    all_negative: the accuracy of predicting "no opacity" for every image.
+    """
     mean = pd.concat(history.tail(1) for history in histories.values()).mean(numeric_only=True)
     spread = f"mean over {len(histories)} folds" if len(histories) > 1 else "one fold"
     return (
@@ -110,20 +116,23 @@ def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float
 
 
 def draw_range_test(table: pd.DataFrame, path: Path) -> None:
-    """The curve of each phase; table: as of lr_finder.find_lr. Dashed at the suggested peak."""
+    """Write a plot of the loss over the learning rate for each phase; dashed lines mark the suggested peaks.
+
+    table: from lr_finder.find_lr.
+    """
     figure, axes = new_figure(1, table["phase"].nunique(), "loss while the learning rate rises")
     for axis, (number, rows) in zip(axes, table.groupby("phase"), strict=True):
         axis.semilogx(rows["lr"], rows["loss"], color="0.8")
         axis.semilogx(rows["lr"], rows["smoothed"])
         axis.axvline(suggested_lr(rows), linestyle="--", color="0.4")
         axis.set(title=f"phase {number}: {rows['part'].iloc[0]}", xlabel="learning rate of the head", ylabel="loss")
-        # the first steps hardly learn: the curve starts at about their loss, whatever single batches scatter
+        # the first steps hardly learn, so the median of their losses is about where the curve starts
         axis.set_ylim(0.9 * rows["smoothed"].min(), 1.3 * rows["loss"].iloc[: STEPS // 3].median())
     save_figure(figure, path)
 
 
 def new_figure(rows: int, columns: int, title: str) -> tuple[Any, list[Any]]:
-    """A figure of the plotting library without a window, and its axes row by row."""
+    """A matplotlib figure without a window, and its axes, row by row."""
     figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
     figure.suptitle(title)
     return figure, list(np.ravel(figure.subplots(rows, columns)))
@@ -136,7 +145,7 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def draw_study(table: pd.DataFrame, importance: dict[str, float], path: Path) -> None:
-    """The trials of a search (number, state, value) with the best so far, and how much each setting matters."""
+    """Plot a search's trials (columns number, state, value) with the best so far, and each setting's importance."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     done = table[table["state"] == "COMPLETE"]

@@ -15,9 +15,9 @@ class Curve(NamedTuple):
 
     name: str
     title: str
-    column: str  # of history.csv; for a loss without train_ and valid_
-    how: str  # how to read it
-    label: str = ""  # of the axis, if it is not the column
+    column: str  # of history.csv; for a loss, without the prefix train_ or valid_
+    how: str  # how to read the plot
+    label: str = ""  # of the y axis; empty: the column
 
 
 LOSS = Curve("loss", "Loss", "loss", "Where validation (dashed) rises while training falls, the network overfits.")
@@ -27,7 +27,7 @@ SCORES = (
     Curve("iou", "IoU", "IoU", "Overlap of the most confident box with the largest true one.", "mean IoU on positives"),
     Curve("map", "mAP while training", "mAP", AT_BEST),
 )
-# parts that the models here have; another model's may have other names
+# the parts of the loss in this project's models; other models may have other parts
 PARTS = {
     "class": "whether the class probabilities are right",
     "image": "whether there is a box at all",
@@ -39,12 +39,12 @@ HISTORY_COLUMNS = ["epoch", "train_loss", "valid_loss", *(curve.column for curve
 
 
 def training(data: ReportData) -> list[tuple[Curve, Plot]]:
-    """Losses, their parts, and scores over the epochs, a line for each fold."""
+    """Plots of losses, their parts, and scores over the epochs, with one line per fold; empty without histories."""
     if not data.histories:
         return []
-    # which named parts a loss has depends on the model; shown are those that all folds recorded
-    first, *others = map(loss_parts, data.histories.values())
-    shared = [part for part in first if all(part in other for other in others)]
+    # the parts of the loss depend on the model; only those that all folds recorded are shown
+    first, *rest = map(loss_parts, data.histories.values())
+    shared = [part for part in first if all(part in other for other in rest)]
     how = {part: f"A part of the loss: {PARTS.get(part, part)}." for part in shared}
     parts = [Curve(f"part{k}", f"Loss: {part}", part, how[part]) for k, part in enumerate(shared, 1)]
     sides = {"train_": "training", "valid_": "validation"}
@@ -53,16 +53,16 @@ def training(data: ReportData) -> list[tuple[Curve, Plot]]:
 
 
 def loss_parts(history: pd.DataFrame) -> list[str]:
-    """The names of the parts of a model's loss: those with both a train_ and a valid_ column."""
+    """The names of the loss's parts: those that have both a train_ and a valid_ column."""
     names = [column.removeprefix("train_") for column in history.columns if column.startswith("train_")]
     return [name for name in names if f"valid_{name}" in history.columns and name != "loss"]
 
 
 def training_plot(data: ReportData, curve: Curve, sides: dict[str, str]) -> Plot:
-    """sides: prefix of the curve's column -> its name in the legend."""
+    """Plot a curve for each fold; sides: prefix of the curve's column -> its name in the legend."""
     columns = {prefix + curve.column: legend for prefix, legend in sides.items()}
     n_lines = len(data.histories) * len(columns)
-    # a few lines have room for their names inside, more of them below
+    # the legend of up to two lines fits inside the plot; a longer one goes below it
     below = math.ceil(n_lines / 2) if n_lines > 2 else 0
     figure, (axis,) = svg.new_axes(3.0 + 0.19 * below)
     for k, (fold, history) in enumerate(data.histories.items()):

@@ -1,4 +1,4 @@
-"""The healthy part of the chest phantom: layers of a thorax, as maps of attenuation from 0 (air) to about 1.
+"""The healthy anatomy of the chest phantom: layers of a thorax, as maps of attenuation from 0 (air) to about 1.
 
 `side` is -1 for the patient's right lung (left in the image) and +1 for the left one.
 """
@@ -16,7 +16,7 @@ MIDLINE = 0.505
 # a lung's outline: u from the midline (0) to the chest wall (1), v from the apex (0) to the top of the diaphragm (1)
 LUNG_OUTLINE = [(0.14, 0.10), (0.26, 0.0), (0.5, 0.0), (0.72, 0.12), (0.86, 0.3), (0.94, 0.55), (1.0, 0.85)]
 LUNG_OUTLINE += [(1.05, 1.14), (1.04, 1.17), (0.93, 1.06), (0.72, 0.98), (0.4, 0.98), (0.13, 1.06), (0.12, 0.6)]
-# the trunk's right half: x from the midline, y; the shoulders leave the image, the axillae come back into it
+# the right half of the trunk: x from the midline, y; the shoulders are outside the image, the axillae inside
 BODY_OUTLINE = [(0.0, -0.2), (0.13, -0.2), (0.135, 0.02), (0.2, 0.07), (0.36, 0.11), (0.6, 0.17), (0.6, 0.34)]
 BODY_OUTLINE += [(0.54, 0.46), (0.5, 0.6), (0.5, 0.85), (0.52, 1.2), (0.0, 1.2)]
 
@@ -29,26 +29,26 @@ RIBS = 9
 
 @dataclass(frozen=True)
 class Body:
-    """What stays the same in all images of a patient; lengths are shares of the canvas."""
+    """What is the same in all images of a patient; lengths are fractions of the canvas."""
 
     lung_width: float  # midline to chest wall
     apex: float  # y of the lungs' tops
     base: float  # y of the diaphragm at full inspiration, patient's right
-    heart: float  # half the heart's width, as a share of lung_width
+    heart: float  # half the heart's width, as a fraction of lung_width
     rib_slope: float
     fat: float  # extra soft tissue, attenuation
     female: bool
 
 
 def draw_body(rng: Rng, sex: str) -> Body:
-    """Draw a patient's proportions."""
+    """Draw a patient's proportions at random; sex: F or M."""
     mean, spread = (0.375, 0.115, 0.775, 0.47, 0.085, 0.0), (0.016, 0.012, 0.03, 0.035, 0.015, 0.05)
     lung_width, apex, base, heart, rib_slope, fat = rng.normal(mean, spread).tolist()
     return Body(float(np.clip(lung_width, 0.34, 0.41)), apex, base, heart, rib_slope, abs(fat), sex == "F")
 
 
 def lung_mask(body: Body, side: int, base: float) -> Map:
-    """Soft mask of one lung whose diaphragm tops at y = base; the left one stands a little lower."""
+    """Soft mask of one lung. base: y of the top of the right diaphragm; the left one is a little lower."""
     u, v = np.array(LUNG_OUTLINE).T
     height = base + (0.02 if side > 0 else 0.0) - body.apex
     outline = np.stack([MIDLINE + side * u * body.lung_width, body.apex + v * height], axis=1)
@@ -60,7 +60,7 @@ def draw_trunk(body: Body, base: float) -> Map:
     right = np.array(BODY_OUTLINE) * (1 + body.fat, 1.0)
     outline = np.array((MIDLINE, 0)) + np.concatenate([right, right[::-1] * (-1, 1)])
     solid = (fill(smooth_outline(outline), 1.0) > 0.5).astype(np.uint8)
-    # the padding keeps tissue thick where the image's border, not the skin, cuts it
+    # pad, so that tissue stays thick where it ends at the image's border and not at the skin
     padded = cv2.copyMakeBorder(solid, 40, 40, 40, 40, cv2.BORDER_REPLICATE)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[40:-40, 40:-40] / CANVAS
     thickness = 1 - np.exp(-depth / 0.035)
@@ -69,7 +69,7 @@ def draw_trunk(body: Body, base: float) -> Map:
 
 
 def draw_heart(body: Body, base: float, enlarged: float) -> Map:
-    """Heart and great vessels: two thirds of the heart lie to the patient's left; `enlarged` 1 is normal."""
+    """Heart and great vessels; two thirds of the heart lie to the patient's left. enlarged: factor on its size."""
     half = body.heart * body.lung_width * enlarged
     heart = ellipse(MIDLINE + 0.38 * half, base - 0.085, 1.02 * half, 0.72 * half + 0.03, 34, 4)
     knob = ellipse(MIDLINE + 0.055, body.apex + 0.2, 0.045, 0.05, 0, 3)
@@ -80,7 +80,7 @@ def draw_heart(body: Body, base: float, enlarged: float) -> Map:
 
 
 def draw_spine(body: Body) -> Map:
-    """Vertebral column with its gaps, and the trachea in front of it."""
+    """Vertebral column with gaps between the vertebrae, and the trachea in front of it."""
     x, y = grid()
     column = step(0.042 - np.abs(x - MIDLINE), 0.004)
     gaps = 0.75 + 0.25 * np.cos(2 * np.pi * y / 0.062)
@@ -89,13 +89,13 @@ def draw_spine(body: Body) -> Map:
 
 
 def draw_ribs(body: Body, base: float, side: int) -> Map:
-    """Posterior ribs, which climb and then fall towards the chest wall, and fainter anterior ones."""
+    """Posterior ribs, which rise and then fall towards the chest wall, and fainter anterior ribs."""
     back, front = np.zeros((2, CANVAS, CANVAS), np.float32)
     u = np.linspace(0.1, 1.0, 24)
     x = MIDLINE + side * u * body.lung_width * 1.03
     gap = (base - body.apex) / (RIBS - 1.5)
     starts = body.apex - 0.02 + gap * np.arange(RIBS + 1)
-    # first the ribs' dense borders, then their paler marrow over them
+    # first the dense borders of the ribs, then their fainter marrow on top
     for width, value in ((0.026, 1.0), (0.016, 0.65)):
         for start in starts:
             behind = start - 0.05 * np.sin(np.pi * u) + body.rib_slope * u**3
@@ -106,7 +106,7 @@ def draw_ribs(body: Body, base: float, side: int) -> Map:
 
 
 def draw_shoulders(body: Body, side: int, across_lung: bool) -> Map:
-    """Clavicle and scapula; in AP images the scapula lies across the upper lung, and the arm hangs beside."""
+    """Clavicle and scapula. across_lung, for AP images: the scapula overlaps the upper lung, and the arm is visible."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     u = np.linspace(0.1, 1.2, 20)
     bend = body.apex + 0.045 - 0.06 * u + 0.018 * np.sin(2 * np.pi * u)
@@ -118,7 +118,7 @@ def draw_shoulders(body: Body, side: int, across_lung: bool) -> Map:
 
 
 def draw_vessels(rng: Rng, body: Body, side: int, base: float) -> Map:
-    """Pulmonary vessels that fan out from the hilum and thin out."""
+    """Pulmonary vessels, which fan out from the hilum and get thinner."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     hilum = np.array([MIDLINE + side * 0.085, (body.apex + base) / 2 + 0.02])
     for angle in np.linspace(-1.35, 1.35, 15) + rng.normal(0, 0.1, 15):
@@ -128,7 +128,7 @@ def draw_vessels(rng: Rng, body: Body, side: int, base: float) -> Map:
 
 
 def grow_vessel(rng: Rng, layer: Map, start: Floats, angle: float, side: int, width: float) -> None:
-    """One wandering branch, and from its end two thinner ones; angle in radians from the horizontal."""
+    """Draw a winding branch, and from its end two thinner ones; angle in radians from the horizontal."""
     angles = angle + np.cumsum(rng.normal(0, 0.12, 6))
     steps = 0.022 * np.stack([side * np.cos(angles), np.sin(angles)], axis=1)
     path = np.concatenate([start[None], start + np.cumsum(steps, axis=0)])

@@ -1,4 +1,4 @@
-"""The canvas of phantoms: maps (CANVAS, CANVAS) float32; coordinates are shares of it, x to the right, y down."""
+"""The canvas of phantoms: maps (CANVAS, CANVAS) float32; coordinates are fractions of it, x to the right, y down."""
 
 import itertools
 
@@ -10,23 +10,23 @@ Map = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Rng = np.random.Generator
 
-CANVAS = 512  # side of a map, pixels; detail finer than that comes from the grain of the finished image
+CANVAS = 512  # side of a map, pixels; finer detail comes from the grain of the finished image
 
 
 def grid() -> tuple[Map, Map]:
-    """x and y of the pixel centres, (1, CANVAS) and (CANVAS, 1), shares of the canvas."""
+    """x (1, CANVAS) and y (CANVAS, 1) of the pixel centres, as fractions of the canvas."""
     axis = ((np.arange(CANVAS) + 0.5) / CANVAS).astype(np.float32)
     return axis[None, :], axis[:, None]
 
 
 def step(values: Map, width: float) -> Map:
-    """0 well below zero, 1 well above it; `width` is a quarter of the way between."""
+    """A smooth step of `values`: 0 far below zero, 1 far above; `width` is about a quarter of the transition."""
     return np.asarray(0.5 + 0.5 * np.tanh(values / (2 * width)), dtype=np.float32)
 
 
 def blur(layer: Map, sigma: float) -> Map:
     """Gaussian blur; sigma in canvas pixels."""
-    side = 2 * round(2.5 * sigma) + 1  # OpenCV's own choice for floats, 8 sigma, costs twice the time and shows no more
+    side = 2 * round(2.5 * sigma) + 1  # OpenCV's default for floats, 8 sigma, takes twice as long and looks the same
     return np.asarray(cv2.GaussianBlur(layer, (side, side), sigma))
 
 
@@ -37,7 +37,7 @@ def cloud(rng: Rng, cells: int) -> Map:
 
 
 def smooth_outline(points: Floats, rounds: int = 3) -> Floats:
-    """Cut the corners of a closed polygon (n, 2), Chaikin's way."""
+    """Round the corners of a closed polygon (n, 2) by Chaikin's algorithm: (n * 2**rounds, 2)."""
     for _ in range(rounds):
         following = np.roll(points, -1, axis=0)
         points = np.stack([0.75 * points + 0.25 * following, 0.25 * points + 0.75 * following], axis=1).reshape(-1, 2)
@@ -45,20 +45,20 @@ def smooth_outline(points: Floats, rounds: int = 3) -> Floats:
 
 
 def fill(points: Floats, sigma: float) -> Map:
-    """Soft mask in [0, 1] of a closed outline (n, 2); sigma of its edge in canvas pixels."""
+    """Soft mask in [0, 1] of a closed outline (n, 2); sigma: blur of its edge in canvas pixels."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     cv2.fillPoly(layer, [np.round(points * CANVAS).astype(np.int32)], 1.0)
     return blur(layer, sigma)
 
 
 def stroke(layer: Map, points: Floats, width: float, value: float) -> None:
-    """Draw an open line (n, 2) of `width` (share of the canvas) into a layer, over what is there."""
+    """Draw an open line (n, 2) into a layer, overwriting it; width: fraction of the canvas."""
     line = np.round(points * CANVAS * 8).astype(np.int32)
     cv2.polylines(layer, [line], False, value, max(1, round(width * CANVAS)), cv2.LINE_AA, shift=3)
 
 
 def curve(points: Floats) -> Floats:
-    """A smooth open line (40, 2) from the first point to the last, bent towards those between (Bezier)."""
+    """A Bezier curve (40, 2) from the first to the last of `points` (n, 2), bent towards those between."""
     t = np.linspace(0, 1, 40)[:, None]
     level = list(points)
     while len(level) > 1:
@@ -67,7 +67,7 @@ def curve(points: Floats) -> Floats:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float, sigma: float) -> Map:
-    """Soft mask of an ellipse; angle in degrees, clockwise in the image."""
+    """Soft mask of an ellipse with centre x, y and semi-axes rx, ry; angle in degrees, clockwise; sigma as in fill."""
     t = np.linspace(0, 2 * np.pi, 60)
     cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     dx, dy = rx * np.cos(t), ry * np.sin(t)

@@ -1,4 +1,4 @@
-"""The synthetic competition in Kaggle's layout: phantoms instead of patients, for trying out and testing."""
+"""Make a synthetic competition in Kaggle's layout, with phantoms instead of patients, for demos and tests."""
 
 import functools
 import json
@@ -26,11 +26,11 @@ from rsna.synthetic.phantom import lay_out, render
 FOLDERS = [competition.TRAIN_IMAGES, competition.TEST_IMAGES]
 
 Split = list[PatientImage]
-Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh
+Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh in pixels
 
 
 def make_demo(cfg: Config) -> str:
-    """Make images and tables, unless they are current; returns what to print about them."""
+    """Make images and tables, unless they are current. Returns the text to print. Raises UserError as claim_folder."""
     splits = [draw_split(n, k, cfg.seed, cfg.shift) for k, n in enumerate((cfg.demo_train, cfg.demo_test))]
     paths = [image_path(cfg, k, image) for k, images in enumerate(splits) for image in images]
     with file_lock(Path(cfg.root)):
@@ -43,7 +43,10 @@ def make_demo(cfg: Config) -> str:
 
 
 def claim_folder(cfg: Config, images: set[Path]) -> None:
-    """Write the manifest first, as a claim. Raises UserError where other settings or foreign files are in the way."""
+    """Write the manifest before any file, to claim the folder.
+
+    Raises UserError if the folder has files that make_demo did not write, or a demo with other settings.
+    """
     manifest, outputs = artifacts.manifest_path(cfg, "make_demo"), files_of(STAGES["make_demo"].outputs, cfg)
     remedy = f"choose another root=<new folder>, or move {cfg.input} and {manifest} away"
     found = artifacts.read_manifest(manifest) if manifest.is_file() else {"outputs": {}}
@@ -54,7 +57,7 @@ def claim_folder(cfg: Config, images: set[Path]) -> None:
         if changes:
             raise UserError(f"{manifest}: the demo was made with other settings ({changes}); {remedy}")
     for key, path in outputs.items():
-        # a claim alone vouches for no table: its hash is in the manifest before it is written
+        # a table was written by make_demo if its hash is in the manifest, which is written before the table
         if path.exists() and found["outputs"].get(key) != content_hash(path):
             raise UserError(f"{path}: not as make_demo wrote it, and not overwritten; {remedy}")
     for path in sorted(Path(cfg.input).rglob("[!.]*")):
@@ -64,7 +67,7 @@ def claim_folder(cfg: Config, images: set[Path]) -> None:
 
 
 def relative_input(cfg: Config) -> str:
-    """The input folder from the root: a manifest vouches for the files of one folder only, wherever both move."""
+    """The path of the input folder relative to the root, for the manifest, so that both can be moved together."""
     return os.path.relpath(cfg.input, cfg.root)
 
 
@@ -73,21 +76,21 @@ def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
 
 
 def make_images(images: Split, split: int, cfg: Config) -> Truth:
-    """Write the images of a split that are missing; returns the boxes of all."""
+    """Write the missing images of a split; returns the boxes of all its images."""
     work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed, shift=cfg.shift)
     return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg, FOLDERS[split]))
 
 
 @functools.cache
 def images_by_id(count: int, split: int, seed: int, shift: bool) -> dict[str, PatientImage]:
-    """The images of a split by patientId, drawn once in each process."""
+    """patientId -> image of a split; computed once in each process."""
     return {image.patient_id: image for image in draw_split(count, split, seed, shift)}
 
 
 def make_image(path: Path, count: int, split: int, seed: int, shift: bool = False) -> tuple[str, NDArray[np.float64]]:
-    """Write one image unless it is there; returns its patientId and its boxes (n, 4) xywh."""
+    """Write one image if it is missing; returns its patientId and its boxes (n, 4) xywh in pixels."""
     image = images_by_id(count, split, seed, shift)[path.stem]
-    # seeded by the image's own id: the same in whatever process, order and resumed run it is made
+    # seeded by the image's id, so that the image does not depend on the process, the order, or an interruption
     layout_rng, image_rng = np.random.default_rng(uuid.UUID(image.patient_id).int).spawn(2)
     scene = lay_out(image.case, layout_rng)
     if not path.is_file():
@@ -96,22 +99,22 @@ def make_image(path: Path, count: int, split: int, seed: int, shift: bool = Fals
 
 
 def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
-    """One row per box, or one row with empty box fields, in Kaggle's columns."""
+    """LABEL_COLUMNS: one row per box, or one row with empty box fields for a negative image."""
     boxes = [(image, box) for image in images for box in truth[image.patient_id].tolist() or [[np.nan] * 4]]
     rows = [[image.patient_id, *box, int(image.case.n_boxes > 0)] for image, box in boxes]
     return pd.DataFrame(rows, columns=competition.LABEL_COLUMNS)
 
 
 def make_tables(splits: list[Split], train: Truth, test: Truth) -> dict[str, str]:
-    """The content of all files but the images, by name; the training labels, which other commands read, last."""
+    """Name -> content of all files except images; the training labels, which other commands read, are last."""
     train_images, test_images = splits
-    # the first 8 digits of img_id are the patient
+    # the first 8 digits of img_id identify the patient
     names = [(image.patient_id, f"{image.patient:08d}_{image.follow_up:03d}.png") for image in train_images]
     people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names]
     sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in test_images)})
     labels = labels_table(train_images, train)
     kinds = labels["patientId"].map({image.patient_id: image.kind for image in train_images})
-    # as in Kaggle's file: one row for each row of the labels
+    # like Kaggle's file, one row for each row of the labels
     classes = pd.DataFrame({"patientId": labels["patientId"], "class": kinds})
     return {
         "test_labels": labels_table(test_images, test).to_csv(index=False),
@@ -123,7 +126,7 @@ def make_tables(splits: list[Split], train: Truth, test: Truth) -> dict[str, str
 
 
 def write_tables(cfg: Config, tables: dict[str, str]) -> None:
-    """Write all tables, after a manifest that has their hashes: it tells those of a killed run from the user's own."""
+    """Write all tables, after a manifest with their hashes: so tables left by a killed run are known as make_demo's."""
     hashes = {name: bytes_hash(content.encode()) for name, content in tables.items()}
     artifacts.record(cfg, "make_demo", input=relative_input(cfg), outputs=hashes)
     for name, path in files_of(STAGES["make_demo"].outputs, cfg).items():
@@ -131,7 +134,7 @@ def write_tables(cfg: Config, tables: dict[str, str]) -> None:
 
 
 def summary(cfg: Config, splits: list[Split]) -> str:
-    """What was made, where, and what to run next."""
+    """Text: what was made, where, and what to run next."""
     counts = pd.crosstab([image.kind for image in splits[0]], [image.case.view for image in splits[0]])
     boxes = [sum(image.case.n_boxes for image in images) for images in splits]
     patients = len({image.patient for image in splits[0]})

@@ -1,4 +1,4 @@
-"""What can be wrong in a chest phantom: opacities with their boxes, and findings that are no opacity and get no box."""
+"""Findings in a chest phantom: opacities, which get boxes, and other findings, which do not."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ import numpy as np
 from rsna.synthetic.anatomy import MIDLINE, SIDES, Body
 from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, curve, ellipse, grid, step, stroke
 
-# how hard the task is: attenuation that an opacity adds at its core (lung against heart differ by about 0.37)
+# how hard the task is: the attenuation that an opacity adds at its core (lung and heart differ by about 0.37)
 OPACITY_CONTRAST = 0.32
-OPACITY_CONTRAST_SPREAD = 0.25  # sd of its logarithm
-SUBTLE_SHARE = 0.15  # of the positive images are faint ...
-SUBTLE_CONTRAST = 0.5  # ... by this factor
-OPACITY_TEXTURE = 0.22  # how patchy, as a share of the contrast
+OPACITY_CONTRAST_SPREAD = 0.25  # standard deviation of its logarithm
+SUBTLE_SHARE = 0.15  # fraction of positive images with faint opacities
+SUBTLE_CONTRAST = 0.5  # factor on the contrast of faint opacities
+OPACITY_TEXTURE = 0.22  # how patchy an opacity is, as a fraction of its contrast
 EFFUSION_CONTRAST, NODULE_CONTRAST, PLATE_CONTRAST, METAL, TUBE = 0.24, 0.16, 0.16, 0.5, 0.16
 HAZE_CONTRAST = 0.12
-VISIBLE = 0.4  # an opacity ends, for the box, where it falls below this share of its core
-IN_LUNG = 0.6  # share of an opacity's box that is lung, at least; the corners of the lung's own box are outside it
-VISIBLE_EXTENT = 1.04  # a blob of nominal size 1 is visible so far out, by its ragged border
+VISIBLE = 0.4  # the box encloses where an opacity has at least this fraction of its core's density
+IN_LUNG = 0.6  # at least this fraction of an opacity's box is lung; corners of the lung's bounding box are not
+VISIBLE_EXTENT = 1.04  # how far a blob of nominal extent 1 is visible, because of its ragged border
 
 Statistics = tuple[tuple[float, float], ...]
-# measured on stage_2_train_labels.csv, 9,555 boxes: mean and sd of ln width and ln height (pixels of 1024),
-# and of the centre's y, by view and number of boxes in the image (3 stands for 3 and 4)
+# measured on the 9,555 boxes of stage_2_train_labels.csv: mean and standard deviation of ln width, ln height and the
+# centre's y (pixels of 1024), by view and number of boxes in the image (3 stands for 3 and 4)
 BOX_STATISTICS = {
     ("AP", 1): ((5.287, 0.302), (5.495, 0.481), (549, 124)),
     ("AP", 2): ((5.395, 0.266), (5.845, 0.460), (530, 109)),
@@ -32,15 +32,15 @@ BOX_STATISTICS = {
     ("PA", 3): ((5.123, 0.295), (5.269, 0.420), (506, 157)),
 }
 WIDTH_HEIGHT_CORRELATION = 0.61
-PAIR_CORRELATION = 0.7  # of size and height between an image's boxes (measured: 0.62 to 0.76)
-CENTRE_X = {-1: (321, 61), 1: (713, 60)}  # mean and sd, patient's right and left lung
-SINGLE_ON_RIGHT = 0.62  # share of single boxes in the right lung; two boxes are one per lung in 98 %
-SOURCE_SIDE = 1024  # pixels that the statistics above are in
+PAIR_CORRELATION = 0.7  # of size and y between the boxes of an image (measured: 0.62 to 0.76)
+CENTRE_X = {-1: (321, 61), 1: (713, 60)}  # mean and standard deviation for the patient's right (-1) and left lung
+SINGLE_ON_RIGHT = 0.62  # fraction of single boxes in the right lung; of two boxes, each lung has one in 98 %
+SOURCE_SIDE = 1024  # side, in pixels, of the images that were measured
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A planned opacity: centre and half extents, shares of the canvas, and the lung it is in."""
+    """A planned opacity: the lung it is in, its centre and half extents, as fractions of the canvas."""
 
     side: int
     x: float
@@ -50,12 +50,12 @@ class Blob:
 
 
 def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map], size: float = 1.0) -> list[Blob]:
-    """Draw `count` opacities from the measured statistics, each in its lung and apart; size: factor on the sides."""
+    """Draw `count` opacities from the measured statistics, inside the lungs, not overlapping; size: factor on sides."""
     shared = rng.standard_normal(3)
     odd_side = [-1 if rng.random() < SINGLE_ON_RIGHT else 1] if count % 2 else []
     blobs: list[Blob] = []
     for side in [*SIDES] * (count // 2) + odd_side:
-        # two in one lung may have no room beside each other: every try is a little smaller
+        # two in one lung may not fit beside each other, so each attempt is a little smaller
         for scale in size * np.linspace(1.0, 0.3, 60):
             blob = plan_blob(rng, BOX_STATISTICS[view, min(count, 3)], shared, side, lungs[side], scale)
             apart = all(abs(blob.x - b.x) >= blob.rx + b.rx or abs(blob.y - b.y) >= blob.ry + b.ry for b in blobs)
@@ -66,13 +66,13 @@ def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map], size: flo
 
 
 def plan_blob(rng: Rng, statistics: Statistics, shared: Floats, side: int, lung: Map, scale: float) -> Blob:
-    """One opacity; `shared` (3,) is what this image's boxes have in common: width, height, y."""
+    """Draw one opacity; shared: (3,) the part of width, height and y that all boxes of the image have in common."""
     z = np.sqrt(PAIR_CORRELATION) * shared + np.sqrt(1 - PAIR_CORRELATION) * rng.standard_normal(3)
     z[1] = WIDTH_HEIGHT_CORRELATION * z[0] + np.sqrt(1 - WIDTH_HEIGHT_CORRELATION**2) * z[1]
     (w, w_sd), (h, h_sd), (y, y_sd) = statistics
     rx, ry = scale * np.exp([w + w_sd * z[0], h + h_sd * z[1]]) / (SOURCE_SIDE * 2 * VISIBLE_EXTENT)
     x = rng.normal(*CENTRE_X[side])
-    # the lung's extent at half its mask is where a box can lie
+    # a box has to lie within the bounding box of the lung
     left, top, width, height = cv2.boundingRect((lung > 0.5).astype(np.uint8))
     cx, rx = fit_interval(x / SOURCE_SIDE, rx, left / CANVAS, (left + width) / CANVAS)
     cy, ry = fit_interval((y + y_sd * z[2]) / SOURCE_SIDE, ry, top / CANVAS, (top + height) / CANVAS)
@@ -80,20 +80,20 @@ def plan_blob(rng: Rng, statistics: Statistics, shared: Floats, side: int, lung:
 
 
 def fit_interval(centre: float, half: float, low: float, high: float) -> tuple[float, float]:
-    """Centre and half extent of an interval after it was moved, and if need be shortened, into [low, high]."""
+    """Centre and half extent of an interval, moved and, if necessary, shortened to lie within [low, high]."""
     half = min(half, (high - low) / 2)
     return float(np.clip(centre, low + half, high - half)), half
 
 
 def share_inside(blob: Blob, lung: Map) -> float:
-    """How much of a blob's box is lung."""
+    """The fraction of a blob's box that is lung."""
     left, right = (round((blob.x + sign * blob.rx) * CANVAS) for sign in (-1, 1))
     top, bottom = (round((blob.y + sign * blob.ry) * CANVAS) for sign in (-1, 1))
     return float(lung[top:bottom, left:right].mean())
 
 
 def opacity_shape(rng: Rng, blob: Blob, lung: Map) -> Map:
-    """How much of the core's density an opacity has at each place, in [0, 1]: ragged, soft, inside the lung."""
+    """The density of an opacity as a fraction of its core's, in [0, 1]: a ragged, soft border, inside the lung only."""
     x, y = grid()
     power = rng.uniform(1.9, 3.0)  # between an ellipse and a lobe's rounded rectangle
     distance = (np.abs(x - blob.x) / blob.rx) ** power + (np.abs(y - blob.y) / blob.ry) ** power
@@ -102,7 +102,7 @@ def opacity_shape(rng: Rng, blob: Blob, lung: Map) -> Map:
 
 
 def draw_effusion(rng: Rng, body: Body, side: int, base: float) -> Map:
-    """Fluid at the lung's base whose upper border climbs towards the chest wall."""
+    """Fluid at the base of the lung; its upper border rises towards the chest wall."""
     x, y = grid()
     u = np.clip(side * (x - MIDLINE) / body.lung_width, 0, 1.1)
     level = base - rng.uniform(-0.03, 0.06) - rng.uniform(0.1, 0.2) * u**3
@@ -117,7 +117,7 @@ def draw_nodule(rng: Rng, body: Body, side: int, base: float) -> Map:
 
 
 def draw_haze(rng: Rng, body: Body, side: int, base: float) -> Map:
-    """A faint veil without a border, as congestion or a thick chest wall gives: what an opacity is mistaken for."""
+    """A faint haze without a border, as from congestion or a thick chest wall; easily mistaken for an opacity."""
     x = MIDLINE + side * body.lung_width * rng.uniform(0.3, 0.6)
     y = rng.uniform(body.apex + 0.3, base - 0.1)
     veil = ellipse(x, y, rng.uniform(0.08, 0.15), rng.uniform(0.1, 0.22), 0, 14)
@@ -146,7 +146,7 @@ def draw_pacemaker(rng: Rng, body: Body, base: float) -> Map:
 
 
 def draw_tubes(rng: Rng, body: Body, base: float) -> Map:
-    """Lines of a bedside image: breathing tube, central line, electrodes' wires."""
+    """Lines in a bedside image: breathing tube, central venous line, wires and electrodes."""
     layer = np.zeros((CANVAS, CANVAS), np.float32)
     side = int(rng.choice(SIDES))
     windpipe = [(MIDLINE, -0.1), (MIDLINE + 0.004, body.apex + rng.uniform(0.05, 0.15))]

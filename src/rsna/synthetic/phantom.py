@@ -1,4 +1,4 @@
-"""Chest phantoms: `lay_out` decides where everything is (cheap, and gives the boxes), `render` makes the radiograph."""
+"""Chest phantoms: `lay_out` plans a scene with its boxes, which is cheap; `render` makes the radiograph."""
 
 from dataclasses import dataclass
 
@@ -10,33 +10,33 @@ from rsna.synthetic import anatomy, findings
 from rsna.synthetic.anatomy import MIDLINE, SIDES, Body
 from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, cloud, ellipse, grid, step
 
-SIDE = 1024  # pixels of the finished image, as Kaggle's are
+SIDE = 1024  # side of the finished image, pixels, as in the challenge
 
-# what tells an AP (lying, bedside) from a PA image (standing); the numbers are shares of the canvas or attenuation
-INSPIRATION = {"AP": -0.055, "PA": 0.0}  # the diaphragm's height against full inspiration
-HEART_SIZE = {"AP": 1.17, "PA": 1.0}  # the heart is farther from the detector and looks larger
-NOISE = {"AP": 5.0, "PA": 3.5}  # sd of the grain, grey values of 255
+# the differences between an AP image (lying, bedside) and a PA image (standing); fractions of the canvas or attenuation
+INSPIRATION = {"AP": -0.055, "PA": 0.0}  # y of the diaphragm relative to full inspiration
+HEART_SIZE = {"AP": 1.17, "PA": 1.0}  # in AP the heart is farther from the detector and looks larger
+NOISE = {"AP": 5.0, "PA": 3.5}  # standard deviation of the grain, grey levels of 255
 CONTRAST = {"AP": 0.86, "PA": 1.0}
 FILM = 4.2  # steepness of the grey curve
 CONTRAST_SPREAD, BRIGHTNESS_SPREAD = 0.10, 0.05
 TUBE_CHANCE = {"AP": 0.55, "PA": 0.03}
-ROTATION_SD, TRANSLATION_SD, SCALE_SD = 2.5, 0.018, 0.03  # sd of an image's rotation (degrees), translation and scale
+ROTATION_SD, TRANSLATION_SD, SCALE_SD = 2.5, 0.018, 0.03  # degrees; fraction of the image; of the logarithm
 
-# findings without a box: chance in an image of the class "No Lung Opacity / Not Normal", and beside an opacity
+# findings without a box, and their probability in an image of the class "No Lung Opacity / Not Normal"
 DISTRACTORS = {"large heart": 0.35, "effusion": 0.35, "nodule": 0.25, "plate": 0.3, "haze": 0.3, "pacemaker": 0.12}
-BESIDE_OPACITY = 0.5  # factor on these chances in an image with an opacity
+BESIDE_OPACITY = 0.5  # factor on these probabilities in an image with an opacity
 LARGE_HEART = 1.25
-BOX_JITTER = 4.0  # sd of where a radiologist draws a box's border, pixels
-SMALLEST_BOX = 40.0  # pixels, as in the real labels
+BOX_JITTER = 4.0  # standard deviation of the borders that a radiologist draws, pixels
+SMALLEST_BOX = 40.0  # smallest side of a box, pixels, as in the real labels
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image to be made: what is known of the patient, and what is to be seen."""
+    """The specification of one image: the patient, the view and the findings."""
 
     sex: str  # F or M
     view: str  # AP or PA
-    abnormal: bool  # anything that is not normal, opacities included
+    abnormal: bool  # whether there is any finding, including opacities
     n_boxes: int
     body_seed: tuple[int, int]  # the same for all images of a patient
     box_scale: float = 1.0  # factor on the sides of the opacities
@@ -44,11 +44,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where everything is in one image; maps are (CANVAS, CANVAS)."""
+    """The layout of one image; maps are (CANVAS, CANVAS)."""
 
     case: Case
     body: Body
-    base: float  # y of the diaphragm, share of the canvas
+    base: float  # y of the diaphragm, fraction of the canvas
     lungs: dict[int, Map]
     opacity: Map  # attenuation that the opacities add
     boxes: Floats  # (n_boxes, 4) xywh, pixels of the finished image
@@ -57,7 +57,7 @@ class Scene:
 
 
 def lay_out(case: Case, rng: Rng) -> Scene:
-    """Draw the geometry, the findings and the boxes of one image."""
+    """Draw the geometry, the findings and the boxes of one image at random."""
     body = anatomy.draw_body(np.random.default_rng(case.body_seed), case.sex)
     base = body.base + INSPIRATION[case.view] + rng.normal(0, 0.015)
     lungs = {side: anatomy.lung_mask(body, side, base) for side in SIDES}
@@ -70,14 +70,14 @@ def lay_out(case: Case, rng: Rng) -> Scene:
     for blob in findings.plan_blobs(rng, case.view, case.n_boxes, lungs, case.box_scale):
         shape = findings.opacity_shape(rng, blob, lungs[blob.side])
         boxes.append(visible_box(shape, pose, rng))
-        # patchy, with a few darker bronchi
+        # patchy, with a few darker bronchi inside
         texture = 1 + findings.OPACITY_TEXTURE * (cloud(rng, 9) + 0.5 * cloud(rng, 28))
         opacity = np.maximum(opacity, (contrast * shape * np.clip(texture, 0.3, 1.7)).astype(np.float32))
     return Scene(case, body, base, lungs, opacity, np.array(boxes).reshape(-1, 4), pose, distractors)
 
 
 def draw_distractors(rng: Rng, case: Case) -> frozenset[str]:
-    """Names of the findings without a box; at least one where an image is abnormal and has no opacity."""
+    """Names of the findings without a box: at least one if the image is abnormal without an opacity."""
     chances = rng.random(len(DISTRACTORS)) / (BESIDE_OPACITY if case.n_boxes else 1.0)
     chosen = [name for name, draw in zip(DISTRACTORS, chances, strict=True) if draw < DISTRACTORS[name]]
     if not chosen and not case.n_boxes:
@@ -87,7 +87,7 @@ def draw_distractors(rng: Rng, case: Case) -> frozenset[str]:
 
 
 def draw_pose(rng: Rng) -> Floats:
-    """A slight rotation, scale and translation, with the enlargement to the finished size: (2, 3)."""
+    """An affine map (2, 3) from canvas pixels to the finished image, slightly rotated, scaled and shifted."""
     scale = SIDE / CANVAS * float(np.exp(rng.normal(0, SCALE_SD)))
     matrix = np.array(cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), rng.normal(0, ROTATION_SD), scale), np.float64)
     matrix[:, 2] += (SIDE - CANVAS) / 2 + SIDE * rng.normal(0, TRANSLATION_SD, 2)
@@ -95,12 +95,12 @@ def draw_pose(rng: Rng) -> Floats:
 
 
 def warp(layer: Map, pose: Floats) -> Map:
-    """A canvas map in the finished image's pixels, (SIDE, SIDE). What leaves the canvas goes on as at its border."""
+    """Map a canvas layer to the finished image's pixels, (SIDE, SIDE); outside the canvas its border is repeated."""
     return np.asarray(cv2.warpAffine(layer, pose, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE))
 
 
 def visible_box(shape: Map, pose: Floats, rng: Rng) -> Floats:
-    """The box (4,) xywh that a radiologist would draw round an opacity: tight, whole pixels, inside the image."""
+    """The box (4,) xywh that a radiologist might draw around an opacity: whole pixels, inside the image."""
     left, top, width, height = cv2.boundingRect((warp(shape, pose) > findings.VISIBLE).astype(np.uint8))
     borders = np.array([left, top, left + width, top + height]) + rng.normal(0, BOX_JITTER, 4)
     borders = np.clip(np.round(borders), 0, SIDE)
@@ -109,16 +109,16 @@ def visible_box(shape: Map, pose: Floats, rng: Rng) -> Floats:
 
 
 def render(scene: Scene, rng: Rng) -> NDArray[np.uint8]:
-    """The image of a scene, (SIDE, SIDE) uint8, MONOCHROME2: dense is bright."""
+    """The image of a scene, (SIDE, SIDE) uint8, MONOCHROME2: dense tissue is bright."""
     view = scene.case.view
     contrast = CONTRAST[view] * np.exp(rng.normal(0, CONTRAST_SPREAD))
     brightness = 0.5 + rng.normal(0, BRIGHTNESS_SPREAD)
-    # a film's S-curve: contrast in the middle, never quite black or white
+    # the S-curve of film: most contrast in the middle, never fully black or white
     film = 255 * step(draw_density(scene, rng) - brightness, 1 / (FILM * contrast))
     grain = rng.standard_normal((SIDE, SIDE), np.float32)
     grey = warp(film, scene.pose) + NOISE[view] * (0.5 * grain + blur(grain, 0.8))
     image = np.clip(grey, 0, 255).astype(np.uint8)
-    if rng.random() < 0.6:  # the lead letter that many images bear at the patient's left shoulder
+    if rng.random() < 0.6:  # the lead letter that many images have at the patient's left shoulder
         place = (int(rng.uniform(0.84, 0.92) * SIDE), int(rng.uniform(0.06, 0.12) * SIDE))
         cv2.putText(image, "L", place, cv2.FONT_HERSHEY_SIMPLEX, 2.0, 235, 5, cv2.LINE_AA)
     return image
@@ -127,23 +127,23 @@ def render(scene: Scene, rng: Rng) -> NDArray[np.uint8]:
 def draw_density(scene: Scene, rng: Rng) -> Map:
     """Attenuation of the whole chest with its findings, on the canvas."""
     body, base, bedside = scene.body, scene.base, scene.case.view == "AP"
-    both = np.maximum(scene.lungs[-1], scene.lungs[1])
+    lungs = np.maximum(scene.lungs[-1], scene.lungs[1])
     enlarged = HEART_SIZE[scene.case.view] * (LARGE_HEART if "large heart" in scene.distractors else 1.0)
     trunk = anatomy.draw_trunk(body, base)
-    # a lung's air takes away less towards the midline, where the lung is thin
+    # the air in the lung reduces attenuation less towards the midline, where the lung is thin
     thickness = 0.45 + 0.55 * step(np.abs(grid()[0] - MIDLINE) - 0.085, 0.014)
-    density: Map = trunk - anatomy.AIR_IN_LUNG * both * thickness * (1 + 0.06 * cloud(rng, 5))
+    density: Map = trunk - anatomy.AIR_IN_LUNG * lungs * thickness * (1 + 0.06 * cloud(rng, 5))
     density += anatomy.draw_heart(body, base, enlarged)
     stomach_gas = anatomy.STOMACH_GAS * ellipse(MIDLINE + 0.6 * body.lung_width, base + 0.1, 0.055, 0.038, -15, 4)
-    density += anatomy.draw_spine(body) + (1 - both) * stomach_gas
-    thorax = blur(both, 8)
+    density += anatomy.draw_spine(body) + (1 - lungs) * stomach_gas
+    thorax = blur(lungs, 8)
     for side in SIDES:
         breast = anatomy.BREAST * body.female * ellipse(MIDLINE + side * 0.24, 0.62, 0.15, 0.17, side * 10, 6)
         density += thorax * anatomy.draw_ribs(body, base, side) + breast
         density += np.minimum(1, trunk / anatomy.SOFT_TISSUE) * anatomy.draw_shoulders(body, side, bedside)
-        # air-filled lung makes vessels visible; in a consolidation they drown
-        drowned = np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
-        density += scene.lungs[side] * (1 - drowned) * anatomy.draw_vessels(rng, body, side, base)
+        # vessels are visible against air-filled lung, but not in a consolidation
+        hidden = np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
+        density += scene.lungs[side] * (1 - hidden) * anatomy.draw_vessels(rng, body, side, base)
     return np.asarray(density + scene.opacity + draw_findings(scene, rng), dtype=np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Training one fold: depends on the config and files alone, and resumes after the last finished epoch."""
+"""Training one fold: the result depends only on config and files; training resumes after the last finished epoch."""
 
 import ctypes
 import json
@@ -37,14 +37,15 @@ from rsna.training.loop import Training, start_phase, train_epoch, validate
 from rsna.training.resume import load_saved, note_seconds, rank, resume, save_epoch
 from rsna.training.tracker import track
 
-History = list[dict[str, Any]]  # a row for each epoch
+History = list[dict[str, Any]]  # one row per epoch
 OnEpoch = Callable[[History], None]
 
 
 def train_fold(cfg: Config, fold: int, on_epoch: OnEpoch | None = None) -> None:
-    """Train one fold into working/<name>/fold<k>/. Same config and files, same result, alone or among others.
+    """Train one fold into working/<name>/fold<k>/, unless it is current. Raises UserError.
 
-    on_epoch: called with the history once an epoch is saved; what it raises stops the training.
+    The same config and files give the same result, whether the fold is trained alone or with others. on_epoch: called
+    with the history after each saved epoch; an exception from it stops the training.
     """
     with file_lock(cfg.fold_dir(fold), wait=cfg.engine == "ray"), explain_failures(cfg):
         if is_current(cfg, "train", fold):
@@ -67,7 +68,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_
     data = load_fold(cfg, fold)
     phase, _ = phase_at(cfg.phase_list, max(done - 1, 0))
     run = start_phase(cfg, start_model(cfg, fold, data), len(data.train.ids), phase)
-    people = seen_people(cfg, data)  # the weights have been read, so they are what they should be
+    people = seen_people(cfg, data)  # after start_model, which checks the weights file
     if saved:
         resume(cfg, fold, run, saved)
         print(f"fold {fold}: resumes after epoch {done} of {cfg.total_epochs}, so far in {saved['dtype']}")
@@ -76,7 +77,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type.upper()
     print(f"fold {fold}: on {device} in {str(run.dtype).removeprefix('torch.')}")
     withdraw(cfg, "train", fold)
-    # values of JSON are YAML, and can be paths with bytes that are not UTF-8
+    # JSON values are valid YAML, and can hold paths with bytes that are not UTF-8
     text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in asdict(cfg).items())
     write_text(text, folder / "config.yaml")
     about = {"manifest": manifest, "fold": fold, "people": people}
@@ -89,10 +90,10 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_
 
 
 def seen_people(cfg: Config, data: FoldData) -> list[str]:
-    """The people whose images the fold's network, and the one that it starts from, are trained on.
+    """The sorted people whose images the fold's network, or the checkpoint that it starts from, was trained on.
 
-    Raises UserError if the network that it starts from was trained on people of this fold's validation images: its
-    scores there would be too high.
+    Raises UserError if that checkpoint was trained on people in this fold's validation images: the scores would be too
+    high.
     """
     seen = people_of_checkpoint(Path(cfg.weights)) if names_file(cfg, "weights") else set()
     shared = seen & set(data.valid_people)
@@ -106,7 +107,10 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
 
 
 def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
-    """The fold's network on the device; with prior_init its biases follow from the training set's boxes and classes."""
+    """The fold's initial network, on the device; with prior_init its biases are set from the training set.
+
+    Raises UserError if no training image is positive.
+    """
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed * 1000 + fold)
     model = build_model(cfg)
@@ -123,31 +127,34 @@ def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
 
 
 def make_loaders(cfg: Config, fold: int, data: FoldData, device: torch.device, epochs: range) -> list[DataLoader[Any]]:
-    """The loaders of the training images, augmented, for these epochs, and of the validation images."""
+    """The loaders of the augmented training images, for these epochs, and of the validation images."""
     train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
     train = make_train_set(cfg, fold, data.train, train_memory)
     valid = ImageDataset(data.valid, read=valid_memory.read if valid_memory else None)
     workers = count_workers(cfg.workers, cfg.jobs) if device.type != "cpu" else 0
     train_loader = make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device)
-    # validation has no augmentation, and the other processes load the next epoch meanwhile
+    # half as many: validation has no augmentation, and the training processes already load the next epoch
     return [train_loader, make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device)]
 
 
 def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
-    """The training images of a fold, augmented as the settings say."""
+    """The training images of a fold with the augmentation of the config."""
     augmentation = Augmentation(**cfg.only(AugmentSettings))
     return ImageDataset(samples, augmentation, (cfg.seed, fold), memory.read if memory else None)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory: on the CPU, getting it anew, zeroed, takes a tenth to a fifth of a step's time."""
+    """Make glibc keep freed memory: on the CPU, getting it zeroed from the kernel takes 10 to 20 % of a step's time."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX of malloc.h
+        libc.mallopt(-4, 0)  # M_MMAP_MAX, see malloc.h
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]) -> Iterator[History]:
-    """Train, validate, save, and yield the history; epoch by epoch. about: what else the checkpoints hold."""
+    """Train, validate and save each remaining epoch, and yield the history after each.
+
+    about: further entries of the checkpoints. Raises UserError if a loss is not finite.
+    """
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
     steps, stream = len(train_loader) // len(epochs), iter(train_loader)
@@ -156,10 +163,10 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dic
         if within == 0 and epoch > 0:
             run = start_phase(cfg, run.model, len(data.train.ids), phase, run.history)
         started = time.perf_counter()
-        # dropout draws from the global generator: seeded here, a resumed run draws what an uninterrupted one does
+        # dropout uses the global generator: seeded here, a resumed run draws the same numbers as an uninterrupted one
         torch.manual_seed((cfg.seed * 1000 + fold) * 1000 + epoch + 1)
         title = f"fold {fold} epoch {epoch + 1}/{cfg.total_epochs}"
-        hidden = True if cfg.jobs > 1 else None  # bars of several processes overwrite each other; None: on a terminal
+        hidden = True if cfg.jobs > 1 else None  # several bars overwrite each other; None: hidden unless on a terminal
         batches = tqdm(islice(stream, steps), title, steps, leave=False, unit="batch", disable=hidden)
         lr, train_losses = train_epoch(run, batches, data.train.ids, title, cfg.grad_clip)
         valid_losses, scores = validate(run, valid_loader, data, cfg.size)
@@ -176,7 +183,7 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dic
 
 
 def check_and_print(scores: dict[str, float], title: str) -> None:
-    """Print an epoch's losses and scores in one line. Raises UserError if the validation loss is not finite."""
+    """Print an epoch's losses and scores on one line. Raises UserError if the validation loss is not finite."""
     if not np.isfinite(scores["valid_loss"]):
         raise UserError(
             f"{title}: the loss on the validation images is not finite. Finished epochs are kept. The same command "

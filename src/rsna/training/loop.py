@@ -1,4 +1,4 @@
-"""One epoch: steps of training, and validation. The state that they change is what a checkpoint holds."""
+"""One epoch of training and validation, and the state that they change, which last.pt saves."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,20 +25,20 @@ from rsna.models.protocol import DetectionModel, Outputs
 from rsna.training.optim import freeze, make_optimizer, make_schedule, train_mode
 
 Floats = NDArray[np.float64]
-Losses = dict[str, float]  # the mean loss, and its parts by name
+Losses = dict[str, float]  # the mean `loss`, and the means of its parts by name
 STATEFUL = ("model", "optimizer", "schedule", "scaler")  # the parts of a Training that have a state_dict
 
 
 @dataclass
 class Training:
-    """Everything that a step changes; what `last.pt` holds."""
+    """Everything that a training step changes, saved in last.pt, and what it needs."""
 
     model: DetectionModel
     optimizer: Optimizer
     schedule: lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     device: torch.device
-    dtype: torch.dtype  # of the forward pass: float32, or that of mixed precision
+    dtype: torch.dtype  # of the forward pass: float32, or bfloat16 or float16 for mixed precision
     phase: Phase
     freeze_bn: bool
     history: list[dict[str, Any]]
@@ -49,12 +49,12 @@ class Training:
 
     def load(self, state: dict[str, Any]) -> None:
         for name in STATEFUL:
-            if state[name]:  # the scaler's is empty for any dtype but float16; then it starts over
+            if state[name]:  # the scaler's state is empty unless the dtype is float16
                 getattr(self, name).load_state_dict(state[name])
         self.history = state["history"]
 
     def forward(self, batch: dict[str, Any]) -> tuple[Outputs, dict[str, Tensor]]:
-        """A batch, on whatever device it is -> the model's outputs, and its loss and the parts."""
+        """The model's outputs for a batch, which may be on any device, and the loss and its parts."""
         targets = to_device(batch, self.device)
         with mixed_precision(self.device, self.dtype):
             outputs = self.model(targets["image"])
@@ -64,7 +64,7 @@ class Training:
 def start_phase(
     cfg: Config, model: DetectionModel, n_images: int, phase: Phase, history: list[dict[str, Any]] | None = None
 ) -> Training:
-    """Freeze what the phase does not train, and start with a new optimiser and schedule."""
+    """Freeze the parts that the phase does not train, and create its optimiser, schedule and gradient scaler."""
     device = next(model.parameters()).device
     freeze(model, phase)
     pretrained = cfg.weights != "none"
@@ -80,17 +80,17 @@ def start_phase(
 def train_epoch(
     run: Training, batches: Iterable[dict[str, Any]], ids: Sequence[str], title: str, grad_clip: float
 ) -> tuple[float, Losses]:
-    """A step for each batch; returns the head's highest learning rate, and the mean loss and its parts.
+    """Train on all batches; returns the head's highest learning rate, and the mean of the loss and of each part.
 
-    ids: the patientId of each `row`. Raises UserError if the loss is not finite.
+    ids: patientIds, indexed by the `row` of a batch. Raises UserError if a loss is not finite.
     """
     train_mode(run.model, run.phase.first_stage, run.freeze_bn)
-    steps: list[tuple[Tensor, dict[str, Tensor]]] = []  # the rows of each batch and its losses
+    steps: list[tuple[Tensor, dict[str, Tensor]]] = []  # for each batch its rows and its losses
     lrs: list[float] = []
     for batch in batches:
         lrs.append(run.optimizer.param_groups[-1]["lr"])
         steps.append((batch["row"], train_step(run, batch, grad_clip)))
-        # check one step late; reading the current loss would stall the GPU
+        # check one step late, because reading the current loss would stall the GPU
         check_finite(steps[:-1], ids, title)
     check_finite(steps, ids, title)
     names = steps[0][1]
@@ -98,7 +98,7 @@ def train_epoch(
 
 
 def check_finite(steps: list[tuple[Tensor, dict[str, Tensor]]], ids: Sequence[str], title: str) -> None:
-    """Raise UserError, with the batch's images, if the last of these losses, as of train_step, is not finite."""
+    """Raise UserError, naming the images of the batch, if the loss of the last of these steps is not finite."""
     if steps and not torch.isfinite(steps[-1][1]["loss"]):
         names = [ids[row] for row in steps[-1][0].tolist()]
         raise UserError(
@@ -109,7 +109,10 @@ def check_finite(steps: list[tuple[Tensor, dict[str, Tensor]]], ids: Sequence[st
 
 
 def train_step(run: Training, batch: dict[str, Any], grad_clip: float) -> dict[str, Tensor]:
-    """Forward, backward, a step of weights and rates; the loss and its parts, detached, without stalling a GPU."""
+    """One step of the optimiser and the schedule; returns the loss and its parts, detached, without a GPU sync.
+
+    The loss is NaN if the gradient is not finite, except in float16, where the scaler skips such steps.
+    """
     _, losses = run.forward(batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.scaler.scale(losses["loss"]).backward()
@@ -119,13 +122,15 @@ def train_step(run: Training, batch: dict[str, Any], grad_clip: float) -> dict[s
     run.scaler.update()
     run.schedule.step()
     losses = {name: value.detach() for name, value in losses.items()}
-    # the loss is NaN where the gradient is not finite, except in float16, whose scaler skips such steps
     return losses if run.scaler.is_enabled() else losses | {"loss": losses["loss"] + 0 * norm}
 
 
 @torch.inference_mode()
 def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) -> tuple[Losses, dict[str, float]]:
-    """The mean loss, its parts; accuracy, corner errors, opacity AUC, IoU on positives, mAP at its best threshold."""
+    """The mean loss and its parts on the validation images, and the scores of validation_scores.
+
+    size: side of the model's input, pixels.
+    """
     run.model.eval()
     sums: Losses = {}
     found: list[tuple[Floats, ...]] = []
@@ -142,14 +147,20 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
 
 
 def classification_scores(data: FoldData, p_opacity: Floats) -> dict[str, float]:
-    """Those of a model without boxes, whose best epoch is that of the lowest loss; p_opacity (N,)."""
+    """The scores of a model without boxes, from the probabilities of opacity (N,).
+
+    mAP is 0 in every epoch, so that the best epoch is the one with the lowest loss.
+    """
     table = pd.DataFrame({"patientId": data.valid.ids, "confidence": p_opacity})
     missing = dict.fromkeys(("L1", "L1_post", "IoU"), np.nan)
     return {"accuracy": accuracy(table, data.truth), "AUC": opacity_auc(table, data.truth), **missing, "mAP": 0.0}
 
 
 def validation_scores(data: FoldData, boxes_xyxy: Floats, scores: Floats, size: int) -> dict[str, float]:
-    """What boxes (N, n, 4) in [0, 1] with scores (N, n) are worth on the validation images."""
+    """Accuracy, corner errors L1 and L1_post, opacity AUC, IoU on positives, and mAP at the best threshold.
+
+    boxes_xyxy: (N, n, 4) in [0, 1] of the model's input, for the N validation images; scores: (N, n).
+    """
     table = prediction_table(data.valid, boxes_xyxy, scores, size)
     most_confident = boxes_xyxy[np.arange(len(boxes_xyxy)), scores.argmax(axis=1)]
     largest_true = np.array([boxes[0] if len(boxes) else [np.nan] * 4 for boxes in data.valid.boxes_xyxy])

@@ -1,4 +1,4 @@
-"""The learning-rate range test (Smith 2017): the rates rise step by step until the loss diverges."""
+"""The learning-rate range test (Smith 2017): the learning rate rises in each step until the loss diverges."""
 
 import copy
 from itertools import islice
@@ -21,28 +21,28 @@ from rsna.training.fold import make_train_set, start_model
 from rsna.training.loop import start_phase, train_step
 from rsna.training.optim import train_mode
 
-LOWEST, HIGHEST = 1e-7, 1.0  # of the head's learning rate; the other groups keep their ratio to it
+LOWEST, HIGHEST = 1e-7, 1.0  # the head's learning rate; the other groups keep their ratio to it
 STEPS = 100
 SETTLE = 20  # batches before the test, for a loss that measures the weights of its parts
-WINDOW = 15  # steps: a decade of the learning rate
-DIVERGED = 4.0  # times the lowest smoothed loss
-SMOOTH = 0.9  # what the running mean of the loss keeps per step
-# what the tested network may have been trained with
+WINDOW = 15  # steps in about one decade of the learning rate
+DIVERGED = 4.0  # the test ends once the smoothed loss exceeds its minimum by this factor
+SMOOTH = 0.9  # decay per step of the loss's exponential moving average
+# settings that may differ from those that the tested checkpoint was trained with
 FREE_TO_DIFFER = ("phases", "epochs", "lr", "encoder_lr", "weight_decay", "grad_clip", "batch_size", "precision")
 
 
 def find_lr(cfg: Config, fold: int) -> pd.DataFrame:
-    """The range test of each phase, with a copy of the network for each; prints what follows from it.
+    """Run the range test for each phase, each on a copy of the network, and print the learning rates to try.
 
-    Columns lr (the head's), loss, smoothed, phase, part. Starts from the fold's last.pt where training has not
-    finished, else as training would; changes no weights on disk.
+    Returns the columns lr (the head's), loss, smoothed, phase, part. The network is the fold's last.pt if its training
+    has not finished, else the initial network. No weights on disk are changed.
     """
     with explain_failures(cfg):
         data = load_fold(cfg, fold)
         model = start_model(cfg, fold, data)
         load_saved_weights(cfg, fold, model)
         train = make_train_set(cfg, fold, data.train)
-        # every epoch has at least one batch
+        # STEPS epochs are enough for STEPS batches, as each epoch has at least one
         loader = make_loader(train, EpochBatches(train, cfg.batch_size, range(STEPS)), 0, pick_device(cfg.device))
         tables = []
         for number, phase in enumerate(cfg.phase_list, 1):
@@ -58,7 +58,10 @@ def find_lr(cfg: Config, fold: int) -> pd.DataFrame:
 
 
 def load_saved_weights(cfg: Config, fold: int, model: DetectionModel) -> None:
-    """Fill the model from the fold's last.pt, if there is one of these settings, and print where it starts."""
+    """Load the fold's last.pt into the model if its training has not finished, and print where the test starts.
+
+    Raises UserError if last.pt was trained with other settings than these, except for FREE_TO_DIFFER.
+    """
     path = cfg.fold_dir(fold) / "last.pt"
     saved = load_checkpoint(path, cfg, fold, ignore=FREE_TO_DIFFER) if path.is_file() else None
     if saved and saved["epoch"] < cfg.total_epochs:
@@ -70,14 +73,17 @@ def load_saved_weights(cfg: Config, fold: int, model: DetectionModel) -> None:
 
 
 def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) -> pd.DataFrame:
-    """Train the model with rising learning rates; columns lr (the head's), loss, smoothed."""
+    """Train the model with a rising learning rate. Returns one row per step: lr (the head's), loss, smoothed.
+
+    Raises UserError if the loss diverges from the start.
+    """
     run = start_phase(cfg, model, len(loader.dataset), phase)
     head = run.optimizer.param_groups[-1]["lr"]
     for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] = group["lr"] / head * LOWEST
     run.schedule = LambdaLR(run.optimizer, lambda step: (HIGHEST / LOWEST) ** (step / (STEPS - 1)))
     train_mode(model, phase.first_stage, run.freeze_bn)
-    if model.measures_loss_weights:  # the test needs one and the same loss
+    if model.measures_loss_weights:  # the test needs a loss that does not change
         with torch.no_grad():
             for batch in islice(loader, SETTLE):
                 run.forward(batch)
@@ -99,15 +105,18 @@ def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) ->
 
 
 def steepest_lr(table: pd.DataFrame) -> float:
-    """Where the smoothed loss falls most steeply, as a mean over WINDOW steps, over log(lr) before its minimum."""
-    # without the first tenth, whose running mean is of few batches
+    """The learning rate at which the smoothed loss falls most steeply over log(lr), up to its minimum.
+
+    The slope is averaged over WINDOW steps.
+    """
+    # without the first tenth of the steps, where the moving average covers only a few batches
     lrs, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
     slope = np.convolve(np.gradient(smoothed, np.log(lrs)), np.ones(WINDOW) / WINDOW, mode="same")
     return float(lrs[int(slope[: int(smoothed.argmin()) + 1].argmin())])
 
 
 def highest_lr(table: pd.DataFrame) -> float:
-    """The highest learning rate with a smoothed loss within a tenth of its minimum: above, the loss diverges."""
+    """The highest learning rate whose smoothed loss is at most 1.1 times the minimum: above it the loss diverges."""
     later = table.iloc[STEPS // 10 :]
     return float(later.loc[later["smoothed"] <= 1.1 * later["smoothed"].min(), "lr"].max())
 

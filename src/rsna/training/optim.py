@@ -1,4 +1,4 @@
-"""Optimiser and schedule: which weights train, parameter groups, and the course of the learning rates."""
+"""Optimiser and schedule: which weights are trained, parameter groups, and learning rates over the steps."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from rsna.models.registry import build_model
 
 
 def stage_of(name: str) -> int:
-    """Stage of a network's weight or layer by its name: `encoder.layer3.0.conv1` -> 3; 0 in the stem, 5 in the head."""
+    """The stage of a parameter or layer, from its name: `encoder.layer3.0.conv1` -> 3; the stem is 0, the head 5."""
     match = re.match(r"encoder\.(?:layer(\d)(?:\.|$))?", name)
     return int(match[1] or 0) if match else STAGES + 1
 
 
 def freeze(model: DetectionModel, phase: Phase) -> None:
-    """Freeze all but what the phase trains. Raises UserError if it names stages that the encoder does not have."""
+    """Freeze all weights that the phase does not train. Raises UserError if the phase needs stages that are missing."""
     known = {name for name, _ in model.encoder.named_children()} >= {f"layer{k}" for k in range(1, STAGES + 1)}
     if not known and (phase.part.startswith("last") or len(phase.lrs) > 2):
         raise UserError(
@@ -36,9 +36,9 @@ def freeze(model: DetectionModel, phase: Phase) -> None:
 
 
 def train_mode(model: nn.Module, first_stage: int, freeze_bn: bool = False) -> None:
-    """Training mode; frozen stages keep their batch statistics, as they keep their weights.
+    """Set training mode, except for frozen stages, which keep their batch-norm statistics like their weights.
 
-    freeze_bn: so do all layers of batch normalisation in the encoder, whose scales and shifts still train.
+    freeze_bn: all batch-norm layers of the encoder keep their statistics; their scales and shifts are still trained.
     """
     model.train()
     for name, module in model.named_modules():
@@ -48,10 +48,10 @@ def train_mode(model: nn.Module, first_stage: int, freeze_bn: bool = False) -> N
 
 
 def make_optimizer(model: nn.Module, lrs: Sequence[float], encoder_lr: float, weight_decay: float) -> AdamW:
-    """AdamW over the weights that train, in groups by learning rate, each with and without decay.
+    """AdamW for the weights that are trained, in groups by learning rate, with and without weight decay.
 
     lrs, encoder_lr: see lrs_by_stage. Biases and the scales of normalisation layers are not decayed: shrinking them
-    only works against the layer. Without decay AdamW is Adam.
+    would only work against the layer. With weight_decay=0 AdamW is Adam.
     """
     by_stage = lrs_by_stage(lrs, encoder_lr)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -59,14 +59,15 @@ def make_optimizer(model: nn.Module, lrs: Sequence[float], encoder_lr: float, we
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((by_stage[stage_of(name)], decay), []).append(parameter)
-    # fused: one pass over the weights instead of ten, a sixth of a training step's time on the CPU
+    # fused: one pass over the weights instead of ten; on the CPU that saves a sixth of a training step's time
     return AdamW([{"params": group, "lr": lr, "weight_decay": wd} for (lr, wd), group in groups.items()], fused=True)
 
 
 def lrs_by_stage(lrs: Sequence[float], encoder_lr: float) -> list[float]:
-    """Of the stem, the stages and the head: `1e-5, 1e-4, 1e-3` -> 1e-5 up to stage 2, 1e-4 from 3, head 1e-3.
+    """Learning rates of the stem, the stages 1 to 4 and the head, from one rate for each part of the network.
 
-    A single one is the head's, and the encoder gets the fraction encoder_lr of it.
+    `1e-5, 1e-4, 1e-3` -> 1e-5 up to stage 2, 1e-4 for stages 3 and 4, 1e-3 for the head. If there is only one rate, it
+    is the head's, and the encoder's is encoder_lr times that.
     """
     if len(lrs) == 1:
         return [lrs[0] * encoder_lr] * (STAGES + 1) + [lrs[0]]
@@ -75,16 +76,16 @@ def lrs_by_stage(lrs: Sequence[float], encoder_lr: float) -> list[float]:
 
 
 def make_schedule(optimizer: AdamW, schedule: str, steps: int, epochs: int) -> lr_scheduler.LRScheduler:
-    """The learning rates over the steps of a phase; each group's own lr is its peak.
+    """The learning rates over the steps of a phase; the peak of each group is its lr.
 
-    onecycle: up over a quarter of the steps, then down to nothing, the momentum the other way round (Smith 2018);
-    cosine: down from the peak; sgdr: restarts after 1, 2, 4, ... epochs (Loshchilov and Hutter 2017);
-    one_cycle_legacy: see there; constant.
+    onecycle: up over a quarter of the steps, then down to about 0, and the momentum the other way round (Smith 2018);
+    cosine: down from the peak to 0; sgdr: the same with restarts after 1, 2, 4, ... epochs (Loshchilov and Hutter
+    2017); one_cycle_legacy: see that function; constant.
     """
     steps = max(steps, 2)
     if schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        # PyTorch divides by the length of the rise, one step less than this fraction: of four steps it would be zero
+        # PyTorch divides by the length of the rise, pct_start * steps - 1, which would be 0 for four steps
         return lr_scheduler.OneCycleLR(optimizer, peaks, steps, pct_start=0.25 if steps != 4 else 0.5)
     if schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -96,11 +97,12 @@ def make_schedule(optimizer: AdamW, schedule: str, steps: int, epochs: int) -> l
 
 
 def one_cycle_legacy(progress: float) -> float:
-    """Fraction of the peak at a fraction of the steps: up from 1/32, back down, and a tail to a hundredth of that.
+    """The learning rate, as a fraction of its peak, at a fraction `progress` of the steps.
 
-    The one cycle of fast.ai 0.7 (use_clr_beta, 2018), with which the post trained.
+    It rises from 1/32, falls back to 1/32, and ends with a tail down to 1/3200. This is the one-cycle schedule of
+    fast.ai 0.7 (use_clr_beta, 2018), which the post used.
     """
-    peak_ratio, tail = 32, 0.05  # the peak over the start; fraction of the steps that the tail takes
+    peak_ratio, tail = 32, 0.05  # peak / start; the fraction of the steps in the tail
     half = (1 - tail) / 2
     if progress > 2 * half:
         return (1 - 0.99 * (progress - 2 * half) / tail) / peak_ratio
@@ -109,7 +111,10 @@ def one_cycle_legacy(progress: float) -> float:
 
 
 def describe_model(cfg: Config, summary: Callable[..., Any]) -> str:
-    """Every layer (summary: torchinfo's), what the head gets from the encoder, and the phases. Raises as freeze."""
+    """Text: every layer, the shapes of the encoder's last feature maps, and the phases.
+
+    summary: torchinfo.summary. Raises UserError as build_model and freeze do.
+    """
     model = build_model(cfg, weights="none").eval()
     freeze(model, cfg.phase_list[0])
     columns = ["input_size", "output_size", "num_params", "trainable"]
