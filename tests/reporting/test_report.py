@@ -201,6 +201,11 @@ def test_missing_or_old_scores_name_the_command(tmp_path):
     assert "No submission was written yet. To write it: ./run.sh make_submission" in text
     assert "This run has no training of its own" in text
     done = run_command("report", *words(tmp_path, "other"))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert re.search("name=other: no such run in .*; choose one of: first", done.stderr)
+    (tmp_path / "working/other/fold0").mkdir(parents=True)
+    (tmp_path / "working/other/fold0/config.yaml").touch()
+    done = run_command("report", *words(tmp_path, "other"))
     assert done.returncode == 1
     assert re.search(r"evaluate has not finished; run: \./run\.sh evaluate .*name=other", done.stderr)
     assert "Traceback" not in done.stderr

@@ -95,20 +95,16 @@ def require(
     (a file that is gone is not compared). settings: also compare the settings with cfg, except for those in `ignore`;
     otherwise the settings are taken from the manifest.
     """
-    path = manifest_path(cfg, name, fold)
-    rebuild = command(cfg, name, **({} if fold is None else {"fold": str(fold)}))
+    path, only = manifest_path(cfg, name, fold), {} if fold is None else {"fold": str(fold)}
+    rebuild, remedy = command(cfg, name, **only), fill(STAGES[name].remedy, cfg, fold)
     if not path.is_file():
         raise UserError(f"{path}: no such file, so {name} has not finished; run: {rebuild}")
     found = read_manifest(path, rebuild)
+    if settings and (changes := differences(found, current_manifest(cfg, name, fold), ignore)):
+        raise UserError(f"{path}: {name} ran with other settings or files ({changes}); {remedy}{rebuild}")
     made_with = with_settings(cfg, found)
-    remedy = f"{fill(STAGES[name].remedy, cfg, fold)}{rebuild}"
-    if settings:
-        changes = differences(found, current_manifest(cfg, name, fold), ignore)
-        if changes:
-            raise UserError(f"{path}: {name} ran with other settings or files ({changes}); {remedy}")
     require_upstream(made_with, name, fold)
-    same = command(made_with, name, **({} if fold is None else {"fold": str(fold)}))
-    check_files(found, made_with, name, fold, remedy.replace(rebuild, same))
+    check_files(found, made_with, name, fold, remedy + command(made_with, name, **only))
     return found
 
 

@@ -94,14 +94,15 @@ def parse_dicom(content: bytes) -> FileDataset:
 def read_file(path: Path) -> bytes:
     """The bytes of a file. Raises UnreadableDicom if it is not a regular file, or empty, too large or unreadable."""
     with as_unreadable():
+        found = path.stat()
         # reading a pipe would wait for ever
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not stat.S_ISREG(found.st_mode):
             raise UnreadableDicom("it is not a file but a folder, pipe or device")
         # pydicom would report it as if it were a text file
-        if (size := path.stat().st_size) == 0:
+        if found.st_size == 0:
             raise UnreadableDicom("the file is empty")
-        if size > MAX_BYTES:
-            raise UnreadableDicom(f"the file has {size:,} bytes, more than {MAX_BYTES:,}")
+        if found.st_size > MAX_BYTES:
+            raise UnreadableDicom(f"the file has {found.st_size:,} bytes, more than {MAX_BYTES:,}")
         return path.read_bytes()
 
 

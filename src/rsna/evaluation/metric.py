@@ -147,8 +147,13 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
         boxes_xyxy=xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)),
         confidence=boxes["confidence"].to_numpy(dtype=float),
         image=image,
-        rank=np.arange(len(image)) - np.searchsorted(image, image),
+        rank=rank_within(image),
     )
+
+
+def rank_within(image: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rank of each row within its image: 0 for the first row, 1 for the second, ...; image: (n,), ascending."""
+    return np.arange(len(image)) - np.searchsorted(image, image)
 
 
 def match_by_rank(table: Arranged, thresholds: Floats = IOU_THRESHOLDS) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -147,7 +147,7 @@ def as_shown(cfg: Config) -> Config:
     """
     names = [folder.name for folder in run_folders(cfg)]
     if cfg.name not in names:
-        remedy = f"there are {', '.join(names)}" if names else f"train one first: {command(cfg, 'train')}"
+        remedy = f"choose one of: {', '.join(names)}" if names else f"train one first: {command(cfg, 'train')}"
         raise UserError(f"name={cfg.name}: no such run in {cfg.working}; {remedy}")
     made = read_settings(cfg.run_dir)
     for key, value in changed_settings(cfg).items():

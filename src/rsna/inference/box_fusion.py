@@ -11,6 +11,7 @@ from rsna.core.config import FusionSettings
 from rsna.core.errors import UserError
 from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy, xyxy_to_xywh
 from rsna.data.competition import BOX_COLUMNS, PREDICTION_COLUMNS, with_empty_rows
+from rsna.evaluation.metric import rank_within
 
 Ints = NDArray[np.int64]
 IMAGES_AT_ONCE = 5000  # a few hundred MB if each image has a hundred boxes
@@ -110,8 +111,3 @@ def cluster_boxes(boxes_xyxy: Floats, weight: Floats, image: Ints, wbf_iou: floa
         total = np.where(weighted[place][:, 4:] > 0, weighted[place], plain[place])
         fused[place] = np.where(joins[:, None], total[:, :4] / total[:, 4:], box)
     return cluster, fused
-
-
-def rank_within(image: Ints) -> Ints:
-    """The rank of each row within its image: 0 for the first row, 1 for the second, ...; image: (n,), ascending."""
-    return np.arange(len(image)) - np.searchsorted(image, image)

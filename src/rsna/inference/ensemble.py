@@ -24,6 +24,8 @@ from rsna.evaluation.metric import of_images
 from rsna.inference.box_fusion import fuse_tables
 from rsna.inference.gate import Fused, Gate, choose_gate, parse_gate
 
+ALL_VIEWS, PLAIN_VIEW = slice(None), slice(1)
+
 
 def fuse_run(cfg: Config) -> dict[str, Any] | None:
     """Write {oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv of a run; None if they are current.
@@ -80,9 +82,9 @@ def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
 def write_tables(cfg: Config) -> dict[str, Any]:
     """Fuse and write all tables. Returns `oof` and `test`, the numbers of images, and `gate`: alpha, beta and gain."""
     runs = runs_with_boxes(cfg)
-    oof = joined([fuse_fold(cfg, runs, fold, "valid") for fold in cfg.fold_list])
-    no_tta = joined([fuse_fold(cfg, runs, fold, "valid", tta=False) for fold in cfg.fold_list])
-    test = [fuse_fold(cfg, runs, fold, "test") for fold in cfg.fold_list]
+    valid = [fuse_fold(cfg, runs, fold, "valid", ALL_VIEWS, PLAIN_VIEW) for fold in cfg.fold_list]
+    oof, no_tta = (joined(parts) for parts in zip(*valid, strict=True))
+    test = [fuse_fold(cfg, runs, fold, "test", ALL_VIEWS)[0] for fold in cfg.fold_list]
     all_test = Fused(fuse_models([fold.boxes for fold in test], cfg), mean_images([fold.images for fold in test]))
     gate, gain = pick_gate(cfg, oof)
     by_fold = [gate.apply(part.boxes, part.images) for part in test]
@@ -111,12 +113,14 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
     return runs
 
 
-def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, tta: bool = True) -> Fused:
-    """One fold's predictions for `valid` or `test`, fused over views and runs; tta=False: the plain view only."""
-    views = slice(None) if tta else slice(1)
-    boxes = [[*read_views(run.fold_dir(fold) / f"{part}.csv").values()][views] for run in runs]
-    images = [mean_of_views(run.fold_dir(fold) / f"{part}_images.csv", views) for run in cfg.fused_runs]
-    return fuse_views(cfg, runs, boxes, images)
+def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, *views: slice) -> list[Fused]:
+    """One fold's predictions for `valid` or `test`, fused over views and runs: once for each of `views`."""
+    boxes = [[*read_views(run.fold_dir(fold) / f"{part}.csv").values()] for run in runs]
+    images = [read_probabilities(run.fold_dir(fold) / f"{part}_images.csv") for run in cfg.fused_runs]
+    return [
+        fuse_views(cfg, runs, [tables[chosen] for tables in boxes], [mean_of_views(table, chosen) for table in images])
+        for chosen in views
+    ]
 
 
 def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]], images: list[pd.DataFrame]) -> Fused:
@@ -128,7 +132,7 @@ def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]],
     return Fused(fuse_models([fuse_tables(views, cfg) for views in boxes], cfg, weights), mean_images(images))
 
 
-def joined(parts: list[Fused]) -> Fused:
+def joined(parts: Sequence[Fused]) -> Fused:
     """Concatenate predictions of different images."""
     return Fused(pd.concat([part.boxes for part in parts]), pd.concat([part.images for part in parts]))
 
@@ -153,10 +157,14 @@ def read_views(path: Path) -> dict[str, pd.DataFrame]:
     return {str(view): rows[PREDICTION_COLUMNS] for view, rows in views}
 
 
-def mean_of_views(path: Path, views: slice) -> pd.DataFrame:
-    """Class probabilities, averaged over these views; index patientId; NaN for an image that could not be decoded."""
+def read_probabilities(path: Path) -> pd.DataFrame:
+    """patientId, view and one probability per class; NaN for an image that could not be decoded."""
     columns = read_table(path, ["patientId", "view", "p_opacity"]).columns
-    table = read_numbers(path, [name for name in columns if name.startswith("p_")])
+    return read_numbers(path, [name for name in columns if name.startswith("p_")])
+
+
+def mean_of_views(table: pd.DataFrame, views: slice) -> pd.DataFrame:
+    """Class probabilities of read_probabilities, averaged over these views; index patientId."""
     table = table[table["view"].isin(table["view"].unique()[views])].drop(columns="view")
     return table.groupby("patientId", sort=False).mean()
 

@@ -88,10 +88,10 @@ def draw_rows(cfg: Config, split: str, rows: Rows, tables: list[tuple[pd.DataFra
         image = read_png(cfg.cache_dir / split / f"{name}.png", cfg.size)
         geometry, boxes = known.loc[name].to_numpy(dtype=float), []
         for table, colour in tables:
-            found = table[table["patientId"] == name]
-            boxes_xyxy = xywh_to_xyxy(found[BOX_COLUMNS].to_numpy(dtype=float))
+            boxes_xyxy = xywh_to_xyxy(table.loc[table["patientId"] == name, BOX_COLUMNS].to_numpy(dtype=float))
             boxes.append((original_to_cached(boxes_xyxy, geometry), colour))
-        confidences = found["confidence"].sort_values(ascending=False)
+        last, _ = tables[-1]
+        confidences = last.loc[last["patientId"] == name, "confidence"].sort_values(ascending=False)
         tile = draw_tile(image, boxes, " ".join(f"{value:.2f}" for value in confidences[:3]), title, name=name)
         tiles.setdefault(title, []).append(tile)
     if not tiles:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from rsna.synthetic.canvas import CANVAS, Floats, Map, Rng, blur, ellipse, fill, grid, smooth_outline, step, stroke
+from rsna.data.boxes import Floats
+from rsna.synthetic.canvas import CANVAS, Map, Rng, blur, ellipse, fill, grid, smooth_outline, step, stroke
 
 SIDES = (-1, 1)
 MIDLINE = 0.505

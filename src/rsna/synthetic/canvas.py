@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rsna.data.boxes import Floats
+
 Map = NDArray[np.float32]
-Floats = NDArray[np.float64]
 Rng = np.random.Generator
 
 CANVAS = 512  # side of a map, pixels; finer detail comes from the grain of the finished image

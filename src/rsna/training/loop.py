@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.phases import Phase
+from rsna.data.boxes import Floats
 from rsna.data.dataset import FoldData
 from rsna.data.loader import to_device
 from rsna.evaluation.scores import accuracy, best_score, corner_errors, iou_on_positives, opacity_auc
@@ -24,7 +24,6 @@ from rsna.models.device import mixed_precision, pick_precision
 from rsna.models.protocol import DetectionModel, Outputs
 from rsna.training.optim import freeze, make_optimizer, make_schedule, train_mode
 
-Floats = NDArray[np.float64]
 Losses = dict[str, float]  # the mean `loss`, and the means of its parts by name
 STATEFUL = ("model", "optimizer", "schedule", "scaler")  # the parts of a Training that have a state_dict
 
