@@ -23,7 +23,7 @@ def print_counts(submission: Submission) -> None:
     point = submission.point
     print(f"threshold {point.threshold:.4f}: {point.how_chosen}")
     if point.box_scale != 1:
-        print(f"sides of the boxes times {point.box_scale:g}")
+        print(f"box sides scaled by {point.box_scale:g}")
     print(f"{with_box} of {total} images ({with_box / total:.1%}) got a box, {len(boxes)} boxes")
     if len(boxes):
         print(f"confidences from {boxes['confidence'].min():.4f} to {boxes['confidence'].max():.4f}")

@@ -83,12 +83,12 @@ def test_a_checkpoint_that_lacks_fields_is_not_resumed(root):
     (root / "working/first/fold0/train.json").unlink()
     result = run_command("train", *settings(root, "fold=0"))  # its history has no scores
     assert result.returncode == 1
-    assert "last.pt: lacks what training goes on from; delete it and run: ./run.sh train" in result.stderr
+    assert "last.pt: incomplete, so training cannot resume from it; delete it and run: ./run.sh train" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("9" * 5000, "not JSON"), ("-1", r"seed=-1: must be from 0"), ("1e999", "makes no sense")]
+    ("content", "words"), [("9" * 5000, "not JSON"), ("-1", r"seed=-1: must be from 0"), ("1e999", "is not valid")]
 )
 def test_numbers_in_manifests_are_in_range(root, content, words):
     path = root / "working/first/fold0/train.json"
@@ -102,7 +102,7 @@ def test_numbers_in_manifests_are_in_range(root, content, words):
 @pytest.mark.parametrize(("images", "threshold"), [(0, 0.5), (-3, 0.5), (20, 10**400)])
 def test_an_implausible_submission_manifest_is_named(root, images, threshold):
     change(root / "submissions/first.json", images=images, threshold=threshold)
-    assert "makes no sense" in refused("summary", root)
+    assert "is not valid" in refused("summary", root)
 
 
 def test_huge_files_are_refused_before_they_are_read(tmp_path):

@@ -182,7 +182,7 @@ def test_a_setting_of_another_type_in_a_manifest_is_named(workspace, settings):
     path.write_text(json.dumps(content | {"settings": content["settings"] | settings}))
     for name in ("ensemble", "evaluate", "report"):
         with pytest.raises(
-            UserError, match=rf"ensemble\.json: '{next(iter(settings))}' makes no sense; delete it and run"
+            UserError, match=rf"ensemble\.json: '{next(iter(settings))}' is not valid; delete it and run"
         ):
             require(workspace, name)
 

@@ -40,7 +40,7 @@ def test_without_phases_epochs_and_lr_make_one():
         ("head:3:fast", "lrs 'fast'"),
         ("head:3:0", "lrs '0'"),
         ("head:3:1/1/1/1/1/1/1", "one to 6 numbers"),
-        ("head:3:1e-3:warm", "no schedule 'warm'"),
+        ("head:3:1e-3:warm", "unknown schedule 'warm'"),
         ("head:3:1e-3,", "'' has 1 of"),
     ],
 )

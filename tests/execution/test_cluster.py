@@ -271,7 +271,7 @@ def test_a_full_cluster_is_said_once(tmp_path, monkeypatch, capsys):
     assert cluster.run_folds(print, [(parse(["engine=ray", f"working={tmp_path}"]), 0)]) == {}
     assert capsys.readouterr().out == (
         "waiting for room on the cluster; to see what takes it: ray status\n"
-        "fold 0: its machine was lost; it goes on on another\n"
+        "fold 0: its machine was lost; it resumes on another one\n"
     )
 
 

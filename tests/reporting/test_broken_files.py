@@ -79,7 +79,7 @@ def test_broken_scores_are_refused_or_read_to_the_end(finished, tmp_path, path, 
         out_of_fold_rows(found)
         describe(Run(tmp_path, found, pd.DataFrame()))
         print_point({**found, "operating_point": {"intervals": None, **found["operating_point"]}})
-    assert not message or f"scores.json: '{path[0]}' is missing or makes no sense" in message
+    assert not message or f"scores.json: '{path[0]}' is missing or not valid" in message
 
 
 @pytest.mark.parametrize("path", [("mAP",), ("operating_point", "bins"), ("per_fold", 0, "fold"), ("interval", 1)])
@@ -88,7 +88,7 @@ def test_every_reader_of_broken_scores_names_the_file(cfg, path, capsys):
     replace(file, json.dumps(broken(json.loads(file.read_text()), path, {"a": 1})))
     record(cfg, "evaluate")
     for command in ("summary", "make_submission", "report", "compare", "show_results"):
-        assert f"scores.json: '{path[0]}' is missing or makes no sense" in said_by(command, cfg)
+        assert f"scores.json: '{path[0]}' is missing or not valid" in said_by(command, cfg)
 
 
 TABLES = [(name, how) for name in ("threshold.csv", "surface.csv") for how in ("header only", "text")]

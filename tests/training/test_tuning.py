@@ -93,7 +93,7 @@ def test_a_study_goes_on_only_with_its_own_settings(tmp_path):
     cfg.run_dir.mkdir(parents=True)
     open_study(optuna, cfg)
     open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "trials=50", "device=cuda:1", "jobs=2"))
-    with pytest.raises(UserError, match=r"was begun with: .*space=lr=1e-4\.\.1e-2:log"):
+    with pytest.raises(UserError, match=r"was started with: .*space=lr=1e-4\.\.1e-2:log"):
         open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "epochs=3"))
 
 
@@ -105,7 +105,7 @@ def test_a_study_does_not_go_on_with_other_folds(tmp_path):
     open_study(optuna, cfg)
     open_study(optuna, cfg)
     cfg.folds_csv.write_text("another")
-    with pytest.raises(UserError, match=r"was begun with other content of folds/folds\.csv; set another name="):
+    with pytest.raises(UserError, match=r"was started with other content of folds/folds\.csv; set another name="):
         open_study(optuna, cfg)
 
 

@@ -177,7 +177,7 @@ def read_manifest(path: Path, rebuild: str = "") -> Manifest:
     wrong = [key for key, (kind, wanted) in pairs.items() if kind != wanted and (kind, wanted) not in NUMBERS]
     folds = settings.get("fold_list", [])
     if wrong or not (isinstance(folds, list) and all(type(fold) is int for fold in folds)):
-        raise UserError(f"{path}: '{(wrong or ['fold_list'])[0]}' makes no sense; delete it and run: {rebuild}")
+        raise UserError(f"{path}: '{(wrong or ['fold_list'])[0]}' is not valid; delete it and run: {rebuild}")
     comparable = {key: settings[key] for key, (kind, wanted) in pairs.items() if kind == wanted}
     try:
         check(vars(replace(Config(), **comparable)))

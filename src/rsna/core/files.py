@@ -81,7 +81,7 @@ def read_json(path: Path, rebuild: str = "", expected: Mapping[str, Any] | None 
         raise UserError(f"{path}: not a JSON object; {remedy}")
     for key, form in (expected or {}).items():
         if not fits(content, {key: form}):
-            raise UserError(f"{path}: '{key}' is missing or makes no sense; {remedy}")
+            raise UserError(f"{path}: '{key}' is missing or not valid; {remedy}")
     return content
 
 

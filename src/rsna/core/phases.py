@@ -46,7 +46,7 @@ def parse_phase(word: str) -> Phase:
     if not re.fullmatch(r"[1-9]\d{0,3}", epochs):
         raise UserError(f"phases: '{epochs}' epochs in '{word}': a whole number from 1; {HOW}")
     if schedule not in SCHEDULES:
-        raise UserError(f"phases: there is no schedule '{schedule}'; there is {', '.join(SCHEDULES)}")
+        raise UserError(f"phases: unknown schedule '{schedule}'; choose one of {', '.join(SCHEDULES)}")
     try:
         numbers = tuple(float(lr) for lr in lrs.split("/"))
     except ValueError:

@@ -34,7 +34,7 @@ HEADER_FIELDS = {
     "PatientSex": re.compile(r"[MFO]"),
     "ViewPosition": re.compile(r"AP|PA|LL|RL|RLD|LLD|RLO|LLO"),
 }
-BAD_HEADER = "a field of the header makes no sense"
+BAD_HEADER = "a field of the header is not valid"
 
 
 @contextmanager

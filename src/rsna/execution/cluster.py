@@ -87,7 +87,7 @@ def run_folds(function: Work, todo: Sequence[Fold]) -> Failed:
                     attempt, end = running.pop(answer), how_it_ended(cluster.ray, answer)
                     attempt.show_lines()
                     if end == LOST:
-                        print(f"{attempt.prefix}fold {attempt.fold}: {LOST}; it goes on on another", flush=True)
+                        print(f"{attempt.prefix}fold {attempt.fold}: {LOST}; it resumes on another one", flush=True)
                         waiting.appendleft((attempt.run, attempt.fold))
                     elif end:
                         failed[attempt.run.name, attempt.fold] = end

@@ -40,7 +40,7 @@ def predict_files(cfg: Config, paths: Sequence[Path]) -> pd.DataFrame:
     point = choose_point(cfg, read_predictions(cfg.run_dir / "test.csv", command(cfg, "ensemble")))
     reference = load_reference(cfg)
     print(f"threshold {point.threshold:.4f}: {point.how_chosen}")
-    print(f"sides of the boxes times {point.box_scale:g}")
+    print(f"box sides scaled by {point.box_scale:g}")
     usual = f"{1 - reference['false_alarms']:.1%} of {reference['held_out']:.0f} held-out images"
     print(f"flagged as unlike the training images: what is farther from them than {usual}")
     n_networks = len(cfg.fold_list) * len(cfg.fused_runs)

@@ -140,7 +140,7 @@ def read_submission(cfg: Config) -> dict[str, Any]:
     path, rebuild = cfg.submission_csv.with_suffix(".json"), command(cfg, "make_submission")
     found = read_json(path, rebuild, SUBMISSION_JSON)
     if not 0 <= found["images_with_box"] <= found["images"] or not found["images"]:
-        raise UserError(f"{path}: 'images' makes no sense; delete it and run: {rebuild}")
+        raise UserError(f"{path}: 'images' is not valid; delete it and run: {rebuild}")
     return found
 
 

@@ -25,7 +25,7 @@ def load_saved(cfg: Config, fold: int) -> dict[str, Any] | None:
     saved = load_checkpoint(last, cfg, fold) if last.is_file() else None
     if saved and not (fits(saved, LAST_PT) and 0 < len(saved["history"]) <= cfg.total_epochs):
         again = command(cfg, "train", fold=str(fold))
-        raise UserError(f"{last}: lacks what training goes on from; delete it and run: {again}")
+        raise UserError(f"{last}: incomplete, so training cannot resume from it; delete it and run: {again}")
     # before the last epoch best.pt may be newer than last.pt: if training was killed between writing the two, the
     # epoch is trained again
     changed = saved and len(saved["history"]) == cfg.total_epochs and saved["best"] != content_hash(best)

@@ -80,15 +80,15 @@ def open_study(optuna: Any, cfg: Config) -> Any:
     )
     words = shlex.join([*words_of(anywhere(cfg)), f"space={cfg.space}"])
     inputs = hash_inputs(cfg, "train", cfg.fold_list[0])
-    begun_with = {"words": words, "inputs": inputs, **study.user_attrs}
-    if begun_with["words"] != words:
-        raise UserError(f"{cfg.run_dir}/study.db was begun with: {begun_with['words']}; set another name=")
-    if others := [key for key, value in inputs.items() if begun_with["inputs"].get(key) != value]:
+    started_with = {"words": words, "inputs": inputs, **study.user_attrs}
+    if started_with["words"] != words:
+        raise UserError(f"{cfg.run_dir}/study.db was started with: {started_with['words']}; set another name=")
+    if others := [key for key, value in inputs.items() if started_with["inputs"].get(key) != value]:
         raise UserError(
-            f"{cfg.run_dir}/study.db was begun with other content of {', '.join(others)}; set another name="
+            f"{cfg.run_dir}/study.db was started with other content of {', '.join(others)}; set another name="
         )
     for key in ("words", "inputs"):
-        study.set_user_attr(key, begun_with[key])
+        study.set_user_attr(key, started_with[key])
     return study
 
 
