@@ -99,7 +99,7 @@ def make_run(root, predictions, name="first", parts=(), **settings):
         make_fold(cfg, fold, parts)
     for table in ("oof", "oof_no_tta"):
         predictions.to_csv(cfg.run_dir / f"{table}.csv", index=False)
-    record(cfg, "ensemble")
+    record(cfg, "ensemble", gate={"alpha": 1.0, "beta": 0.0, "gain": None, "by_fold": {}})
     evaluate_run(cfg)
     make_submission(cfg)
     return cfg

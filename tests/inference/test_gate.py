@@ -1,15 +1,22 @@
 """The gate: how class probabilities change confidences, and how it is chosen out of fold."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.run_files import make_competition, make_predictions, make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsna.core.artifacts import record
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.evaluation.threshold import best_score
-from rsna.inference.gate import GATES, Fused, Gate, choose_gate, describe_gate, parse_gate
+from rsna.data.competition import read_folds, read_predictions, read_truth
+from rsna.evaluation.metric import of_images
+from rsna.evaluation.scores import evaluate_run
+from rsna.evaluation.threshold import Gate, best_score, cross_fit
+from rsna.inference.gate import GATES, Fused, choose_gate, describe_gate, parse_gate
 
 COLUMNS = ["patientId", "confidence", "x", "y", "width", "height"]
 
@@ -63,7 +70,8 @@ def test_a_gate_keeps_the_order_within_an_image_and_the_range(confidences, p, ga
 
 def test_a_gate_that_knows_the_truth_is_chosen_and_its_gain_is_cross_fitted():
     found, truth, fold_of = world()
-    gate, gain = choose_gate(found, truth, fold_of)
+    gate, gain, by_fold = choose_gate(found, truth, fold_of)
+    assert set(by_fold) == set(fold_of)
     assert gate.alpha < 1
     before, after = (best_score(table, truth) for table in (found.boxes, gate.apply(found.boxes, found.images)))
     assert after == pytest.approx(1), "all positives, nothing else"
@@ -73,19 +81,31 @@ def test_a_gate_that_knows_the_truth_is_chosen_and_its_gain_is_cross_fitted():
 
 def test_a_gate_of_noise_has_no_cross_fitted_gain():
     chosen = [choose_gate(*world(seed=seed, informative=False)) for seed in range(5)]
-    assert np.mean([gain for _, gain in chosen]) < 0.02
-    assert all(gate == Gate() for gate, gain in chosen if gain <= 0), "what does not carry over is not used"
-    assert any(gain <= 0 for _, gain in chosen)
+    assert np.mean([gain for _, gain, _ in chosen]) < 0.02
+    assert all((gate, by_fold) == (Gate(), {}) for gate, gain, by_fold in chosen if gain <= 0), (
+        "what does not carry over is not used"
+    )
+    assert any(gain <= 0 for _, gain, _ in chosen)
 
 
 def test_with_a_single_fold_there_is_no_gain():
     found, truth, fold_of = world()
-    gate, gain = choose_gate(found, truth, fold_of * 0)
+    gate, gain, by_fold = choose_gate(found, truth, fold_of * 0)
     assert gate.alpha < 1
-    assert gain is None
+    assert (gain, by_fold) == (None, {})
     assert describe_gate({"alpha": 0.5, "beta": 0.1, "gain": None}) == "gate alpha 0.5, beta 0.1, chosen out of fold"
-    none = describe_gate({"alpha": 1.0, "beta": 0.0, "gain": -0.01})
-    assert none == "no gate: none raises the out-of-fold mAP, cross-fitted gain -0.0100 mAP"
+
+
+@pytest.mark.parametrize(
+    ("gain", "line"),
+    [
+        (-0.01, "no gate: no cross-fitted gain (-0.0100 mAP)"),
+        (0.01, "no gate: the out-of-fold mAP is highest without one"),
+        (None, "no gate: the out-of-fold mAP is highest without one"),
+    ],
+)
+def test_the_reason_for_no_gate(gain, line):
+    assert describe_gate({"alpha": 1.0, "beta": 0.0, "gain": gain}) == line
 
 
 @pytest.mark.parametrize("text", ["none", "auto", "0.5,0.1", ".5,0", "1,0", "1.0,1"])
@@ -97,3 +117,23 @@ def test_valid_settings_of_gate(text):
 def test_invalid_settings_of_gate(text):
     with pytest.raises(UserError, match="gate="):
         parse([f"gate={text}"])
+
+
+def test_the_cross_fitted_score_of_a_gated_run_takes_each_gate_from_the_other_folds(tmp_path):
+    """As evaluate reads it from disk; the gain that ensemble prints is the difference to no gate."""
+    _, labels = make_competition(tmp_path, 60)
+    cfg = make_run(tmp_path, make_predictions(labels, skill=0.5))
+    images = pd.read_csv(cfg.run_dir / "oof.csv", dtype={"patientId": str})["patientId"].drop_duplicates()
+    truth = read_truth(Path(cfg.input))
+    p = np.clip(images.isin(truth["patientId"]) * 0.4 + np.random.default_rng(0).random(len(images)) * 0.6, 0.01, 1)
+    oof = Fused(read_predictions(cfg.run_dir / "oof.csv"), pd.DataFrame({"p_opacity": p.to_numpy()}, index=images))
+    folds = read_folds(cfg.folds_csv, "make_folds").set_index("patientId")["fold"][images]
+    plain, _ = cross_fit(oof.boxes, of_images(truth, images), folds)
+    gate, gain, by_fold = choose_gate(oof, of_images(truth, images), folds)
+    assert gate.alpha < 1
+    gated = gate.apply(oof.boxes, oof.images).assign(ungated=oof.boxes["confidence"])
+    gated.to_csv(cfg.run_dir / "oof.csv", index=False)
+    oof.images.rename_axis("patientId").reset_index().to_csv(cfg.run_dir / "oof_images.csv", index=False)
+    chosen = {str(fold): [own.alpha, own.beta] for fold, own in by_fold.items()}
+    record(cfg, "ensemble", gate={"alpha": gate.alpha, "beta": gate.beta, "gain": gain, "by_fold": chosen})
+    assert evaluate_run(cfg)["cross_fitted_mAP"] == pytest.approx(plain.mean() + gain)

@@ -64,13 +64,13 @@ STAGES = {
         settings=(config.FusionSettings,),
         inputs=(FOLDS, LABELS, *(f"{{source}}/fold{{fold}}/{table}.csv" for table in TABLES)),
         outputs=tuple(f"{{run}}/{table}.csv" for table in FUSED),
-        manifest="{run}/ensemble.json", after=("predict",), version=4,
+        manifest="{run}/ensemble.json", after=("predict",), version=5,
     ),
     "evaluate": Stage(
         settings=(config.EvaluationSettings, config.OperatingPointSettings, config.SeedSettings),
-        inputs=("{run}/oof.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS, "{calibrate}"),
+        inputs=("{run}/oof.csv", "{run}/oof_images.csv", "{run}/oof_no_tta.csv", FOLDS, LABELS, "{calibrate}"),
         outputs=("{run}/scores.json", "{run}/threshold.csv", "{run}/surface.csv"),
-        manifest="{run}/evaluate.json", after=("ensemble",), version=6,
+        manifest="{run}/evaluate.json", after=("ensemble",), version=7,
     ),
     "make_submission": Stage(
         settings=(config.OperatingPointSettings, config.SubmissionSettings),

@@ -14,7 +14,7 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import read_json, write_json
 from rsna.core.locks import file_lock
-from rsna.core.tables import write_table
+from rsna.core.tables import as_numbers, read_table, write_table
 from rsna.data import competition
 from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, largest_box
@@ -23,7 +23,7 @@ from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import image_scores, keep_confident, of_images, threshold_sweep, top_confidences
 from rsna.evaluation.operating_point import Images, choose_point
-from rsna.evaluation.threshold import best_score, cross_fit, mean_or_none, with_scaled_boxes
+from rsna.evaluation.threshold import Gate, best_score, cross_fit, mean_or_none, with_scaled_boxes
 
 # what other modules read from scores.json, with the types; see core.files.fits
 NUMBER, MAYBE = int | float, int | float | None
@@ -111,6 +111,7 @@ class OutOfFold:
     """The out-of-fold predictions of a run, and the truth; boxes xywh in original pixels."""
 
     predictions: pd.DataFrame  # oof.csv
+    gated: dict[int, pd.Series]  # fold -> confidences with the gate chosen on the other folds; empty without a gate
     no_tta: pd.DataFrame  # oof_no_tta.csv
     folds: pd.DataFrame  # rows of folds.csv of the predicted images, index patientId
     truth: pd.DataFrame  # true boxes of the predicted images
@@ -124,9 +125,9 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
     Raises UserError if the predictions are missing or not current.
     """
     with file_lock(cfg.run_dir):
-        require(cfg, "ensemble")
+        fused = require(cfg, "ensemble")
         made = current_manifest(cfg, "evaluate")
-        found = read_out_of_fold(cfg)
+        found = read_out_of_fold(cfg, fused["gate"]["by_fold"])
         if is_current(cfg, "evaluate"):
             return None
         images = Images(found.predictions, found.truth, found.folds["group"])
@@ -143,19 +144,28 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
     return scores
 
 
-def read_out_of_fold(cfg: Config) -> OutOfFold:
-    """Read a run's predictions, its folds and the labels. Raises UserError if no image has an opacity."""
-    rebuild = command(cfg, "ensemble")
-    paths = (cfg.run_dir / f"{name}.csv" for name in ("oof", "oof_no_tta"))
-    predictions, no_tta = (competition.read_predictions(path, rebuild) for path in paths)
+def read_out_of_fold(cfg: Config, gates: dict[str, list[float]]) -> OutOfFold:
+    """Read a run's predictions, its folds and the labels. Raises UserError if no image has an opacity.
+
+    gates: fold -> alpha and beta of the gate chosen on the other folds; empty without a gate.
+    """
+    rebuild, oof_csv = command(cfg, "ensemble"), cfg.run_dir / "oof.csv"
+    predictions = competition.read_predictions(oof_csv, rebuild, more=["ungated"] if gates else [])
+    no_tta = competition.read_predictions(cfg.run_dir / "oof_no_tta.csv", rebuild)
+    gated = {}
+    if gates:
+        images = read_table(cfg.run_dir / "oof_images.csv", ["patientId", "p_opacity"], rebuild).set_index("patientId")
+        ungated = predictions.assign(confidence=as_numbers(predictions[["ungated"]])["ungated"])
+        gated = {int(fold): Gate(*gate).apply(ungated, images)["confidence"] for fold, gate in gates.items()}
+        predictions = predictions.drop(columns="ungated")
     folds = competition.read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
     folds = folds.loc[predictions["patientId"].drop_duplicates()]
     labels = competition.read_labels(Path(cfg.input) / competition.LABELS_CSV)
     all_truth = competition.truth_boxes(labels)
     truth = of_images(all_truth, folds.index)
     if truth.empty:
-        raise UserError(f"{cfg.run_dir / 'oof.csv'}: nothing to score: no image has an opacity")
-    return OutOfFold(predictions, no_tta, folds, truth, all_truth, pd.Index(labels["patientId"].unique()))
+        raise UserError(f"{oof_csv}: nothing to score: no image has an opacity")
+    return OutOfFold(predictions, gated, no_tta, folds, truth, all_truth, pd.Index(labels["patientId"].unique()))
 
 
 def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -> dict[str, Any]:
@@ -163,7 +173,7 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
     predictions, folds, truth = found.predictions, found.folds, found.truth
     kept = keep_confident(predictions, threshold)
     image_score = image_scores(truth, kept).mean(axis=1)
-    cross_fitted, points = cross_fit(predictions, truth, folds["fold"])
+    cross_fitted, points = cross_fit(predictions, truth, folds["fold"], found.gated)
     view = folds["view"].astype(object).fillna("unknown").astype(str)
     return {
         "threshold": threshold,

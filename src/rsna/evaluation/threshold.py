@@ -3,7 +3,7 @@
 The score on the images that a point was chosen on is too high, so `cross_fit` chooses it for each fold on the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,22 @@ class OperatingPoint:
     def apply(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """The boxes that are kept, scaled; images without one have no row."""
         return keep_confident(with_scaled_boxes(predictions, self.box_scale), self.threshold)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """alpha in (0, 1]: weight of the box's confidence; 1 means no gate. beta: weight of p_not_normal."""
+
+    alpha: float = 1.0
+    beta: float = 0.0
+
+    def apply(self, boxes: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+        """`boxes` with gated confidences; images: p_opacity and, with 3 classes, p_not_normal; index patientId."""
+        if self.alpha == 1:
+            return boxes
+        p_of_image = images["p_opacity"] + self.beta * images.get("p_not_normal", 0.0)
+        p = p_of_image.reindex(boxes["patientId"]).to_numpy()
+        return boxes.assign(confidence=boxes["confidence"] ** self.alpha * p ** (1 - self.alpha))
 
 
 def with_scaled_boxes(predictions: pd.DataFrame, factor: float) -> pd.DataFrame:
@@ -61,20 +77,22 @@ def best_point(predictions: pd.DataFrame, truth: pd.DataFrame, scales: Sequence[
 
 
 def cross_fit(
-    predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series
+    predictions: pd.DataFrame, truth: pd.DataFrame, fold_of: pd.Series, gated: Mapping[Any, pd.Series] | None = None
 ) -> tuple[pd.Series, dict[Any, OperatingPoint]]:
     """Choose the threshold of each fold on the other folds. Returns image scores, and the operating point of each fold.
 
-    fold_of: patientId -> fold. With a single fold both results are empty. The mean of the scores is what to expect on
-    new images of the same kind.
+    fold_of: patientId -> fold; gated: fold -> the confidences of all predictions with the gate that was chosen on the
+    other folds. With a single fold both results are empty. The mean of the scores is what to expect on new images of
+    the same kind.
     """
     parts, points = [pd.Series(dtype=float)], dict[Any, OperatingPoint]()
     # looked up once, because comparing patientIds is slow
     fold_of_box, fold_of_truth = (table["patientId"].map(fold_of) for table in (predictions, truth))
     for fold in sorted(fold_of.unique()) if fold_of.nunique() > 1 else ():
         other_boxes, other_truth = (folds.notna() & (folds != fold) for folds in (fold_of_box, fold_of_truth))
-        points[fold] = best_point(predictions[other_boxes], truth[other_truth])
-        kept = points[fold].apply(predictions[fold_of_box == fold])
+        table = predictions.assign(confidence=gated[fold]) if gated else predictions
+        points[fold] = best_point(table[other_boxes], truth[other_truth])
+        kept = points[fold].apply(table[fold_of_box == fold])
         parts.append(image_scores(truth[fold_of_truth == fold], kept).mean(axis=1))
     return pd.concat(parts[1:] or parts), points
 

@@ -21,8 +21,9 @@ from rsna.core.stages import FREE_TO_USERS
 from rsna.core.tables import read_numbers, read_table, write_table
 from rsna.data.competition import PREDICTION_COLUMNS, read_folds, read_predictions, read_truth
 from rsna.evaluation.metric import of_images
+from rsna.evaluation.threshold import Gate
 from rsna.inference.box_fusion import fuse_tables
-from rsna.inference.gate import Fused, Gate, choose_gate, parse_gate
+from rsna.inference.gate import Fused, choose_gate, parse_gate
 
 ALL_VIEWS, PLAIN_VIEW = slice(None), slice(1)
 
@@ -80,25 +81,33 @@ def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
 
 
 def write_tables(cfg: Config) -> dict[str, Any]:
-    """Fuse and write all tables. Returns `oof` and `test`, the numbers of images, and `gate`: alpha, beta and gain."""
+    """Fuse and write all tables. Returns `oof` and `test`, the numbers of images, and `gate`, see choose_gate."""
     runs = runs_with_boxes(cfg)
     valid = [fuse_fold(cfg, runs, fold, "valid", ALL_VIEWS, PLAIN_VIEW) for fold in cfg.fold_list]
     oof, no_tta = (joined(parts) for parts in zip(*valid, strict=True))
     test = [fuse_fold(cfg, runs, fold, "test", ALL_VIEWS)[0] for fold in cfg.fold_list]
     all_test = Fused(fuse_models([fold.boxes for fold in test], cfg), mean_images([fold.images for fold in test]))
-    gate, gain = pick_gate(cfg, oof)
-    by_fold = [gate.apply(part.boxes, part.images) for part in test]
+    gate, gain, by_fold = pick_gate(cfg, oof)
+    gated_test = [gate.apply(part.boxes, part.images) for part in test]
+    gated_oof = gate.apply(oof.boxes, oof.images)
+    if by_fold:  # evaluate applies other gates, for the cross-fitted score
+        gated_oof = gated_oof.assign(ungated=oof.boxes["confidence"])
     tables = {
-        "oof": gate.apply(oof.boxes, oof.images),
+        "oof": gated_oof,
         "oof_no_tta": gate.apply(no_tta.boxes, no_tta.images),
         "test": gate.apply(all_test.boxes, all_test.images),
-        "test_by_fold": pd.concat([t.assign(fold=k) for k, t in zip(cfg.fold_list, by_fold, strict=True)]),
+        "test_by_fold": pd.concat([t.assign(fold=k) for k, t in zip(cfg.fold_list, gated_test, strict=True)]),
         "oof_images": oof.images.reset_index(),
         "test_images": all_test.images.reset_index(),
     }
     for name, table in tables.items():
         write_table(table, cfg.run_dir / f"{name}.csv")
-    return {"oof": len(oof.images), "test": len(all_test.images), "gate": {**asdict(gate), "gain": gain}}
+    gates = {str(fold): [own.alpha, own.beta] for fold, own in by_fold.items()}
+    return {
+        "oof": len(oof.images),
+        "test": len(all_test.images),
+        "gate": {**asdict(gate), "gain": gain, "by_fold": gates},
+    }
 
 
 def runs_with_boxes(cfg: Config) -> list[Config]:
@@ -137,10 +146,10 @@ def joined(parts: Sequence[Fused]) -> Fused:
     return Fused(pd.concat([part.boxes for part in parts]), pd.concat([part.images for part in parts]))
 
 
-def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None]:
-    """The gate that gate= sets, and None; with gate=auto one chosen out of fold, and its cross-fitted gain in mAP."""
+def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None, dict[Any, Gate]]:
+    """The gate that gate= sets, without a gain; with gate=auto the result of choose_gate."""
     if cfg.gate != "auto":
-        return parse_gate(cfg.gate), None
+        return parse_gate(cfg.gate), None, {}
     truth = of_images(read_truth(Path(cfg.input)), oof.images.index)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")["fold"]
     return choose_gate(oof, truth, folds[oof.images.index])

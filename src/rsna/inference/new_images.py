@@ -17,10 +17,10 @@ from rsna.data.dataset import ImageDataset, Samples
 from rsna.data.letterbox import fit_letterbox
 from rsna.data.submission_format import SMALLEST_CONFIDENCE, keep_inside
 from rsna.evaluation.runs import as_made, as_shown
-from rsna.evaluation.threshold import OperatingPoint
+from rsna.evaluation.threshold import Gate, OperatingPoint
 from rsna.execution.processes import map_files
 from rsna.inference.ensemble import fuse_models, fuse_views, mean_images, runs_with_boxes
-from rsna.inference.gate import Fused, Gate
+from rsna.inference.gate import Fused
 from rsna.inference.image_files import NewImage, read_image
 from rsna.inference.outliers import Reference, distances, embed, load_reference
 from rsna.inference.predictor import load_model, predict_dataset
