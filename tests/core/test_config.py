@@ -114,6 +114,7 @@ def test_the_syntax_of_fold(text, folds):
         ("lr=0", "must be from"),
         ("lr=nan", "must be from"),
         ("size=100", "multiple of 32"),
+        ("device=gpu", "device=gpu: auto, cpu, cuda, cuda:1 or mps"),
         ("fold=5", "folds are 0..4"),
         ("fold=3..1", "folds are 0..4"),
         ("fold=x", "write all, 3"),

@@ -549,7 +549,7 @@ def test_png_that_is_missing_or_damaged(tmp_path):
     header = whole[:8] + b"\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4)
     for content in (b"", b"text", whole[:-1], whole[: len(whole) // 2], header):
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(UserError, match=r"a\.png: damaged PNG file; delete it"):
+        with pytest.raises(UserError, match=r"a\.png: damaged PNG file; run: "):
             read_png(tmp_path / "a.png", 64)
 
 
@@ -559,11 +559,11 @@ def test_a_png_that_declares_or_has_more_than_its_image_takes_no_memory(tmp_path
     whole = path.read_bytes()
     header = b"IHDR" + (30_000).to_bytes(4) * 2 + whole[24:29]
     path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4) + whole[33:])
-    with pytest.raises(UserError, match=r"a\.png: 30000 x 30000 pixels, not 64 x 64; delete it"):
+    with pytest.raises(UserError, match=r"a\.png: 30000 x 30000 pixels, not 64 x 64; run: "):
         read_png(path, 64)
     path.write_bytes(whole)
     os.truncate(path, 2**40)
-    with pytest.raises(UserError, match=r"a\.png: damaged PNG file; delete it"):
+    with pytest.raises(UserError, match=r"a\.png: damaged PNG file; run: "):
         read_png(path, 64)
 
 

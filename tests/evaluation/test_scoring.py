@@ -155,6 +155,6 @@ def test_images_with_several_true_and_predicted_boxes_are_scored():
     found = scoring.describe(table, truth, people, 20, 1)
     assert found["mAP"] == 1.0
     assert (found["images"], found["positives"], found["with_box"]) == (3, 2, pytest.approx(2 / 3))
-    assert found["IoU"] == 0.5
+    assert scoring.iou_on_positives(table, truth) == 0.5
     assert best_point(table, truth).threshold <= 0.7
     assert threshold_sweep(truth, table)["score"].max() == 1.0

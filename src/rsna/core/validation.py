@@ -25,6 +25,7 @@ CHOICES = {
 LOWEST = {"epochs": 1, "batch_size": 2, "max_boxes": 1, "demo_train": 10, "demo_test": 2, "bootstrap": 10, "trials": 1}
 FOLDERS = ("root", "input", "folds", "working", "submissions")
 NAME = re.compile(r"(?!png_\d+$)[A-Za-z0-9][A-Za-z0-9._-]{,199}")  # of a run, whose folder is next to the caches
+DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
 ADDRESS = re.compile(r"auto|(ray://)?[\w.-]+:\d{1,5}")
 GATE = re.compile(r"none|auto|(0?\.\d*[1-9]\d*|1(\.0*)?),(0?\.\d+|[01](\.0*)?)")
 THRESHOLD = re.compile(r"auto|0?\.\d+|[01](\.0*)?")
@@ -65,6 +66,7 @@ def check(settings: dict[str, Any]) -> None:
         "name": (not NAME.fullmatch(settings["name"]), "letters, digits, . _ -, not png_<n>: it becomes a folder"),
         "size": (settings["size"] % 32, "must be a multiple of 32, the encoder's stride"),
         "jobs": (settings["jobs"] == 0, "at least 1, or -1 for one per GPU"),
+        "device": (not DEVICE.fullmatch(settings["device"]), "auto, cpu, cuda, cuda:1 or mps"),
         "address": (not ADDRESS.fullmatch(settings["address"]), "auto, host:port, or ray://host:port"),
         "threshold": (not THRESHOLD.fullmatch(settings["threshold"]), "auto, or a number from 0 to 1"),
         "gate": (

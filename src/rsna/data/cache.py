@@ -35,7 +35,7 @@ Row = dict[str, Any]
 SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
 ID = re.compile(r"\w[\w.-]*")  # needs no quoting as the name of a PNG and as a field of a CSV
 VERSION = 2  # raise it when the same DICOM gives a different PNG than before: caches are then rebuilt
-REBUILD = "./run.sh cache_images, with the same settings"
+REBUILD = "./run.sh cache_images (with the same settings)"
 PNG_END = b"IEND\xaeB`\x82"
 JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv replaces it at the end
 INDEX_COLUMNS = ["patientId", "split", "rows", "cols", "transfer_syntax", "photometric", "status", "reason"]
@@ -193,10 +193,10 @@ def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
     width, height = (int.from_bytes(content[at : at + 4].tobytes()) for at in (16, 20))
     if whole and (width, height) != (size, size):
         found = f"{width} x {height} pixels, not {size} x {size}"
-        raise UserError(f"{path}: {found}; delete it and run: {REBUILD}")
+        raise UserError(f"{path}: {found}; run: {REBUILD}")
     image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if whole else None
     if image is None:
-        raise UserError(f"{path}: damaged PNG file; delete it and run: {REBUILD}")
+        raise UserError(f"{path}: damaged PNG file; run: {REBUILD}")
     if expected and bytes_hash(content.tobytes()) != expected:
         raise UserError(f"{path}: not as cache_images wrote it; run: {REBUILD}")
     return np.asarray(image, np.uint8)

@@ -13,7 +13,7 @@ from rsna.data.competition import LABELS_CSV, read_labels, read_people, read_pre
 from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import keep_confident, of_images
-from rsna.evaluation.scores import describe
+from rsna.evaluation.scores import describe, iou_on_positives
 from rsna.evaluation.threshold import best_point
 
 
@@ -25,9 +25,9 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     print(by_name("mAP by view position", scores["per_view_position"]))
     print_point(scores)
     if scores["cross_fitted_mAP"] is None:
-        print("a cross-fitted score, with the threshold chosen on the other folds, takes two folds at least")
+        print("a cross-fitted score, with threshold and gate chosen on the other folds, takes at least two folds")
     else:
-        print(f"cross-fitted, with the threshold chosen on the other folds: {scores['cross_fitted_mAP']:.4f}")
+        print(f"cross-fitted, with threshold and gate chosen on the other folds: {scores['cross_fitted_mAP']:.4f}")
     print(by_name("on the same images", scores["baselines"]))
     print_detection_scores(scores)
     fused, plain = scores["best_mAP"], scores["no_tta_best_mAP"]
@@ -94,7 +94,8 @@ def score_file(cfg: Config) -> None:
         raise UserError(f"{path}: no image counts: there is neither a truth box nor a prediction")
     print_map(scores)
     print(f"{scores['images']} images, {scores['positives']} positive, {scores['with_box']:.1%} with a box")
-    print(f"IoU of the most confident box with the largest truth box, on positives: {scores['IoU']:.4f}")
+    iou = iou_on_positives(predictions, truth)
+    print(f"IoU of the most confident box with the largest true box, on positives: {iou:.4f}")
     print_detection_scores(detection_scores(truth, predictions, len(ids)))
 
 

@@ -83,9 +83,9 @@ def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int) -> dict[str, Any]:
-    """mAP with its 95 % interval, IoU and counts of thresholded predictions; people: patientId -> person, all images.
+    """mAP with its 95 % interval, and counts of thresholded predictions; people: patientId -> person, all images.
 
-    If no image counts, the mAP is NaN, the interval None, per_iou empty, and positives and IoU are missing.
+    If no image counts, the mAP is NaN, the interval None, per_iou empty, and positives is missing.
     """
     scores = image_scores(truth, kept)
     if scores.empty:
@@ -97,7 +97,6 @@ def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resam
         "mAP": float(scores.to_numpy().mean()),
         "interval": interval(scores.mean(axis=1), people, n_resamples, seed),
         "per_iou": {f"{threshold:.2f}": float(value) for threshold, value in scores.mean().items()},
-        "IoU": iou_on_positives(kept, truth),
     }
 
 

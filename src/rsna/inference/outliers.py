@@ -61,16 +61,16 @@ def distances(reference: Reference, embeddings: Floats) -> Floats:
 def load_reference(cfg: Config) -> Reference:
     """Read outliers.npz, after making it from the cached images of the first fused run unless it is current."""
     path, first = cfg.run_dir / "outliers.npz", cfg.fused_runs[0]
-    with file_lock(cfg.run_dir, wait=True):
-        if not is_current(cfg, "infer"):
+    if not is_current(cfg, "infer"):  # asked first: a finished run may be read-only, and then has no lock
+        with file_lock(cfg.run_dir, wait=True):
             made = current_manifest(cfg, "infer")
             reference = fit(*(embed(first, images) for images in both_sides(first)))
             withdraw(cfg, "infer")
             with write_then_rename(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **reference)  # type: ignore[arg-type]
             record(cfg, "infer", made=made)
-        with np.load(path, allow_pickle=False) as content:
-            return dict(content)
+    with np.load(path, allow_pickle=False) as content:
+        return dict(content)
 
 
 def both_sides(cfg: Config) -> list[ImageDataset]:

@@ -88,10 +88,12 @@ def collect_wheels(target: Path, source: str) -> list[str]:
     words = [*where, *(f"--platform={name}" for name in PLATFORMS), "--dest", str(target), *pins()]
     reasons = {python: pip_download([*words, "--python-version", python]) for python in PYTHONS}
     if all(reasons.values()):
-        way_out = f"wheels={source} lacks some" if source else "Is there internet? Without it, set wheels=<folder>"
+        problem = f"wheels={source} lacks some" if source else "is there internet? Without it, set wheels=<folder>"
+        options = ["--dest", "<folder>", "--python-version", PYTHONS[1], *(f"--platform={name}" for name in PLATFORMS)]
+        download = ["pip", "download", "--no-deps", "--only-binary=:all:", *options, *pins()]
         raise UserError(
-            f"no wheels for Kaggle: pip says '{reasons[PYTHONS[0]]}'. {way_out}: filled on another machine by "
-            f"pip download --no-deps --only-binary=:all: {shlex.join(pins())}"
+            f"no wheels for Kaggle: pip says '{reasons[PYTHONS[0]]}'; {problem}. To fill a folder on a machine with "
+            f"internet: {shlex.join(download)}"
         )
     return [python for python, reason in reasons.items() if not reason]
 
