@@ -1,5 +1,6 @@
 """The gate: how class probabilities change confidences, and how it is chosen out of fold."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,8 @@ def test_the_cross_fitted_score_of_a_gated_run_takes_each_gate_from_the_other_fo
     chosen = {str(fold): [own.alpha, own.beta] for fold, own in by_fold.items()}
     record(cfg, "ensemble", gate={"alpha": gate.alpha, "beta": gate.beta, "gain": gain, "by_fold": chosen})
     assert evaluate_run(cfg)["cross_fitted_mAP"] == pytest.approx(plain.mean() + gain)
+    manifest = json.loads((cfg.run_dir / "ensemble.json").read_text())
+    del manifest["gate"]["by_fold"]
+    (cfg.run_dir / "ensemble.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"ensemble\.json: 'gate' is missing or not valid; .*run: \./run\.sh ensemble"):
+        evaluate_run(cfg)

@@ -14,7 +14,7 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import read_json, write_json
 from rsna.core.locks import file_lock
-from rsna.core.tables import as_numbers, read_table, write_table
+from rsna.core.tables import write_table
 from rsna.data import competition
 from rsna.data.boxes import Floats, box_iou, xywh_to_xyxy
 from rsna.data.competition import BOX_COLUMNS, largest_box
@@ -23,7 +23,7 @@ from rsna.evaluation.bootstrap import interval
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import image_scores, keep_confident, of_images, threshold_sweep, top_confidences
 from rsna.evaluation.operating_point import Images, choose_point
-from rsna.evaluation.threshold import Gate, best_score, cross_fit, mean_or_none, with_scaled_boxes
+from rsna.evaluation.threshold import apply_gates, best_score, cross_fit, mean_or_none, with_scaled_boxes
 
 # what other modules read from scores.json, with the types; see core.files.fits
 NUMBER, MAYBE = int | float, int | float | None
@@ -124,9 +124,9 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
     Raises UserError if the predictions are missing or not current.
     """
     with file_lock(cfg.run_dir):
-        fused = require(cfg, "ensemble")
+        require(cfg, "ensemble")
         made = current_manifest(cfg, "evaluate")
-        found = read_out_of_fold(cfg, fused["gate"]["by_fold"])
+        found = read_out_of_fold(cfg)
         if is_current(cfg, "evaluate"):
             return None
         images = Images(found.predictions, found.truth, found.folds["group"])
@@ -143,20 +143,14 @@ def evaluate_run(cfg: Config) -> dict[str, Any] | None:
     return scores
 
 
-def read_out_of_fold(cfg: Config, gates: dict[str, list[float]]) -> OutOfFold:
-    """Read a run's predictions, its folds and the labels. Raises UserError if no image has an opacity.
-
-    gates: fold -> alpha and beta of the gate chosen on the other folds; empty without a gate.
-    """
+def read_out_of_fold(cfg: Config) -> OutOfFold:
+    """Read a run's predictions, its folds and the labels. Raises UserError if no image has an opacity."""
     rebuild, oof_csv = command(cfg, "ensemble"), cfg.run_dir / "oof.csv"
+    gates = read_json(cfg.run_dir / "ensemble.json", rebuild, {"gate": {"by_fold": dict}})["gate"]["by_fold"]
     predictions = competition.read_predictions(oof_csv, rebuild, more=["ungated"] if gates else [])
     no_tta = competition.read_predictions(cfg.run_dir / "oof_no_tta.csv", rebuild)
-    gated = {}
-    if gates:
-        images = read_table(cfg.run_dir / "oof_images.csv", ["patientId", "p_opacity"], rebuild).set_index("patientId")
-        ungated = predictions.assign(confidence=as_numbers(predictions[["ungated"]])["ungated"])
-        gated = {int(fold): Gate(*gate).apply(ungated, images)["confidence"] for fold, gate in gates.items()}
-        predictions = predictions.drop(columns="ungated")
+    gated = apply_gates(predictions, cfg.run_dir / "oof_images.csv", gates)
+    predictions = predictions[competition.PREDICTION_COLUMNS]
     folds = competition.read_folds(cfg.folds_csv, command(cfg, "make_folds")).set_index("patientId")
     folds = folds.loc[predictions["patientId"].drop_duplicates()]
     labels = competition.read_labels(Path(cfg.input) / competition.LABELS_CSV)

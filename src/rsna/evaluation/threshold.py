@@ -5,11 +5,13 @@ The score on the images that a point was chosen on is too high, so `cross_fit` c
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from rsna.core.tables import as_numbers, read_table
 from rsna.data.boxes import scale_boxes
 from rsna.data.competition import BOX_COLUMNS
 from rsna.evaluation.metric import cut_points, image_scores, keep_confident, threshold_sweep, top_confidences
@@ -42,6 +44,20 @@ class Gate:
         p_of_image = images["p_opacity"] + self.beta * images.get("p_not_normal", 0.0)
         p = p_of_image.reindex(boxes["patientId"]).to_numpy()
         return boxes.assign(confidence=boxes["confidence"] ** self.alpha * p ** (1 - self.alpha))
+
+
+def apply_gates(
+    predictions: pd.DataFrame, images_csv: Path, gates: Mapping[str, Sequence[float]]
+) -> dict[int, pd.Series]:
+    """Fold -> the confidences of all predictions, given in the column `ungated`, with that fold's gate.
+
+    images_csv: their class probabilities; gates: fold -> alpha and beta, from ensemble.json, empty without a gate.
+    """
+    if not gates:
+        return {}
+    images = read_table(images_csv, ["patientId", "p_opacity"]).set_index("patientId")
+    ungated = predictions.assign(confidence=as_numbers(predictions[["ungated"]])["ungated"])
+    return {int(fold): Gate(*gate).apply(ungated, images)["confidence"] for fold, gate in gates.items()}
 
 
 def with_scaled_boxes(predictions: pd.DataFrame, factor: float) -> pd.DataFrame:
