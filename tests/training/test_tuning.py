@@ -1,5 +1,6 @@
 """tune: what may vary, trials that were stopped, and the whole search on a tiny competition."""
 
+import multiprocessing
 import subprocess
 import sys
 
@@ -94,6 +95,25 @@ def test_a_study_goes_on_only_with_its_own_settings(tmp_path):
     open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "trials=50", "device=cuda:1", "jobs=2"))
     with pytest.raises(UserError, match=r"was started with: .*space=lr=1e-4\.\.1e-2:log"):
         open_study(optuna, settings(tmp_path, "lr=1e-4..1e-2:log", "epochs=3"))
+
+
+def open_together(barrier, cfg):
+    barrier.wait()
+    open_study(optuna, cfg)
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_several_processes_open_a_new_study_at_the_same_moment(tmp_path, attempt):
+    cfg = settings(tmp_path)
+    cfg.run_dir.mkdir(parents=True)
+    context = multiprocessing.get_context("fork")  # all of them start within a millisecond
+    barrier = context.Barrier(6)
+    processes = [context.Process(target=open_together, args=(barrier, cfg)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
 
 
 def test_a_study_does_not_go_on_with_other_folds(tmp_path):

@@ -30,6 +30,7 @@ from rsna.training.fold import train_fold
 from rsna.training.search_space import parse_space, trial_config, words_of
 
 MOST_FAILED = 3  # if that many trials fail and none succeeds, the search stops
+SECONDS_FOR_OTHERS = 60  # that long a write to the study waits for those of other processes
 BEFORE_PRUNING = 5  # trials that are completed first; their median is what later ones are compared with
 
 
@@ -71,24 +72,29 @@ def write_trials(study: Any, folder: Path) -> pd.DataFrame:
 
 
 def open_study(optuna: Any, cfg: Config) -> Any:
-    """The study of this run. Raises UserError if it was started with another space= or other settings."""
+    """The study of this run. Raises UserError if it was started with another space= or other settings.
+
+    One process at a time opens it: Optuna fails where two create the tables at the same moment.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(cfg.run_dir / 'study.db').absolute()}")
     pruner = optuna.pruners.MedianPruner(BEFORE_PRUNING, n_warmup_steps=cfg.total_epochs // 3)
-    study = optuna.create_study(
-        storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
-    )
     words = shlex.join([*words_of(anywhere(cfg)), f"space={cfg.space}"])
     inputs = hash_inputs(cfg, "train", cfg.fold_list[0])
-    started_with = {"words": words, "inputs": inputs, **study.user_attrs}
-    if started_with["words"] != words:
-        raise UserError(f"{cfg.run_dir}/study.db was started with: {started_with['words']}; set another name=")
-    if others := [key for key, value in inputs.items() if started_with["inputs"].get(key) != value]:
-        raise UserError(
-            f"{cfg.run_dir}/study.db was started with other content of {', '.join(others)}; set another name="
+    with file_lock(cfg.run_dir / "locks" / "study", wait=True):
+        url = f"sqlite:///{(cfg.run_dir / 'study.db').absolute()}"
+        storage = optuna.storages.RDBStorage(url, {"connect_args": {"timeout": SECONDS_FOR_OTHERS}})
+        study = optuna.create_study(
+            storage=storage, pruner=pruner, study_name="tune", direction="maximize", load_if_exists=True
         )
-    for key in ("words", "inputs"):
-        study.set_user_attr(key, started_with[key])
+        started_with = {"words": words, "inputs": inputs, **study.user_attrs}
+        if started_with["words"] != words:
+            raise UserError(f"{cfg.run_dir}/study.db was started with: {started_with['words']}; set another name=")
+        if others := [key for key, value in inputs.items() if started_with["inputs"].get(key) != value]:
+            raise UserError(
+                f"{cfg.run_dir}/study.db was started with other content of {', '.join(others)}; set another name="
+            )
+        for key in ("words", "inputs"):
+            study.set_user_attr(key, started_with[key])
     return study
 
 
