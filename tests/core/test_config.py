@@ -69,6 +69,8 @@ def test_a_model_has_settings_of_its_own():
     fastai = parse(["preset=fastai"], settings_of)
     assert fastai.model_settings == {"full_image_negatives": True}
     assert command(fastai, "train") == "./run.sh train preset=fastai"
+    default = "./run.sh train preset=fastai full_image_negatives=False"
+    assert command(parse(default.split()[2:], settings_of), "train") == default, "a preset is overruled by a default"
     for word, message in (
         ("box_weigth=2", "did you mean box_weight?"),
         ("box_weight=heavy", "box_weight is a number"),

@@ -16,6 +16,7 @@ from rsna.models.single_box import Settings, SingleBoxModel
 from rsna.training import loop
 from rsna.training.fold import make_train_set
 from rsna.training.loop import start_phase, train_epoch, train_step
+from rsna.training.resume import rank
 
 CPU = torch.device("cpu")
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -96,3 +97,10 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_with_the_batch_and_its_imag
     message = f"batch {bad + 1}: the loss or its gradient is not finite; images {pair[0]}, {pair[1]}"
     with pytest.raises(UserError, match=message):
         train_epoch(run, loader, samples.ids, "fold 0 epoch 1/1", grad_clip)
+
+
+def test_the_best_epoch_has_the_highest_map_and_without_boxes_the_lowest_loss():
+    nan = float("nan")
+    epochs = [(0.1, 2.0), (0.2, 3.0), (0.2, 2.5), (0.0, 1.0)]
+    assert max(epochs, key=lambda epoch: rank({"mAP": epoch[0], "valid_loss": epoch[1]})) == (0.2, 2.5)
+    assert max([(nan, 2.0), (nan, 1.0), (nan, 3.0)], key=lambda e: rank({"mAP": e[0], "valid_loss": e[1]}))[1] == 1.0

@@ -1,5 +1,7 @@
 """weights=<run>/fold<k>/best.pt: a checkpoint that was trained on people of the validation fold is refused."""
 
+import re
+
 import pandas as pd
 import pytest
 import torch
@@ -36,10 +38,11 @@ def test_a_checkpoint_knows_its_people(first):
     assert set(torch.load(path, weights_only=True)["people"]) == trained_on
 
 
-def test_the_encoder_starts_from_the_checkpoint_and_people_add_up(first, tmp_path):
+def test_the_encoder_starts_from_the_checkpoint_and_people_add_up(first, tmp_path, capsys):
     _, path = first
     cfg = second(tmp_path, path, lambda group: f"other-{group}")
     train_fold(cfg, 0)
+    assert re.search(r"IoU -  mAP -\n.*best epoch 1 \(loss \d", capsys.readouterr().out), "it has no score of boxes"
     people = set(torch.load(cfg.fold_dir(0) / "best.pt", weights_only=True)["people"])
     assert people > set(torch.load(path, weights_only=True)["people"])
     assert any(name.startswith("other-") for name in people)

@@ -49,7 +49,8 @@ def parse(words: list[str], settings_of: SettingsOf | None = None) -> Config:
     words_of = {**usual_words(preset, given.get("engine")), **given}
     config = fill(Config, {key: value for key, value in words_of.items() if key in NAMES})
     if others := {key: value for key, value in words_of.items() if key not in NAMES}:
-        config = replace(config, model_settings=parse_model_settings(config.model, others, settings_of))
+        own = parse_model_settings(config.model, others, settings_of, preset)
+        config = replace(config, model_settings=own)
     check(vars(config))
     return replace(config, member_configs=parse_members(config, given, settings_of))
 
@@ -78,8 +79,13 @@ def absolute(path: str) -> str:
     return str(Path(os.path.expanduser(path)).absolute())  # that of pathlib fails for a ~user who does not exist
 
 
-def parse_model_settings(model: str, given: dict[str, str], settings_of: SettingsOf | None) -> dict[str, Any]:
-    """The given settings of a model that differ from its defaults, typed. Raises UserError for unknown ones."""
+def parse_model_settings(
+    model: str, given: dict[str, str], settings_of: SettingsOf | None, preset: dict[str, str]
+) -> dict[str, Any]:
+    """The given settings of a model that differ from its defaults, or that the preset sets, converted to their types.
+
+    Raises UserError for unknown ones.
+    """
     kind = settings_of(model) if settings_of else None
     names = [f.name for f in fields(kind)] if kind else []
     for key, value in given.items():
@@ -94,7 +100,8 @@ def parse_model_settings(model: str, given: dict[str, str], settings_of: Setting
         low, high = f.metadata["limits"] or (0, 0)
         if f.metadata["limits"] and not low <= getattr(filled, f.name) <= high:
             raise UserError(f"{f.name}={getattr(filled, f.name)}: must be from {low:g} to {high:g}")
-    return {f.name: getattr(filled, f.name) for f in fields(kind) if getattr(filled, f.name) != f.default}
+    values = {f.name: (getattr(filled, f.name), f.default) for f in fields(kind)}
+    return {name: value for name, (value, default) in values.items() if value != default or name in preset}
 
 
 def fill(kind: type, given: dict[str, str]) -> Any:

@@ -179,7 +179,8 @@ def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dic
         note_seconds(cfg.fold_dir(fold) / "seconds.csv", epoch + 1, time.perf_counter() - started)
         yield run.history
     best, path = max(run.history, key=rank), cfg.fold_dir(fold) / "best.pt"
-    print(f"fold {fold}: best epoch {best['epoch']} (mAP {best['mAP']:.4f}, loss {best['valid_loss']:.4f}) -> {path}")
+    score = f"mAP {best['mAP']:.4f}, loss {best['valid_loss']:.4f}".replace("mAP nan, ", "")
+    print(f"fold {fold}: best epoch {best['epoch']} ({score}) -> {path}")
 
 
 def check_and_print(scores: dict[str, float], title: str) -> None:

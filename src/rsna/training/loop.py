@@ -146,13 +146,10 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
 
 
 def classification_scores(data: FoldData, p_opacity: Floats) -> dict[str, float]:
-    """The scores of a model without boxes, from the probabilities of opacity (N,).
-
-    mAP is 0 in every epoch, so that the best epoch is the one with the lowest loss.
-    """
+    """The scores of a model without boxes, from the probabilities of opacity (N,); those of boxes are NaN."""
     table = pd.DataFrame({"patientId": data.valid.ids, "confidence": p_opacity})
-    missing = dict.fromkeys(("L1", "L1_post", "IoU"), np.nan)
-    return {"accuracy": accuracy(table, data.truth), "AUC": opacity_auc(table, data.truth), **missing, "mAP": 0.0}
+    of_boxes = dict.fromkeys(("L1", "L1_post", "IoU", "mAP"), np.nan)
+    return {"accuracy": accuracy(table, data.truth), "AUC": opacity_auc(table, data.truth), **of_boxes}
 
 
 def validation_scores(data: FoldData, boxes_xyxy: Floats, scores: Floats, size: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What a fold saves after each epoch, and how training resumes from it."""
 
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -63,5 +64,5 @@ def note_seconds(path: Path, epoch: int, seconds: float) -> None:
 
 
 def rank(scores: dict[str, Any]) -> tuple[float, float]:
-    """The best epoch has the highest rank: the highest validation mAP, and the lowest loss if tied (such as at 0)."""
-    return scores["mAP"], -scores["valid_loss"]
+    """The best epoch has the highest rank: the highest validation mAP; the lowest loss if tied, or without boxes."""
+    return 0.0 if isnan(scores["mAP"]) else scores["mAP"], -scores["valid_loss"]
