@@ -1,7 +1,7 @@
-"""Runs on the same images and folds, compared: what bench/quality.py and bench/detectors.py share.
+"""Runs on the same images and folds, compared: what bench/quality.py, bench/detectors.py and bench/seeds.py share.
 
 A workspace is made once, with the first seed; other seeds train on the same folds, since only make_folds asks for the
-seed that made them. All scores are out of fold and of the last epoch.
+seed that made them. mAP is at cross-fitted thresholds, FROC the mean sensitivity.
 """
 
 import os
@@ -36,7 +36,7 @@ class Result(NamedTuple):
     """One run of one seed."""
 
     run: str
-    scores: dict[str, float]  # SCORES
+    scores: dict[str, float]  # SCORES, or mAP alone
     image_scores: pd.Series  # by patientId, at cross-fitted thresholds
 
 
@@ -59,11 +59,16 @@ def make_workspace(words: list[str], has_data: bool) -> None:
         command(name, *words)
 
 
-def score_table(run: str, predictions: pd.DataFrame, cfg: Config, seconds: float) -> Result:
-    """The scores of an out-of-fold table; cfg: where the folds and the labels are. Prints them."""
+def score_table(
+    run: str, predictions: pd.DataFrame, cfg: Config, seconds: float, gated: dict[int, pd.Series] | None = None
+) -> Result:
+    """The scores of an out-of-fold table; cfg: where the folds and the labels are. Prints them.
+
+    gated: fold -> the confidences with the gate of the other folds, for the cross-fitted score.
+    """
     folds = read_folds(cfg.folds_csv, "").set_index("patientId").loc[predictions["patientId"].unique()]
     truth = of_images(read_truth(Path(cfg.input)), folds.index)
-    image_scores, _ = cross_fit(predictions, truth, folds["fold"])
+    image_scores, _ = cross_fit(predictions, truth, folds["fold"], gated or {})
     curves = detection_scores(truth, predictions, len(folds))
     values = image_scores.mean(), curves["AP50"], curves["FROC"]["mean"], opacity_auc(predictions, truth), seconds
     scores = dict(zip(SCORES, map(float, values), strict=True))
@@ -71,16 +76,20 @@ def score_table(run: str, predictions: pd.DataFrame, cfg: Config, seconds: float
     return Result(run, scores, image_scores)
 
 
-def print_comparison(results: list[Result], cfg: Config, pairs: Sequence[tuple[str, str]]) -> None:
-    """Mean and spread of each run over the seeds, paired differences of all runs, and ratio lines of these pairs."""
+def print_comparison(results: list[Result], people: pd.Series, pairs: Sequence[tuple[str, str]]) -> None:
+    """Mean and spread of each run over the seeds, paired differences of all runs, and ratio lines of these pairs.
+
+    people: patientId -> person, of all images.
+    """
+    names = [*results[0].scores]
     table = pd.DataFrame([{"run": result.run, **result.scores} for result in results]).groupby("run", sort=False)
     mean, spread = table.mean(), table.std().fillna(0.0)
-    print(f"\nmean ± standard deviation over {table.size().max()} seed(s); mAP at cross-fitted thresholds, FROC: mean")
+    print(f"\nmean ± standard deviation over {table.size().max()} seed(s)")
     for run in mean.index:
-        print(f"{run:22}" + "  ".join(f"{s} {mean.loc[run, s]:.4f} ± {spread.loc[run, s]:.4f}" for s in SCORES))
-    print_differences(results, people_of(read_folds(cfg.folds_csv, "")), list(mean.index))
+        print(f"{run:22}" + "  ".join(f"{s} {mean.loc[run, s]:.4f} ± {spread.loc[run, s]:.4f}" for s in names))
+    print_differences(results, people, list(mean.index))
     for run, other in pairs:
-        for score in SCORES:
+        for score in names:
             # a peer that finds nothing scores 0: then the ratio says nothing but that
             ratio = mean.loc[run, score] / mean.loc[other, score] if mean.loc[other, score] else np.inf
             print(f"ratio {score}_of_{run}_to_{other} {ratio:.3f}")
@@ -93,6 +102,11 @@ def print_differences(results: list[Result], people: pd.Series, runs: list[str])
     for first, second in combinations(runs, 2):
         found = paired_interval(pooled[second], pooled[first], people, N_RESAMPLES, seed=0)
         print("{} - {}: {:+.4f} ({:+.4f} to {:+.4f})".format(second, first, *found))
+
+
+def people_of_folds(cfg: Config) -> pd.Series:
+    """patientId -> person, of the images in folds.csv."""
+    return people_of(read_folds(cfg.folds_csv, ""))
 
 
 def read_words(words: list[str], defaults: dict[str, str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torchvision_peers  # noqa: F401 (registers the peers)
-from comparison import as_words, make_workspace, print_comparison, read_words, score_table, workspace
+from comparison import as_words, make_workspace, people_of_folds, print_comparison, read_words, score_table, workspace
 
 from rsna.core.command_line import parse
 from rsna.data.competition import read_predictions
@@ -73,7 +73,7 @@ def main(words: dict[str, str], world: dict[str, str]) -> None:
     for run in runs:
         for folder in (cfg.cache_dir.parent / f"{run}-{seed}" for seed in seeds):
             results.append(score_table(run, read_predictions(folder / "oof.csv"), cfg, training_seconds(folder)))
-    print_comparison(results, cfg, [(runs[0], peer) for peer in runs[1:]])
+    print_comparison(results, people_of_folds(cfg), [(runs[0], peer) for peer in runs[1:]])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from comparison import (
     as_words,
     command,
     make_workspace,
+    people_of_folds,
     print_comparison,
     read_words,
     run_script,
@@ -169,7 +170,7 @@ def main(words: dict[str, str], world: dict[str, str]) -> None:
     results = measure(words, world, runs)
     own = [run for run in runs if run not in PEERS]
     pairs = [(run, own[0]) for run in own[1:]] + [(run, peer) for peer in PEERS if peer in runs for run in own]
-    print_comparison(results, parse(as_words(world)), pairs)
+    print_comparison(results, people_of_folds(parse(as_words(world))), pairs)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
             ["start_up_to_bare_imports", "cost_per_image_of_40_to_10"],
             marks=pytest.mark.slow,
         ),
+        pytest.param(*("seeds", "quick=true"), ["AUC_of_seed2_to_seed1", "seconds_of_seed2"], marks=pytest.mark.slow),
         pytest.param(*("outliers", "quick=true"), ["flagged_of_inverted", "flagged_of_noise"], marks=pytest.mark.slow),
     ],
 )
