@@ -87,11 +87,11 @@ def score_file(cfg: Config) -> None:
     # an image that is not in the mapping counts as a person of its own
     alone, people = ids.set_axis(ids), read_people(Path(cfg.input))
     people = alone if people is None else people.reindex(ids).fillna(alone)
-    scores = describe(kept, truth, people, cfg.bootstrap, cfg.seed)
     if len(ids) < n_labelled:
         print(f"scored {len(ids)} images; {n_labelled - len(ids)} labelled images are not in {path}")
-    if not scores["per_iou"]:
+    if truth.empty and kept.empty:
         raise UserError(f"{path}: no image counts: there is neither a truth box nor a prediction")
+    scores = describe(kept, truth, people, cfg.bootstrap, cfg.seed)
     print_map(scores)
     print(f"{scores['images']} images, {scores['positives']} positive, {scores['with_box']:.1%} with a box")
     iou = iou_on_positives(predictions, truth)

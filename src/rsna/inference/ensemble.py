@@ -86,7 +86,7 @@ def write_tables(cfg: Config) -> dict[str, Any]:
     valid = [fuse_fold(cfg, runs, fold, "valid", ALL_VIEWS, PLAIN_VIEW) for fold in cfg.fold_list]
     oof, no_tta = (joined(parts) for parts in zip(*valid, strict=True))
     test = [fuse_fold(cfg, runs, fold, "test", ALL_VIEWS)[0] for fold in cfg.fold_list]
-    all_test = Fused(fuse_models([fold.boxes for fold in test], cfg), mean_images([fold.images for fold in test]))
+    all_test = fuse_models([fold.boxes for fold in test], [fold.images for fold in test], cfg)
     gate, gain, by_fold = pick_gate(cfg, oof)
     gated_test = [gate.apply(part.boxes, part.images) for part in test]
     gated_oof = gate.apply(oof.boxes, oof.images)
@@ -138,7 +138,7 @@ def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]],
     runs: those with boxes; boxes: for each of them one table per view; images: class probabilities of all fused runs.
     """
     weights = [weight for run, weight in zip(cfg.fused_runs, cfg.fusion_weights, strict=True) if run in runs]
-    return Fused(fuse_models([fuse_tables(views, cfg) for views in boxes], cfg, weights), mean_images(images))
+    return fuse_models([fuse_tables(views, cfg) for views in boxes], images, cfg, weights)
 
 
 def joined(parts: Sequence[Fused]) -> Fused:
@@ -155,9 +155,11 @@ def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None, dict[Any, Ga
     return choose_gate(oof, truth, folds[oof.images.index])
 
 
-def fuse_models(tables: list[pd.DataFrame], cfg: Config, weights: list[float] | None = None) -> pd.DataFrame:
-    """Fuse the tables of several runs or folds; a single table is returned unchanged."""
-    return fuse_tables(tables, cfg, weights) if len(tables) > 1 else tables[0]
+def fuse_models(
+    boxes: list[pd.DataFrame], images: list[pd.DataFrame], cfg: Config, weights: list[float] | None = None
+) -> Fused:
+    """Fuse the boxes of several runs or folds, of which a single table is kept as it is; average the probabilities."""
+    return Fused(fuse_tables(boxes, cfg, weights) if len(boxes) > 1 else boxes[0], mean_images(images))
 
 
 def read_views(path: Path) -> dict[str, pd.DataFrame]:

@@ -19,7 +19,7 @@ from rsna.data.submission_format import SMALLEST_CONFIDENCE, keep_inside
 from rsna.evaluation.runs import as_made, as_shown
 from rsna.evaluation.threshold import Gate, OperatingPoint
 from rsna.execution.processes import map_files
-from rsna.inference.ensemble import fuse_models, fuse_views, mean_images, runs_with_boxes
+from rsna.inference.ensemble import fuse_models, fuse_views, runs_with_boxes
 from rsna.inference.gate import Fused
 from rsna.inference.image_files import NewImage, read_image
 from rsna.inference.outliers import Reference, distances, embed, load_reference
@@ -96,10 +96,9 @@ def fuse_images(cfg: Config, images: list[NewImage]) -> Fused:
             if member in with_boxes:
                 boxes.append([rows for _, rows in own.groupby("view", sort=False)])
         folds.append(fuse_views(cfg, with_boxes, boxes, classes))
-    boxes_of_all = fuse_models([fold.boxes for fold in folds], cfg)
-    images_of_all = mean_images([fold.images for fold in folds])
+    fused = fuse_models([fold.boxes for fold in folds], [fold.images for fold in folds], cfg)
     gate = require(cfg, "ensemble")["gate"]
-    return Fused(Gate(gate["alpha"], gate["beta"]).apply(boxes_of_all, images_of_all), images_of_all)
+    return Fused(Gate(gate["alpha"], gate["beta"]).apply(fused.boxes, fused.images), fused.images)
 
 
 def dataset_of(images: list[NewImage], k: int) -> ImageDataset:
