@@ -11,7 +11,6 @@ import pandas as pd
 from rsna.core.artifacts import manifest_path, read_manifest, require, with_settings
 from rsna.core.command_line import command
 from rsna.core.config import Config
-from rsna.core.validation import parse_weights
 from rsna.data.competition import PREDICTION_COLUMNS, read_predictions, with_empty_rows
 from rsna.data.dataset import ImageDataset, Samples
 from rsna.data.letterbox import fit_letterbox
@@ -77,8 +76,7 @@ def as_predicted(cfg: Config) -> Config:
     """cfg with the settings of the run: those of scoring, fusion and prediction, and those of the runs it fuses."""
     scored = with_settings(as_shown(cfg), read_manifest(manifest_path(cfg, "evaluate"), command(cfg, "evaluate")))
     cfg = replace(scored, box_scale=scored.box_scale if cfg.box_scale == "auto" else cfg.box_scale)
-    names = [f"{cfg.name}_{preset}" for preset in parse_weights(cfg.members)] or [run.name for run in cfg.fused_runs]
-    runs = [as_made(cfg.of_run(name)) for name in names]
+    runs = [as_made(cfg.of_run(run.name)) for run in cfg.fused_runs]
     # as_made gives the precision of training
     made = [read_manifest(manifest_path(run, "predict", cfg.fold_list[0]), command(run, "predict")) for run in runs]
     return replace(cfg, member_configs=[with_settings(*pair) for pair in zip(runs, made, strict=True)])

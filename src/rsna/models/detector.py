@@ -53,7 +53,7 @@ class DetectorModel(PyramidModel):
         self.set_priors(torch.tensor([PRIOR]), log_size, class_rates)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Scalars: loss = class + objectness + box_weight * box; all but loss are detached.
+        """Scalars: loss = class + objectness + box_weight * box.
 
         class: cross-entropy of the image class. objectness: quality focal loss, summed over all locations and divided
         by the number of true boxes. box: GIoU loss (Rezatofighi et al. 2019) + 4 * L1, averaged over the locations near
@@ -69,9 +69,8 @@ class DetectorModel(PyramidModel):
         distance = generalized_box_iou_loss(predicted_xyxy, target_xyxy) + 4 * (outputs["boxes"] - target).abs().mean(2)
         box = (weight * distance).sum() / weight.sum().clamp(min=1)
         entropy = cross_entropy(outputs["logits"], targets["label"])
-        parts = {"class": entropy, "objectness": objectness, "box": box}
         loss = entropy + objectness + self.settings.box_weight * box
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+        return {"loss": loss, "class": entropy, "objectness": objectness, "box": box}
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (B, 6, 4) xyxy in [0, 1], objectness (B, 6) in [0, 1], class probabilities (B, classes).
