@@ -140,15 +140,9 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
     padded_truth = np.full((len(ids), max(1, n_truth.max(initial=0)), 4), np.nan)
     slot = pd.Series(truth_image).groupby(truth_image).cumcount()
     padded_truth[truth_image, slot] = xywh_to_xyxy(truth[BOX_COLUMNS].to_numpy(dtype=float))
-    return Arranged(
-        ids=ids,
-        n_truth=n_truth,
-        padded_truth=padded_truth,
-        boxes_xyxy=xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)),
-        confidence=boxes["confidence"].to_numpy(dtype=float),
-        image=image,
-        rank=rank_within(image),
-    )
+    boxes_xyxy = xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float))
+    confidence = boxes["confidence"].to_numpy(dtype=float)
+    return Arranged(ids, n_truth, padded_truth, boxes_xyxy, confidence, image, rank_within(image))
 
 
 def rank_within(image: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -31,8 +31,7 @@ ALL_VIEWS, PLAIN_VIEW = slice(None), slice(1)
 def fuse_run(cfg: Config) -> dict[str, Any] | None:
     """Write {oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv of a run; None if they are current.
 
-    Returns the result of write_tables. Raises UserError if the predictions of a fold are missing, were changed since
-    predict wrote them, or were made from other folds.
+    Returns the result of write_tables. Raises UserError as check_predictions does.
     """
     check_predictions(cfg)
     with file_lock(cfg.run_dir):
@@ -103,11 +102,8 @@ def write_tables(cfg: Config) -> dict[str, Any]:
     for name, table in tables.items():
         write_table(table, cfg.run_dir / f"{name}.csv")
     gates = {str(fold): [own.alpha, own.beta] for fold, own in by_fold.items()}
-    return {
-        "oof": len(oof.images),
-        "test": len(all_test.images),
-        "gate": {**asdict(gate), "gain": gain, "by_fold": gates},
-    }
+    chosen = {**asdict(gate), "gain": gain, "by_fold": gates}
+    return {"oof": len(oof.images), "test": len(all_test.images), "gate": chosen}
 
 
 def runs_with_boxes(cfg: Config) -> list[Config]:

@@ -40,7 +40,7 @@ class ClassifierModel(DetectionModel):
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """The cross-entropy is the loss and its only part, class."""
         loss = cross_entropy(outputs["logits"], targets["label"])
-        return {"loss": loss, "class": loss}
+        return {"loss": loss, "class": loss.detach()}
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         """No boxes (B, 0, 4), no scores (B, 0), and the class probabilities."""

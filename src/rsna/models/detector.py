@@ -53,7 +53,7 @@ class DetectorModel(PyramidModel):
         self.set_priors(torch.tensor([PRIOR]), log_size, class_rates)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Scalars: loss = class + objectness + box_weight * box.
+        """Scalars: loss = class + objectness + box_weight * box; all but loss are detached.
 
         class: cross-entropy of the image class. objectness: quality focal loss, summed over all locations and divided
         by the number of true boxes. box: GIoU loss (Rezatofighi et al. 2019) + 4 * L1, averaged over the locations near
@@ -70,13 +70,10 @@ class DetectorModel(PyramidModel):
         box = (weight * distance).sum() / weight.sum().clamp(min=1)
         entropy = cross_entropy(outputs["logits"], targets["label"])
         loss = entropy + objectness + self.settings.box_weight * box
-        return {"loss": loss, "class": entropy, "objectness": objectness, "box": box}
+        return {"loss": loss, "class": entropy.detach(), "objectness": objectness.detach(), "box": box.detach()}
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, 6, 4) xyxy in [0, 1], objectness (B, 6) in [0, 1], class probabilities (B, classes).
-
-        Where an image has fewer boxes, the remaining rows are zeros.
-        """
+        """Boxes (B, 6, 4) xyxy in [0, 1], objectness (B, 6), class probabilities (B, classes); see select_boxes."""
         boxes_xyxy = box_convert(outputs["boxes"], "cxcywh", "xyxy").clamp(0, 1)
         kept = select_boxes(boxes_xyxy, outputs["objectness"].sigmoid(), self.settings.nms_iou)
         return *kept, outputs["logits"].softmax(dim=1)

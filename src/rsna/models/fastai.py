@@ -59,7 +59,7 @@ class FastaiModel(DetectionModel):
         return {"boxes": numbers[:, :4].sigmoid() * self.size, "logits": numbers[:, 4:]}
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Scalars: loss = box + scale * class; box: L1 of the corners, pixels; class: cross-entropy.
+        """Scalars: loss = box + scale * class; box: L1 of the corners, pixels; class: cross-entropy; both detached.
 
         The L1 is averaged over the images with a box, or over all images with full_image_negatives.
         """
@@ -75,7 +75,7 @@ class FastaiModel(DetectionModel):
             self.sums += torch.stack([box, entropy, with_box.to(box.dtype), torch.ones_like(box)]).detach()
             if self.sums[2] > 0:
                 self.scale.copy_(self.sums[0] / self.sums[2] / (self.sums[1] / self.sums[3]))
-        return {"loss": self.scale * entropy + box, "class": entropy, "box": box}
+        return {"loss": self.scale * entropy + box, "class": entropy.detach(), "box": box.detach()}
 
     def hold_loss_weights(self) -> None:
         self.sums[3] = max(MEASURED, float(self.sums[3]))

@@ -33,7 +33,7 @@ class DetectionModel(nn.Module):
         raise NotImplementedError
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Named scalars: `loss`, which is minimised, and its parts, which are only reported."""
+        """Named scalars: `loss`, which is minimised, and its parts, detached, which are only reported."""
         raise NotImplementedError
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:

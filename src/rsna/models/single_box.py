@@ -39,7 +39,7 @@ class SingleBoxModel(PyramidModel):
         self.set_priors(class_rates[-1:], mean_largest_box(boxes_cxcywh)[2:].log(), class_rates)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Scalars: loss = class + image + box_weight * (box + location / 2).
+        """Scalars: loss = class + image + box_weight * (box + location / 2); all but loss are detached.
 
         class: cross-entropy of the image class; image: binary cross-entropy of pooled_image_logit. The other two are
         means over the images with a box. Their assignment weights are a Gaussian around the true centre, with sum 1.
@@ -60,10 +60,10 @@ class SingleBoxModel(PyramidModel):
         box = ((giou + 4 * (boxes - target_boxes).abs().mean(2)) * assignment).sum(1)
         return {
             "loss": class_loss + image_loss + self.box_weight * (weight * (box + location / 2)).sum(),
-            "class": class_loss,
-            "image": image_loss,
-            "box": (weight * box).sum(),
-            "location": (weight * location).sum(),
+            "class": class_loss.detach(),
+            "image": image_loss.detach(),
+            "box": (weight * box.detach()).sum(),
+            "location": (weight * location.detach()).sum(),
         }
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
