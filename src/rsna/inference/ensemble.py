@@ -122,19 +122,22 @@ def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, *views: sli
     """One fold's predictions for `valid` or `test`, fused over views and runs: once for each of `views`."""
     boxes = [[*read_views(run.fold_dir(fold) / f"{part}.csv").values()] for run in runs]
     images = [read_probabilities(run.fold_dir(fold) / f"{part}_images.csv") for run in cfg.fused_runs]
-    return [
-        fuse_views(cfg, runs, [tables[chosen] for tables in boxes], [mean_of_views(table, chosen) for table in images])
-        for chosen in views
-    ]
+    fused = []
+    for chosen in views:
+        probabilities = [table[table["view"].isin(table["view"].unique()[chosen])] for table in images]
+        fused.append(fuse_views(cfg, runs, [tables[chosen] for tables in boxes], probabilities))
+    return fused
 
 
 def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]], images: list[pd.DataFrame]) -> Fused:
     """Fuse one fold's predictions: the views of each run, then the runs.
 
-    runs: those with boxes; boxes: for each of them one table per view; images: class probabilities of all fused runs.
+    runs: those with boxes; boxes: for each of them one table per view; images: for each fused run one table of class
+    probabilities with a column view.
     """
     weights = [weight for run, weight in zip(cfg.fused_runs, cfg.fusion_weights, strict=True) if run in runs]
-    return fuse_models([fuse_tables(views, cfg) for views in boxes], images, cfg, weights)
+    means = [table.drop(columns="view").groupby("patientId", sort=False).mean() for table in images]
+    return fuse_models([fuse_tables(views, cfg) for views in boxes], means, cfg, weights)
 
 
 def joined(parts: Sequence[Fused]) -> Fused:
@@ -168,12 +171,6 @@ def read_probabilities(path: Path) -> pd.DataFrame:
     """patientId, view and one probability per class; NaN for an image that could not be decoded."""
     columns = read_table(path, ["patientId", "view", "p_opacity"]).columns
     return read_numbers(path, [name for name in columns if name.startswith("p_")])
-
-
-def mean_of_views(table: pd.DataFrame, views: slice) -> pd.DataFrame:
-    """Class probabilities of read_probabilities, averaged over these views; index patientId."""
-    table = table[table["view"].isin(table["view"].unique()[views])].drop(columns="view")
-    return table.groupby("patientId", sort=False).mean()
 
 
 def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def fuse_images(cfg: Config, images: list[NewImage]) -> Fused:
         for k, member in enumerate(cfg.fused_runs):
             model, title = load_model(member, fold), f"{member.name} fold {fold}"
             own, probabilities = predict_dataset(member, model, dataset_of(images, k), files, title)
-            classes.append(probabilities.drop(columns="view").groupby("patientId", sort=False).mean())
+            classes.append(probabilities)
             if member in with_boxes:
                 boxes.append([rows for _, rows in own.groupby("view", sort=False)])
         folds.append(fuse_views(cfg, with_boxes, boxes, classes))
