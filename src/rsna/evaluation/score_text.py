@@ -69,10 +69,7 @@ def by_name(title: str, values: dict[str, float], digits: int = 4) -> str:
 
 
 def score_file(cfg: Config) -> None:
-    """Print the score of the file predictions= against labels=.
-
-    Raises UserError if an image has no label, or if no image counts.
-    """
+    """Print the score of predictions= against labels=. Raises UserError if an image has no label or no image counts."""
     path, labels_csv = Path(cfg.predictions), Path(cfg.labels or Path(cfg.input) / LABELS_CSV)
     labels = read_labels(labels_csv)
     is_submission = path.is_file() and set(SUBMISSION_COLUMNS) <= set(read_table(path, ["patientId"]).columns)

@@ -66,10 +66,7 @@ def check_predictions(cfg: Config) -> None:
 
 
 def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
-    """Raise UserError unless all folds of a run were trained and predicted with the same settings.
-
-    settings: fold -> settings; those of FREE_TO_USERS may differ.
-    """
+    """Raise UserError unless the settings (fold -> settings) of all folds are the same, except for FREE_TO_USERS."""
     first, wanted = next(iter(settings.items()))
     for fold, found in settings.items():
         for key in sorted(wanted.keys() | found.keys()):
@@ -132,8 +129,7 @@ def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, *views: sli
 def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]], images: list[pd.DataFrame]) -> Fused:
     """Fuse one fold's predictions: the views of each run, then the runs.
 
-    runs: those with boxes; boxes: for each of them one table per view; images: for each fused run one table of class
-    probabilities with a column view.
+    runs: those with boxes; boxes: for each of them one table per view; images: probabilities of all runs, view by view.
     """
     weights = [weight for run, weight in zip(cfg.fused_runs, cfg.fusion_weights, strict=True) if run in runs]
     means = [table.drop(columns="view").groupby("patientId", sort=False).mean() for table in images]
@@ -174,10 +170,7 @@ def read_probabilities(path: Path) -> pd.DataFrame:
 
 
 def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of tables of the same images (index patientId), in their common columns.
-
-    Models with 2 and with 3 classes have only p_opacity in common.
-    """
+    """The mean of tables of the same images (index patientId) in the columns that all have, at least p_opacity."""
     columns = [name for name in tables[0] if all(name in table for table in tables)]
     values = [table.loc[tables[0].index, columns].to_numpy(dtype=float) for table in tables]
     return pd.DataFrame(np.mean(values, axis=0), index=tables[0].index, columns=columns)

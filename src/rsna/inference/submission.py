@@ -39,10 +39,7 @@ class Submission:
 
 
 def write_submission(cfg: Config) -> Submission | None:
-    """Write submissions/<name>.csv and its manifest; None if they are current.
-
-    Raises UserError if the run's tables or scores are missing or do not match.
-    """
+    """Write the submission and its manifest; None if they are current. Raises UserError if an input is not current."""
     ids = read_sample(Path(cfg.input))
     shapes = read_index(cfg.cache_dir, cfg.size, "test").set_index("patientId")[["rows", "cols"]]
     with file_lock(cfg.run_dir):
