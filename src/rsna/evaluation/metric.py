@@ -73,10 +73,7 @@ def box_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def cut_points(confidences: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Where decreasing confidences can be cut: how many are kept, from 0 to all, and the threshold for each.
-
-    Equal confidences are never separated.
-    """
+    """The cuts between unequal decreasing confidences: how many are kept, from 0 to all, and the threshold for each."""
     kept = np.append(0, np.flatnonzero(np.diff(confidences, append=-np.inf)) + 1)
     upper, lower = confidences[kept[1:] - 1], np.append(confidences[kept[1:-1]], -np.inf)
     middle = (upper + lower) / 2  # between the last confidence that is kept and the first that is not
@@ -140,15 +137,9 @@ def arrange(truth: pd.DataFrame, predictions: pd.DataFrame) -> Arranged:
     padded_truth = np.full((len(ids), max(1, n_truth.max(initial=0)), 4), np.nan)
     slot = pd.Series(truth_image).groupby(truth_image).cumcount()
     padded_truth[truth_image, slot] = xywh_to_xyxy(truth[BOX_COLUMNS].to_numpy(dtype=float))
-    return Arranged(
-        ids=ids,
-        n_truth=n_truth,
-        padded_truth=padded_truth,
-        boxes_xyxy=xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float)),
-        confidence=boxes["confidence"].to_numpy(dtype=float),
-        image=image,
-        rank=rank_within(image),
-    )
+    boxes_xyxy = xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float))
+    confidence = boxes["confidence"].to_numpy(dtype=float)
+    return Arranged(ids, n_truth, padded_truth, boxes_xyxy, confidence, image, rank_within(image))
 
 
 def rank_within(image: NDArray[np.int64]) -> NDArray[np.int64]:

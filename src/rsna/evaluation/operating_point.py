@@ -5,7 +5,6 @@ are few. The curves of a part of the images are pulled towards those of all imag
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +45,8 @@ def calibration_images(every: Images, calibrate: str, labelled: pd.Index) -> tup
     if calibrate == "all":
         return every, "all out-of-fold images"
     if calibrate == "test_like":
-        chosen, words = labelled[-min(TEST_LIKE_IMAGES, max(1, len(labelled) // 5)) :], f"images of {LABELS_CSV}"
-        words = f"the last {len(chosen)} {words}"
+        chosen = labelled[-min(TEST_LIKE_IMAGES, max(1, len(labelled) // 5)) :]
+        words = f"the last {len(chosen)} images of {LABELS_CSV}"
     else:
         chosen, words = read_ids(Path(calibrate), labelled, every.people.index), f"the images of {Path(calibrate).name}"
     people = every.people[every.people.index.isin(chosen)]
@@ -171,17 +170,18 @@ def scales_to_try(box_scale: str, on_all: bool) -> tuple[float, ...]:
 
 
 def choose_point(every: Images, labelled: pd.Index, cfg: Config) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The surface as a table, and the choice on it for scores.json; see calibration_images for the arguments.
-
-    On all images the threshold is the best one as it is: so many need no smoothing.
-    """
+    """The surface as a table, and the choice on it for scores.json; see calibration_images for the arguments."""
     images, words = calibration_images(every, cfg.calibrate, labelled)
     scales = scales_to_try(cfg.box_scale, images is every)
     grid = make_grid(every.predictions)
-    of_scales = partial(measure, every, grid) if images is every else partial(measure_part, images, every, grid)
-    surface, best = of_scales(sorted({*SCALES, *scales})), best_point(every.predictions, every.truth, scales)
-    choices = of_scales(scales, 0 if images is every else cfg.bootstrap, cfg.seed).choices()
-    threshold, scale = (best.threshold, best.box_scale) if images is every else choices[0].tolist()
+    best = best_point(every.predictions, every.truth, scales)
+    if images is every:  # the best threshold as it is: so many images need no smoothing
+        surface = measure(every, grid, sorted({*SCALES, *scales}))
+        threshold, scale, intervals = best.threshold, best.box_scale, None
+    else:
+        surface = measure_part(images, every, grid, sorted({*SCALES, *scales}))
+        choices = measure_part(images, every, grid, scales, cfg.bootstrap, cfg.seed).choices()
+        (threshold, scale), intervals = choices[0].tolist(), np.quantile(choices[1:], MIDDLE, axis=0).T.tolist()
     top = top_confidences(images.predictions)
     bins = count_bins(top, top.index.isin(images.truth["patientId"]))
     cells = np.meshgrid(surface.scales, surface.thresholds, indexing="ij")
@@ -195,6 +195,6 @@ def choose_point(every: Images, labelled: pd.Index, cfg: Config) -> tuple[pd.Dat
         "threshold": threshold,
         "box_scale": scale,
         "of_all_images": [best.threshold, best.box_scale],
-        "intervals": None if images is every else np.quantile(choices[1:], MIDDLE, axis=0).T.tolist(),
+        "intervals": intervals,
         "resampling": [cfg.bootstrap, cfg.seed],
     }

@@ -71,8 +71,7 @@ def run_folders(cfg: Config) -> list[Path]:
 def compare_runs(cfg: Config, runs: list[Run], reference: Run, truth: pd.DataFrame, people: pd.Series) -> pd.DataFrame:
     """One row per run: its score and spread, and the paired difference to the reference on the images of both.
 
-    Each run is taken at its own threshold. people: patientId -> person, the unit that is resampled; images that it
-    lacks are left out.
+    Each run at its own threshold. people: patientId -> person, the unit that is resampled; other images are left out.
     """
     scores = {run.folder: image_scores(of_images(truth, run.ids), run.kept).mean(axis=1) for run in [*runs, reference]}
     rows = []
@@ -141,10 +140,7 @@ def as_made(cfg: Config) -> Config:
 
 
 def as_shown(cfg: Config) -> Config:
-    """Like as_made, for a command that shows a run; also prints which of the given settings have no effect.
-
-    Raises UserError if there is no such run.
-    """
+    """Like as_made, but prints which of the given settings have no effect. Raises UserError if there is no such run."""
     names = [folder.name for folder in run_folders(cfg)]
     if cfg.name not in names:
         remedy = f"choose one of: {', '.join(names)}" if names else f"train one first: {command(cfg, 'train')}"

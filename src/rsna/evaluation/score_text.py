@@ -69,10 +69,7 @@ def by_name(title: str, values: dict[str, float], digits: int = 4) -> str:
 
 
 def score_file(cfg: Config) -> None:
-    """Print the score of the file predictions= against labels=.
-
-    Raises UserError if an image has no label, or if no image counts.
-    """
+    """Print the score of predictions= against labels=. Raises UserError if an image has no label or no image counts."""
     path, labels_csv = Path(cfg.predictions), Path(cfg.labels or Path(cfg.input) / LABELS_CSV)
     labels = read_labels(labels_csv)
     is_submission = path.is_file() and set(SUBMISSION_COLUMNS) <= set(read_table(path, ["patientId"]).columns)
@@ -87,11 +84,11 @@ def score_file(cfg: Config) -> None:
     # an image that is not in the mapping counts as a person of its own
     alone, people = ids.set_axis(ids), read_people(Path(cfg.input))
     people = alone if people is None else people.reindex(ids).fillna(alone)
-    scores = describe(kept, truth, people, cfg.bootstrap, cfg.seed)
     if len(ids) < n_labelled:
         print(f"scored {len(ids)} images; {n_labelled - len(ids)} labelled images are not in {path}")
-    if not scores["per_iou"]:
+    if truth.empty and kept.empty:
         raise UserError(f"{path}: no image counts: there is neither a truth box nor a prediction")
+    scores = describe(kept, truth, people, cfg.bootstrap, cfg.seed)
     print_map(scores)
     print(f"{scores['images']} images, {scores['positives']} positive, {scores['with_box']:.1%} with a box")
     iou = iou_on_positives(predictions, truth)

@@ -83,13 +83,8 @@ def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int) -> dict[str, Any]:
-    """mAP with its 95 % interval, and counts of thresholded predictions; people: patientId -> person, all images.
-
-    If no image counts, the mAP is NaN, the interval None, per_iou empty, and positives is missing.
-    """
+    """mAP with its 95 % interval, and counts, if kept or truth has a box; people: patientId -> person, all images."""
     scores = image_scores(truth, kept)
-    if scores.empty:
-        return {"images": len(people), "mAP": float("nan"), "interval": None, "per_iou": {}, "with_box": 0.0}
     return {
         "images": len(people),
         "positives": int(truth["patientId"].nunique()),
@@ -187,7 +182,7 @@ def score_run(found: OutOfFold, threshold: float, n_resamples: int, seed: int) -
 
 def score_folds(found: OutOfFold, scores: pd.Series, cross_fitted: pd.Series) -> list[dict[str, Any]]:
     """`per_fold` of scores.json; image scores at the common threshold, and at the one chosen on the other folds."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     fold_of = found.folds["fold"]
     fold_of_box, fold_of_truth = (table["patientId"].map(fold_of) for table in (found.predictions, found.truth))
     for fold, ids in fold_of.groupby(fold_of).groups.items():

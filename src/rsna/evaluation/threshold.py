@@ -97,9 +97,8 @@ def cross_fit(
 ) -> tuple[pd.Series, dict[Any, OperatingPoint]]:
     """Choose the threshold of each fold on the other folds. Returns image scores, and the operating point of each fold.
 
-    fold_of: patientId -> fold; gated: fold -> the confidences of all predictions with the gate that was chosen on the
-    other folds. With a single fold both results are empty. The mean of the scores is what to expect on new images of
-    the same kind.
+    fold_of: patientId -> fold; gated: fold -> the confidences of all predictions with the gate chosen on other folds.
+    With a single fold both results are empty. The mean of the scores is what to expect on new images of this kind.
     """
     parts, points = [pd.Series(dtype=float)], dict[Any, OperatingPoint]()
     # looked up once, because comparing patientIds is slow

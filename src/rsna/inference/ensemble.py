@@ -31,8 +31,7 @@ ALL_VIEWS, PLAIN_VIEW = slice(None), slice(1)
 def fuse_run(cfg: Config) -> dict[str, Any] | None:
     """Write {oof,oof_no_tta,test,test_by_fold}.csv and {oof,test}_images.csv of a run; None if they are current.
 
-    Returns the result of write_tables. Raises UserError if the predictions of a fold are missing, were changed since
-    predict wrote them, or were made from other folds.
+    Returns the result of write_tables. Raises UserError as check_predictions does.
     """
     check_predictions(cfg)
     with file_lock(cfg.run_dir):
@@ -67,10 +66,7 @@ def check_predictions(cfg: Config) -> None:
 
 
 def check_alike(run: Config, settings: dict[int, dict[str, Any]]) -> None:
-    """Raise UserError unless all folds of a run were trained and predicted with the same settings.
-
-    settings: fold -> settings; those of FREE_TO_USERS may differ.
-    """
+    """Raise UserError unless the settings (fold -> settings) of all folds are the same, except for FREE_TO_USERS."""
     first, wanted = next(iter(settings.items()))
     for fold, found in settings.items():
         for key in sorted(wanted.keys() | found.keys()):
@@ -86,7 +82,7 @@ def write_tables(cfg: Config) -> dict[str, Any]:
     valid = [fuse_fold(cfg, runs, fold, "valid", ALL_VIEWS, PLAIN_VIEW) for fold in cfg.fold_list]
     oof, no_tta = (joined(parts) for parts in zip(*valid, strict=True))
     test = [fuse_fold(cfg, runs, fold, "test", ALL_VIEWS)[0] for fold in cfg.fold_list]
-    all_test = Fused(fuse_models([fold.boxes for fold in test], cfg), mean_images([fold.images for fold in test]))
+    all_test = fuse_models([fold.boxes for fold in test], [fold.images for fold in test], cfg)
     gate, gain, by_fold = pick_gate(cfg, oof)
     gated_test = [gate.apply(part.boxes, part.images) for part in test]
     gated_oof = gate.apply(oof.boxes, oof.images)
@@ -103,11 +99,8 @@ def write_tables(cfg: Config) -> dict[str, Any]:
     for name, table in tables.items():
         write_table(table, cfg.run_dir / f"{name}.csv")
     gates = {str(fold): [own.alpha, own.beta] for fold, own in by_fold.items()}
-    return {
-        "oof": len(oof.images),
-        "test": len(all_test.images),
-        "gate": {**asdict(gate), "gain": gain, "by_fold": gates},
-    }
+    chosen = {**asdict(gate), "gain": gain, "by_fold": gates}
+    return {"oof": len(oof.images), "test": len(all_test.images), "gate": chosen}
 
 
 def runs_with_boxes(cfg: Config) -> list[Config]:
@@ -126,19 +119,21 @@ def fuse_fold(cfg: Config, runs: list[Config], fold: int, part: str, *views: sli
     """One fold's predictions for `valid` or `test`, fused over views and runs: once for each of `views`."""
     boxes = [[*read_views(run.fold_dir(fold) / f"{part}.csv").values()] for run in runs]
     images = [read_probabilities(run.fold_dir(fold) / f"{part}_images.csv") for run in cfg.fused_runs]
-    return [
-        fuse_views(cfg, runs, [tables[chosen] for tables in boxes], [mean_of_views(table, chosen) for table in images])
-        for chosen in views
-    ]
+    fused = []
+    for chosen in views:
+        probabilities = [table[table["view"].isin(table["view"].unique()[chosen])] for table in images]
+        fused.append(fuse_views(cfg, runs, [tables[chosen] for tables in boxes], probabilities))
+    return fused
 
 
 def fuse_views(cfg: Config, runs: list[Config], boxes: list[list[pd.DataFrame]], images: list[pd.DataFrame]) -> Fused:
     """Fuse one fold's predictions: the views of each run, then the runs.
 
-    runs: those with boxes; boxes: for each of them one table per view; images: class probabilities of all fused runs.
+    runs: those with boxes; boxes: for each of them one table per view; images: probabilities of all runs, view by view.
     """
     weights = [weight for run, weight in zip(cfg.fused_runs, cfg.fusion_weights, strict=True) if run in runs]
-    return Fused(fuse_models([fuse_tables(views, cfg) for views in boxes], cfg, weights), mean_images(images))
+    means = [table.drop(columns="view").groupby("patientId", sort=False).mean() for table in images]
+    return fuse_models([fuse_tables(views, cfg) for views in boxes], means, cfg, weights)
 
 
 def joined(parts: Sequence[Fused]) -> Fused:
@@ -155,9 +150,11 @@ def pick_gate(cfg: Config, oof: Fused) -> tuple[Gate, float | None, dict[Any, Ga
     return choose_gate(oof, truth, folds[oof.images.index])
 
 
-def fuse_models(tables: list[pd.DataFrame], cfg: Config, weights: list[float] | None = None) -> pd.DataFrame:
-    """Fuse the tables of several runs or folds; a single table is returned unchanged."""
-    return fuse_tables(tables, cfg, weights) if len(tables) > 1 else tables[0]
+def fuse_models(
+    boxes: list[pd.DataFrame], images: list[pd.DataFrame], cfg: Config, weights: list[float] | None = None
+) -> Fused:
+    """Fuse the boxes of several runs or folds, of which a single table is kept as it is; average the probabilities."""
+    return Fused(fuse_tables(boxes, cfg, weights) if len(boxes) > 1 else boxes[0], mean_images(images))
 
 
 def read_views(path: Path) -> dict[str, pd.DataFrame]:
@@ -172,17 +169,8 @@ def read_probabilities(path: Path) -> pd.DataFrame:
     return read_numbers(path, [name for name in columns if name.startswith("p_")])
 
 
-def mean_of_views(table: pd.DataFrame, views: slice) -> pd.DataFrame:
-    """Class probabilities of read_probabilities, averaged over these views; index patientId."""
-    table = table[table["view"].isin(table["view"].unique()[views])].drop(columns="view")
-    return table.groupby("patientId", sort=False).mean()
-
-
 def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of tables of the same images (index patientId), in their common columns.
-
-    Models with 2 and with 3 classes have only p_opacity in common.
-    """
+    """The mean of tables of the same images (index patientId) in the columns that all have, at least p_opacity."""
     columns = [name for name in tables[0] if all(name in table for table in tables)]
     values = [table.loc[tables[0].index, columns].to_numpy(dtype=float) for table in tables]
     return pd.DataFrame(np.mean(values, axis=0), index=tables[0].index, columns=columns)

@@ -11,7 +11,6 @@ import pandas as pd
 from rsna.core.artifacts import manifest_path, read_manifest, require, with_settings
 from rsna.core.command_line import command
 from rsna.core.config import Config
-from rsna.core.validation import parse_weights
 from rsna.data.competition import PREDICTION_COLUMNS, read_predictions, with_empty_rows
 from rsna.data.dataset import ImageDataset, Samples
 from rsna.data.letterbox import fit_letterbox
@@ -19,7 +18,7 @@ from rsna.data.submission_format import SMALLEST_CONFIDENCE, keep_inside
 from rsna.evaluation.runs import as_made, as_shown
 from rsna.evaluation.threshold import Gate, OperatingPoint
 from rsna.execution.processes import map_files
-from rsna.inference.ensemble import fuse_models, fuse_views, mean_images, runs_with_boxes
+from rsna.inference.ensemble import fuse_models, fuse_views, runs_with_boxes
 from rsna.inference.gate import Fused
 from rsna.inference.image_files import NewImage, read_image
 from rsna.inference.outliers import Reference, distances, embed, load_reference
@@ -77,8 +76,7 @@ def as_predicted(cfg: Config) -> Config:
     """cfg with the settings of the run: those of scoring, fusion and prediction, and those of the runs it fuses."""
     scored = with_settings(as_shown(cfg), read_manifest(manifest_path(cfg, "evaluate"), command(cfg, "evaluate")))
     cfg = replace(scored, box_scale=scored.box_scale if cfg.box_scale == "auto" else cfg.box_scale)
-    names = [f"{cfg.name}_{preset}" for preset in parse_weights(cfg.members)] or [run.name for run in cfg.fused_runs]
-    runs = [as_made(cfg.of_run(name)) for name in names]
+    runs = [as_made(cfg.of_run(run.name)) for run in cfg.fused_runs]
     # as_made gives the precision of training
     made = [read_manifest(manifest_path(run, "predict", cfg.fold_list[0]), command(run, "predict")) for run in runs]
     return replace(cfg, member_configs=[with_settings(*pair) for pair in zip(runs, made, strict=True)])
@@ -92,14 +90,13 @@ def fuse_images(cfg: Config, images: list[NewImage]) -> Fused:
         for k, member in enumerate(cfg.fused_runs):
             model, title = load_model(member, fold), f"{member.name} fold {fold}"
             own, probabilities = predict_dataset(member, model, dataset_of(images, k), files, title)
-            classes.append(probabilities.drop(columns="view").groupby("patientId", sort=False).mean())
+            classes.append(probabilities)
             if member in with_boxes:
                 boxes.append([rows for _, rows in own.groupby("view", sort=False)])
         folds.append(fuse_views(cfg, with_boxes, boxes, classes))
-    boxes_of_all = fuse_models([fold.boxes for fold in folds], cfg)
-    images_of_all = mean_images([fold.images for fold in folds])
+    fused = fuse_models([fold.boxes for fold in folds], [fold.images for fold in folds], cfg)
     gate = require(cfg, "ensemble")["gate"]
-    return Fused(Gate(gate["alpha"], gate["beta"]).apply(boxes_of_all, images_of_all), images_of_all)
+    return Fused(Gate(gate["alpha"], gate["beta"]).apply(fused.boxes, fused.images), fused.images)
 
 
 def dataset_of(images: list[NewImage], k: int) -> ImageDataset:

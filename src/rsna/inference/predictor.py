@@ -113,7 +113,7 @@ def predict_images(cfg: Config, model: Any, ids: list[str], split: str, title: s
     usable, refused = all_ids[~all_ids.isin(undecoded)], all_ids[all_ids.isin(undecoded)]
     if len(refused):
         print(f"{title}: {len(refused)} images could not be decoded and get no box, such as {refused.iloc[0]}")
-    samples = make_samples(usable, index[index["status"] == "ok"], cfg.cache_dir / split)
+    samples = make_samples(usable, index, cfg.cache_dir / split)
     return predict_dataset(cfg, model, ImageDataset(samples), ids, title)
 
 

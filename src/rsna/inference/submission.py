@@ -39,16 +39,13 @@ class Submission:
 
 
 def write_submission(cfg: Config) -> Submission | None:
-    """Write submissions/<name>.csv and its manifest; None if they are current.
-
-    Raises UserError if the run's tables or scores are missing or do not match.
-    """
+    """Write the submission and its manifest; None if they are current. Raises UserError if an input is not current."""
     ids = read_sample(Path(cfg.input))
     shapes = read_index(cfg.cache_dir, cfg.size, "test").set_index("patientId")[["rows", "cols"]]
     with file_lock(cfg.run_dir):
         require(cfg, "ensemble")
         made = current_manifest(cfg, "make_submission")
-        predictions = read_test(cfg, ids)
+        predictions = read_predictions(cfg.run_dir / "test.csv", command(cfg, "ensemble"))
         point = choose_point(cfg, predictions)
         if is_current(cfg, "make_submission"):
             return None
@@ -77,16 +74,6 @@ def claim(cfg: Config, new: Path) -> None:
         raise UserError(f"{path}: not as make_submission wrote it, and not overwritten; move it, or set another name=")
 
 
-def read_test(cfg: Config, ids: list[str]) -> pd.DataFrame:
-    """Read the run's test.csv. Raises UserError if it lacks an image of the sample submission."""
-    path = cfg.run_dir / "test.csv"
-    predictions = read_predictions(path, command(cfg, "ensemble"))
-    missing = set(ids) - set(predictions["patientId"])
-    if missing:
-        raise UserError(f"{path}: no row for {min(missing)} and {len(missing) - 1} more; rerun predict and ensemble")
-    return predictions
-
-
 def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
     """The operating point: threshold= and box_scale= where they are numbers, else from scores.json; see point_for_test.
 
@@ -97,9 +84,9 @@ def choose_point(cfg: Config, predictions: pd.DataFrame) -> OperatingPoint:
         return OperatingPoint(float(cfg.threshold), float(cfg.box_scale), given)
     rebuild = command(cfg, "evaluate")
     made_with = require(cfg, "evaluate")["settings"]
-    wanted = {"box_scale": cfg.box_scale, "calibrate": cfg.calibrate}
-    if cfg.calibrate == "auto" or names_file(cfg, "calibrate"):  # a file's content is compared by `require`
-        del wanted["calibrate"]
+    wanted = {"box_scale": cfg.box_scale}
+    if cfg.calibrate != "auto" and not names_file(cfg, "calibrate"):  # a file's content is compared by `require`
+        wanted["calibrate"] = cfg.calibrate
     for key, value in wanted.items():
         if (found := made_with.get(key)) != value:
             path = cfg.run_dir / "scores.json"
@@ -118,16 +105,15 @@ def threshold_for_prior(cfg: Config, scores: dict[str, Any], by_fold: pd.DataFra
     point = scores["operating_point"]
     if cfg.prior == "none":
         return scores["threshold"], ""
-    share, prior, words = point["positives"] / point["images"], 0.0, "prior="
+    share = point["positives"] / point["images"]
     if cfg.prior == "auto":
         prior, low, high = estimate_prior(point["bins"], by_fold, *point["resampling"])
         words = f"estimated, 95 % interval {low:.1%} to {high:.1%}"
         if low <= share <= high:
-            why = (
-                f". Positives: {prior:.1%} of the test images ({words}), {share:.1%} out of fold: not clearly different"
-            )
-            return scores["threshold"], f"{why}, so the threshold is not corrected"
-    prior = prior or float(cfg.prior)
+            why = f". Positives: {prior:.1%} of the test images ({words}), {share:.1%} out of fold"
+            return scores["threshold"], f"{why}: not clearly different, so the threshold is not corrected"
+    else:
+        prior, words = float(cfg.prior), "prior="
     surface = read_numbers(cfg.run_dir / "surface.csv", SURFACE_COLUMNS, command(cfg, "evaluate"))
     rows = surface[np.isclose(surface["box_scale"], scores["box_scale"])]
     threshold = best_threshold(rows.assign(score=mean_score(rows["found"], rows["false_alarms"], prior)))

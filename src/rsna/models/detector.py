@@ -11,11 +11,10 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 from rsna.core.config import setting
 from rsna.core.errors import UserError
 from rsna.models.protocol import BoxesOfImages, Outputs, Targets
-from rsna.models.pyramid import PyramidModel
+from rsna.models.pyramid import ASSIGNMENT_SIGMA, PyramidModel
 from rsna.models.registry import register
 
 PRIOR = 0.01  # objectness of an untrained network, as in RetinaNet (Lin et al. 2017)
-ASSIGNMENT_SIGMA = 0.15  # of the Gaussian around the centre of a true box, as a fraction of the box's sides
 LEAST_HEAT = 0.1  # locations with a lower heat do not train their box
 VOTE_IOU = 0.4  # a candidate with a higher IoU with a kept box takes part in the voting on its position
 CANDIDATES, MAX_BOXES = 64, 6  # the locations with the highest objectness; the most boxes kept per image
@@ -42,7 +41,7 @@ class DetectorModel(PyramidModel):
     """
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
-        """size: side of the input, pixels; not used. Raises UserError if fpn_channels is not a multiple of 16."""
+        """Raises UserError if fpn_channels is not a multiple of 16."""
         if settings.fpn_channels % 16:
             raise UserError(f"fpn_channels={settings.fpn_channels}: must be a multiple of 16")
         super().__init__(encoder, num_classes, settings.fpn_channels, settings.dropout, settings.convs)
@@ -70,15 +69,11 @@ class DetectorModel(PyramidModel):
         distance = generalized_box_iou_loss(predicted_xyxy, target_xyxy) + 4 * (outputs["boxes"] - target).abs().mean(2)
         box = (weight * distance).sum() / weight.sum().clamp(min=1)
         entropy = cross_entropy(outputs["logits"], targets["label"])
-        parts = {"class": entropy, "objectness": objectness, "box": box}
         loss = entropy + objectness + self.settings.box_weight * box
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+        return {"loss": loss, "class": entropy.detach(), "objectness": objectness.detach(), "box": box.detach()}
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, 6, 4) xyxy in [0, 1], objectness (B, 6) in [0, 1], class probabilities (B, classes).
-
-        Where an image has fewer boxes, the remaining rows are zeros.
-        """
+        """Boxes (B, 6, 4) xyxy in [0, 1], objectness (B, 6), class probabilities (B, classes); see select_boxes."""
         boxes_xyxy = box_convert(outputs["boxes"], "cxcywh", "xyxy").clamp(0, 1)
         kept = select_boxes(boxes_xyxy, outputs["objectness"].sigmoid(), self.settings.nms_iou)
         return *kept, outputs["logits"].softmax(dim=1)

@@ -21,7 +21,7 @@ BoxesOfImages = Sequence[NDArray[np.float64]]  # one array (n_k, 4) per image
 class DetectionModel(nn.Module):
     """Base class of all models; built as Class(encoder, size, num_classes, settings), see registry.register.
 
-    An encoder whose children are named layer1 to layer4 can be frozen in part.
+    size: side of the input, pixels. An encoder whose children are named layer1 to layer4 can be frozen in part.
     """
 
     encoder: Any  # a module; its out_channels lists the number of channels of each feature map

@@ -10,6 +10,7 @@ from rsna.models.backbone import normalise
 from rsna.models.protocol import DetectionModel, Outputs, set_prior
 
 MAX_CENTER_OFFSET = 0.15  # largest offset of a box's centre from its location, as a fraction of the image
+ASSIGNMENT_SIGMA = 0.15  # of the Gaussian around the centre of a true box, as a fraction of the box's sides
 
 
 class PyramidModel(DetectionModel):
@@ -39,8 +40,8 @@ class PyramidModel(DetectionModel):
         set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
-        """images (B, 1, S, S) uint8 -> logits (B, classes) of the image, and for L locations: objectness (B, L) logits,
-        boxes (B, L, 4) cxcywh and centres (L, 2) xy, both as fractions of the image."""
+        """Logits (B, classes) of the image, and for L locations: objectness (B, L) logits, boxes (B, L, 4) cxcywh and
+        centres (L, 2) xy, both as fractions of the image."""
         features = self.encoder(normalise(images))[-3:]
         pyramid = top_down(self.lateral, features)
         grid = location_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)

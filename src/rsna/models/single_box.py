@@ -10,10 +10,8 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from rsna.core.config import setting
 from rsna.models.protocol import BoxesOfImages, Outputs, Targets, mean_largest_box
-from rsna.models.pyramid import PyramidModel
+from rsna.models.pyramid import ASSIGNMENT_SIGMA, PyramidModel
 from rsna.models.registry import register
-
-ASSIGNMENT_SIGMA = 0.15  # of the Gaussian around the centre of the true box, as a fraction of the box's sides
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class SingleBoxModel(PyramidModel):
     """
 
     def __init__(self, encoder: nn.Module, size: int, num_classes: int, settings: Settings) -> None:
-        """size: side of the input, pixels; not used."""
         super().__init__(encoder, num_classes, settings.fpn_channels, settings.dropout)
         self.box_weight = settings.box_weight
 
