@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsna.core.artifacts import current_manifest, differences, is_current, record, require, withdraw
+from rsna.core.artifacts import current_manifest, differences, is_current, record, require, with_settings, withdraw
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
 from rsna.core.stages import FREE_TO_USERS, STAGES, files_of
@@ -152,6 +152,15 @@ def test_runs_are_fused_from_all_of_their_folds(workspace):
     record(second, "predict", 1)
     with pytest.raises(UserError, match=r"made from another second/fold1/test\.csv .*run: \./run\.sh ensemble"):
         require(both, "ensemble")
+
+
+@pytest.mark.parametrize(
+    ("members", "names"), [("", ["other"]), ("detector,classifier", ["other_detector", "other_classifier"])]
+)
+def test_a_run_has_the_members_that_it_was_made_of(members, names):
+    """Also where the command names a preset with other members."""
+    made = with_settings(parse(["preset=best", "name=other"]), {"settings": {"members": members}})
+    assert [run.name for run in made.fused_runs] == names
 
 
 def test_a_weights_file_is_compared_by_its_content(tmp_path):

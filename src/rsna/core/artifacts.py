@@ -150,7 +150,7 @@ def with_settings(cfg: Config, manifest: Manifest) -> Config:
     if folds:
         changes |= {"fold": ",".join(map(str, folds)), "n_folds": max(cfg.n_folds, *(k + 1 for k in folds))}
     made = replace(cfg, **changes)
-    if made.members and (made.members != cfg.members or not cfg.member_configs):
+    if made.members != cfg.members or not cfg.member_configs:
         # the settings of the members are in their own manifests
         members = [made.of_run(f"{made.name}_{member}") for member in parse_weights(made.members)]
         made = replace(made, member_configs=members)

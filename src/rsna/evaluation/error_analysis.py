@@ -113,7 +113,10 @@ def overlaps(truth: pd.DataFrame, kept: pd.DataFrame) -> Floats:
 
 
 def thin(table: pd.DataFrame, x: str, y: str, n: int = 400) -> pd.DataFrame:
-    """At most 2n + 2 rows of a curve that look the same: both ends, and the lowest and highest y in n slices of x."""
+    """Thin out a curve without changing its look: the rows of both ends and of the lowest and highest y in n x-slices.
+
+    So at most 2n + 2 rows are left.
+    """
     if len(table) <= 2 * n:
         return table
     rows = table.reset_index(drop=True)

@@ -73,7 +73,10 @@ def box_steps(truth: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def cut_points(confidences: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """The cuts between unequal decreasing confidences: how many are kept, from 0 to all, and the threshold for each."""
+    """Where decreasing confidences can be cut: how many are kept, from 0 to all, and the threshold for each.
+
+    Equal confidences are never separated.
+    """
     kept = np.append(0, np.flatnonzero(np.diff(confidences, append=-np.inf)) + 1)
     upper, lower = confidences[kept[1:] - 1], np.append(confidences[kept[1:-1]], -np.inf)
     middle = (upper + lower) / 2  # between the last confidence that is kept and the first that is not

@@ -48,7 +48,10 @@ def one_of(values: pd.Series, known: Sequence[str]) -> pd.Series:
 
 
 def thirds(area: pd.Series) -> pd.Series:
-    """Small, middle and large third of boxes, a category with the bounds in its names; area: fraction of the image."""
+    """Split boxes into small, middle and large thirds, as a category with the bounds in its names.
+
+    area: the fraction of the image that each box covers.
+    """
     if area.empty:
         return pd.Series(dtype=object)
     low, high = area.quantile([1 / 3, 2 / 3])
@@ -91,7 +94,8 @@ def scores_by_group(groups: pd.DataFrame, images: pd.DataFrame, n_resamples: int
 def to_relative(boxes: pd.DataFrame, geometry: pd.DataFrame, size: int) -> Floats:
     """Boxes xywh in original pixels -> (n, 4) xyxy in [0, 1] of the cached square image.
 
-    geometry: index patientId, GEOMETRY_COLUMNS; other images are left out; size: side of the cached images, pixels.
+    geometry: index patientId, GEOMETRY_COLUMNS; size: side of the cached images, pixels. Boxes of images that are not
+    in `geometry` are left out.
     """
     known = of_images(boxes, geometry.index)
     mapping = geometry.loc[known["patientId"], GEOMETRY_COLUMNS].to_numpy(dtype=float)

@@ -170,7 +170,10 @@ def read_probabilities(path: Path) -> pd.DataFrame:
 
 
 def mean_images(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of tables of the same images (index patientId) in the columns that all have, at least p_opacity."""
+    """The mean of tables of the same images (index patientId), in their common columns.
+
+    Models with 2 and with 3 classes have only p_opacity in common.
+    """
     columns = [name for name in tables[0] if all(name in table for table in tables)]
     values = [table.loc[tables[0].index, columns].to_numpy(dtype=float) for table in tables]
     return pd.DataFrame(np.mean(values, axis=0), index=tables[0].index, columns=columns)

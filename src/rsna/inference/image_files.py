@@ -100,7 +100,8 @@ def read_image(path: Path, sizes: Sequence[int]) -> NewImage:
 def decode_picture(content: bytes) -> GreyImage:
     """A PNG or JPEG as uint8 (rows, cols), turned according to its EXIF; colours become luma, transparent pixels black.
 
-    16 bits are scaled from minimum to maximum, as in DICOMs without a window. Raises UnreadableDicom, Pillow's errors.
+    16 bits are scaled from minimum to maximum, as in DICOMs without a window. Raises UnreadableDicom, and Pillow's
+    errors.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))

@@ -70,7 +70,10 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Name, without `encoder.` in front -> tensor; no code is executed. Raises UserError if the file cannot be read."""
+    """Read a weights file: name, without the prefix `encoder.`, -> tensor. Raises UserError if it cannot be read.
+
+    No code in the file is executed.
+    """
     if not path.is_file():
         raise UserError(f"weights={path}: no such file; set another, or weights=none for random weights")
     try:

@@ -62,7 +62,10 @@ def load_checkpoint(path: Path, cfg: Config, fold: int, ignore: Iterable[str] = 
 
 
 def people_of_checkpoint(path: Path) -> set[str]:
-    """The people on whose images a checkpoint was trained; empty for other weights that backbone.read_weights reads."""
+    """The people on whose images a checkpoint of this project was trained; empty for any other weights.
+
+    path: a file that backbone.read_weights can read.
+    """
     if path.suffix == ".safetensors":
         return set()
     content = torch.load(path, map_location="cpu", weights_only=True)

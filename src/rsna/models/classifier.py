@@ -30,19 +30,21 @@ class ClassifierModel(DetectionModel):
         self.classifier = nn.Linear(2 * self.encoder.out_channels[-1], num_classes)
 
     def init_priors(self, boxes_cxcywh: BoxesOfImages, class_rates: Tensor) -> None:
+        """Set the initial class probabilities to the class rates."""
         set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
+        """images (B, 1, S, S) uint8 -> logits (B, classes)."""
         features = self.encoder(normalise(images))[-1]
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
         return {"logits": self.classifier(self.dropout(pooled)).float()}
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """The cross-entropy is the loss and its only part, class."""
+        """Scalars: loss, the cross-entropy; and class, its only part: the same value, detached."""
         loss = cross_entropy(outputs["logits"], targets["label"])
         return {"loss": loss, "class": loss.detach()}
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """No boxes (B, 0, 4), no scores (B, 0), and the class probabilities."""
+        """Empty boxes (B, 0, 4), empty scores (B, 0), class probabilities (B, classes)."""
         classes = outputs["logits"].softmax(dim=1)
         return classes.new_zeros(len(classes), 0, 4), classes.new_zeros(len(classes), 0), classes

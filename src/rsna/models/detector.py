@@ -73,7 +73,10 @@ class DetectorModel(PyramidModel):
         return {"loss": loss, "class": entropy.detach(), "objectness": objectness.detach(), "box": box.detach()}
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, 6, 4) xyxy in [0, 1], objectness (B, 6), class probabilities (B, classes); see select_boxes."""
+        """Boxes (B, 6, 4) xyxy in [0, 1], objectness (B, 6) in [0, 1], class probabilities (B, classes).
+
+        Where an image has fewer boxes, the remaining rows are zeros.
+        """
         boxes_xyxy = box_convert(outputs["boxes"], "cxcywh", "xyxy").clamp(0, 1)
         kept = select_boxes(boxes_xyxy, outputs["objectness"].sigmoid(), self.settings.nms_iou)
         return *kept, outputs["logits"].softmax(dim=1)

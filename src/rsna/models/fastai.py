@@ -54,7 +54,7 @@ class FastaiModel(DetectionModel):
         set_prior(self.head[-1], torch.cat([corners.logit(), class_rates.clamp(min=1e-3).log()]))
 
     def forward(self, images: Tensor) -> Outputs:
-        """Boxes (B, 4) xyxy in pixels of the model's input, logits (B, classes)."""
+        """images (B, 1, S, S) uint8 -> boxes (B, 4) xyxy in pixels of the model's input, logits (B, classes)."""
         numbers = self.head(self.encoder(normalise(images))[-1]).float()
         return {"boxes": numbers[:, :4].sigmoid() * self.size, "logits": numbers[:, 4:]}
 
@@ -78,6 +78,7 @@ class FastaiModel(DetectionModel):
         return {"loss": self.scale * entropy + box, "class": entropy.detach(), "box": box.detach()}
 
     def hold_loss_weights(self) -> None:
+        """Stop measuring the scale and keep its value."""
         self.sums[3] = max(MEASURED, float(self.sums[3]))
 
     def decode(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -40,8 +40,8 @@ class PyramidModel(DetectionModel):
         set_prior(self.classifier, class_rates.clamp(min=1e-3).log())
 
     def forward(self, images: Tensor) -> Outputs:
-        """Logits (B, classes) of the image, and for L locations: objectness (B, L) logits, boxes (B, L, 4) cxcywh and
-        centres (L, 2) xy, both as fractions of the image."""
+        """images (B, 1, S, S) uint8 -> logits (B, classes) of the image, and for L locations: objectness (B, L) logits,
+        boxes (B, L, 4) cxcywh and centres (L, 2) xy, both as fractions of the image."""
         features = self.encoder(normalise(images))[-3:]
         pyramid = top_down(self.lateral, features)
         grid = location_centres(pyramid.shape[-2], pyramid.shape[-1], pyramid.device)
