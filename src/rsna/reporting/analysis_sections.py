@@ -81,7 +81,7 @@ def roc(data: ReportData) -> Plot | None:
     shown = analysis.thin(curve, "false_alarms", "found")
     axis.plot([0, 1], [0, 1], ":", color=svg.SOFT, linewidth=1.2)
     axis.plot(shown["false_alarms"], shown["found"])
-    axis.plot(*([value] for value in point), "o", color=svg.RED, markersize=6)
+    axis.plot(*point, "o", color=svg.RED, markersize=6)
     axis.annotate("threshold ", point, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=svg.INK)
     axis.set(xlabel="false alarms on images without opacity", ylabel="opacities found", xlim=(0, 1), ylim=(0, 1.01))
     alt = f"ROC curve with an area of {data.run.scores['AUC']:.3f}. "

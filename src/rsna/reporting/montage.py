@@ -28,7 +28,7 @@ COLOURS = 256  # mostly greys; with fewer, soft tissue shows banding
 
 def write_montage(picture: Picture, path: Path) -> None:
     """Write a montage as a PNG with COLOURS colours, which halves its size."""
-    image = Image.fromarray(picture[..., ::-1].copy())
+    image = Image.fromarray(picture[..., ::-1])
     reduced = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     metadata = PngInfo()
     metadata.add_text("Software", SOFTWARE)
