@@ -98,7 +98,6 @@ def write_bundle(bundle: Bundle) -> None:
             raise UserError(f"{path}: a link or file that make_kernel did not make is in the way; move it elsewhere")
     with file_lock(cfg.run_dir):
         shutil.rmtree(new, ignore_errors=True)  # left by a command that was killed
-        new.mkdir(parents=True)
         try:
             pythons = write_files(bundle.files, new / "dataset", cfg.wheels)
             submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"

@@ -131,9 +131,8 @@ def draw_groups(table: pd.DataFrame, overall: float) -> str:
     known = shown["low"].notna()
     axis.hlines(heights[known], shown.loc[known, "low"], shown.loc[known, "high"], color=svg.BLUE, linewidth=1.6)
     axis.plot(shown["mAP"], heights, "o", color=svg.BLUE, markersize=5, linestyle="none")
-    heads = [(height - 0.9, group) for height, group in zip(heights[starts], shown.loc[starts, "group"], strict=True)]
     labels = [f"{value} ({n})" for value, n in zip(shown["value"], shown["images"], strict=True)]
-    axis.set_yticks([*heights, *(height for height, _ in heads)], [*labels, *(group for _, group in heads)])
+    axis.set_yticks([*heights, *(heights[starts] - 0.9)], [*labels, *shown.loc[starts, "group"]])
     for tick in axis.get_yticklabels()[len(heights) :]:
         tick.set_fontweight("bold")
     axis.tick_params(axis="y", length=0, labelsize=9)
