@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rsna.data.boxes import xyxy_to_xywh
 from rsna.data.cache import read_png
+from rsna.evaluation.metric import of_images
 from rsna.evaluation.subgroups import UNKNOWN, to_relative
 from rsna.reporting.sections import ReportData
 
@@ -43,16 +44,19 @@ def choose(scores: pd.Series, truth: pd.DataFrame, kept: pd.DataFrame, per_kind:
 def make_tiles(data: ReportData) -> list[dict[str, Any]]:
     """The chosen images as tiles, see make_tile; images that the cache refused are left out."""
     chosen = choose(data.scores, data.truth, data.run.kept, PER_KIND)
-    return [make_tile(data, kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index]
+    shown = [(kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index]
+    names = [name for _, name in shown]
+    tables = {"true": data.truth, "predicted": data.run.kept, "below": data.run.predictions}
+    chosen_tables = {key: of_images(table, names) for key, table in tables.items()}
+    return [make_tile(data, chosen_tables, kind, name) for kind, name in shown]
 
 
-def make_tile(data: ReportData, kind: str, name: str) -> dict[str, Any]:
+def make_tile(data: ReportData, tables: dict[str, pd.DataFrame], kind: str, name: str) -> dict[str, Any]:
     """What the page shows of an image: patient_id, kind, view, words, image (a data URI), and its boxes.
 
     The boxes are lists of [left, top, width, height] in percent of the square image: `true`, `predicted`, and `below`
     (the most confident box below the threshold, if there is none above).
     """
-    tables = {"true": data.truth, "predicted": data.run.kept, "below": data.run.predictions}
     boxes = {key: table[table["patientId"] == name] for key, table in tables.items()}
     weak = boxes["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
     boxes["below"] = weak if boxes["predicted"].empty else weak.iloc[:0]
