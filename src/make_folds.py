@@ -9,8 +9,7 @@ from rsna.data.folds import report, update_folds
 
 
 def main(cfg: Config) -> None:
-    folds, state = update_folds(cfg)
-    report(cfg, folds, state)
+    report(cfg, *update_folds(cfg))
 
 
 if __name__ == "__main__":

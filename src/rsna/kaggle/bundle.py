@@ -33,7 +33,8 @@ PACKAGES = {
 # omegaconf 2.3 needs a package without a wheel; the other packages get the versions that the run was made with
 FREE_VERSIONS = {"omegaconf": "omegaconf>=2.4,<3"}
 PYTHONS = ("3.11", "3.12", "3.13")  # of older, current and probably future images
-PLATFORMS = [f"{name}_x86_64" for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")]
+MANYLINUX = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+DOWNLOAD = ["download", "--no-deps", "--only-binary=:all:"]  # the arguments of pip
 
 # the client only accepts addresses and titles of 6 to 50 characters
 MAX_SLUG = 50
@@ -85,12 +86,12 @@ def collect_wheels(target: Path, source: str) -> list[str]:
         raise UserError(f"wheels={source}: no such folder")
     target.mkdir(parents=True)
     where = ["--no-index", "--find-links", source] if source else ["--retries", "1", "--timeout", "20"]
-    words = [*where, *(f"--platform={name}" for name in PLATFORMS), "--dest", str(target), *pins()]
+    wanted = [*(f"--platform={name}_x86_64" for name in MANYLINUX), *pins()]
+    words = [*where, "--dest", str(target), *wanted]
     reasons = {python: pip_download([*words, "--python-version", python]) for python in PYTHONS}
     if all(reasons.values()):
         problem = f"wheels={source} lacks some" if source else "is there internet? Without it, set wheels=<folder>"
-        options = ["--dest", "<folder>", "--python-version", PYTHONS[1], *(f"--platform={name}" for name in PLATFORMS)]
-        download = ["pip", "download", "--no-deps", "--only-binary=:all:", *options, *pins()]
+        download = ["pip", *DOWNLOAD, "--dest", "<folder>", "--python-version", PYTHONS[1], *wanted]
         raise UserError(
             f"no wheels for Kaggle: pip says '{reasons[PYTHONS[0]]}'; {problem}. To fill a folder on a machine with "
             f"internet: {shlex.join(download)}"
@@ -100,8 +101,8 @@ def collect_wheels(target: Path, source: str) -> list[str]:
 
 def pip_download(words: Sequence[str]) -> str:
     """Run `pip download` for wheels only, without dependencies; return the reason if it fails, else ""."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run([*command, "--only-binary=:all:", *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", *DOWNLOAD, "--quiet", "--disable-pip-version-check", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
     errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]

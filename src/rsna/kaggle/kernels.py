@@ -39,7 +39,6 @@ class Bundle:
 
     @property
     def upload(self) -> dict[str, list[str]]:
-        """The commands from the bundle to a score."""
         return commands_for(self.user, self.cfg.name, self.folder, "inference" if self.trained else "training")
 
 
@@ -69,10 +68,8 @@ def plan_bundle(cfg: Config) -> Bundle:
 
 
 def trained_files(cfg: Config) -> dict[str, Path]:
-    """The files of the trained folds, after checking everything that the submission is made from.
-
-    An error on Kaggle would come too late. Raises UserError if something is missing or not current.
-    """
+    """The files of the trained folds. Raises UserError if anything behind the submission is missing or not current."""
+    # an error on Kaggle would come too late
     names = (f"{cfg.checkpoint}.pt", "train.json", "predict.json", "valid.csv", "valid_images.csv")
     files: dict[str, Path] = {}
     for run, fold in product(cfg.trained_runs, cfg.fold_list):
@@ -101,7 +98,6 @@ def write_bundle(bundle: Bundle) -> None:
             raise UserError(f"{path}: a link or file that make_kernel did not make is in the way; move it elsewhere")
     with file_lock(cfg.run_dir):
         shutil.rmtree(new, ignore_errors=True)  # left by a command that was killed
-        new.mkdir(parents=True)
         try:
             pythons = write_files(bundle.files, new / "dataset", cfg.wheels)
             submission = content_hash(cfg.submission_csv) if cfg.submission_csv.is_file() else "none"
@@ -134,10 +130,7 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
 
 
 def run_words(cfg: Config) -> list[str]:
-    """The settings of the run that differ from the defaults, as on a command line, without weights=.
-
-    The training kernel adds weights= itself.
-    """
+    """The settings that differ from the defaults, as on a command line; the training kernel adds weights= itself."""
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
     members = [f"members={cfg.members}"] if cfg.members else []
     defaults = parse([*preset, *members], settings_of)

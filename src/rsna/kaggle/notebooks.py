@@ -15,8 +15,6 @@ from rsna.reporting.summary import digits
 
 @dataclass(frozen=True)
 class Kernel:
-    """The data of a notebook."""
-
     user: str
     run: str
     words: Sequence[str]  # settings as on the command line, without paths
@@ -85,14 +83,11 @@ def training_notebook(kernel: Kernel) -> Any:
 
 
 def notebook(kernel: Kernel, introduction: str, *texts: str) -> Any:
-    """A notebook of alternating text and code cells, after the cells that both notebooks start with.
-
-    The same texts give the same bytes.
-    """
+    """Alternating text and code cells, after those that both notebooks start with; same texts, same bytes."""
     packages = "What Kaggle's image lacks comes from the dataset. What it has in a suitable version stays."
     first = (f"{introduction}\n\n## Where things are", code.WHERE, f"## Packages\n\n{packages}", code.PACKAGES)
-    lists = {"packages": [name + limits for name, limits in PACKAGES.items()], "words": kernel.words}
-    lists["trains"] = kernel.trains or [kernel.run]
+    requirements = [name + limits for name, limits in PACKAGES.items()]
+    lists = {"packages": requirements, "words": kernel.words, "trains": kernel.trains}
     names = {"competition": COMPETITION, "address": address_of(kernel.run), "user": kernel.user, "run": kernel.run}
     names |= {name: "[\n" + "".join(f"    {word!r},\n" for word in words) + "]" for name, words in lists.items()}
     v4 = optional("nbformat.v4")

@@ -81,7 +81,7 @@ def roc(data: ReportData) -> Plot | None:
     shown = analysis.thin(curve, "false_alarms", "found")
     axis.plot([0, 1], [0, 1], ":", color=svg.SOFT, linewidth=1.2)
     axis.plot(shown["false_alarms"], shown["found"])
-    axis.plot(*([value] for value in point), "o", color=svg.RED, markersize=6)
+    axis.plot(*point, "o", color=svg.RED, markersize=6)
     axis.annotate("threshold ", point, ha="left", va="top", xytext=(6, -3), textcoords="offset points", color=svg.INK)
     axis.set(xlabel="false alarms on images without opacity", ylabel="opacities found", xlim=(0, 1), ylim=(0, 1.01))
     alt = f"ROC curve with an area of {data.run.scores['AUC']:.3f}. "
@@ -131,9 +131,8 @@ def draw_groups(table: pd.DataFrame, overall: float) -> str:
     known = shown["low"].notna()
     axis.hlines(heights[known], shown.loc[known, "low"], shown.loc[known, "high"], color=svg.BLUE, linewidth=1.6)
     axis.plot(shown["mAP"], heights, "o", color=svg.BLUE, markersize=5, linestyle="none")
-    heads = [(height - 0.9, group) for height, group in zip(heights[starts], shown.loc[starts, "group"], strict=True)]
     labels = [f"{value} ({n})" for value, n in zip(shown["value"], shown["images"], strict=True)]
-    axis.set_yticks([*heights, *(height for height, _ in heads)], [*labels, *(group for _, group in heads)])
+    axis.set_yticks([*heights, *(heights[starts] - 0.9)], [*labels, *shown.loc[starts, "group"]])
     for tick in axis.get_yticklabels()[len(heights) :]:
         tick.set_fontweight("bold")
     axis.tick_params(axis="y", length=0, labelsize=9)

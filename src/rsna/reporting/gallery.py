@@ -47,13 +47,11 @@ def make_tiles(data: ReportData) -> list[dict[str, Any]]:
     shown = [(kind, name) for kind, ids in chosen.items() for name in ids if name in data.geometry.index]
     names = [name for _, name in shown]
     tables = {"true": data.truth, "predicted": data.run.kept, "below": data.run.predictions}
-    chosen_tables, geometry = {key: of_images(t, names) for key, t in tables.items()}, data.geometry.loc[names]
-    return [make_tile(data, chosen_tables, geometry, kind, name) for kind, name in shown]
+    chosen_tables = {key: of_images(table, names) for key, table in tables.items()}
+    return [make_tile(data, chosen_tables, kind, name) for kind, name in shown]
 
 
-def make_tile(
-    data: ReportData, tables: dict[str, pd.DataFrame], geometry: pd.DataFrame, kind: str, name: str
-) -> dict[str, Any]:
+def make_tile(data: ReportData, tables: dict[str, pd.DataFrame], kind: str, name: str) -> dict[str, Any]:
     """What the page shows of an image: patient_id, kind, view, words, image (a data URI), and its boxes.
 
     The boxes are lists of [left, top, width, height] in percent of the square image: `true`, `predicted`, and `below`
@@ -62,7 +60,7 @@ def make_tile(
     boxes = {key: table[table["patientId"] == name] for key, table in tables.items()}
     weak = boxes["below"].dropna(subset=["confidence"]).nlargest(1, "confidence")
     boxes["below"] = weak if boxes["predicted"].empty else weak.iloc[:0]
-    view = str(data.groups.loc[name, "view"])
+    view, geometry = str(data.groups.loc[name, "view"]), data.geometry.loc[[name]]
     return {
         "patient_id": name,
         "kind": kind,

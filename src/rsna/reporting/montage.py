@@ -28,7 +28,7 @@ COLOURS = 256  # mostly greys; with fewer, soft tissue shows banding
 
 def write_montage(picture: Picture, path: Path) -> None:
     """Write a montage as a PNG with COLOURS colours, which halves its size."""
-    image = Image.fromarray(picture[..., ::-1].copy())
+    image = Image.fromarray(picture[..., ::-1])
     reduced = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     metadata = PngInfo()
     metadata.add_text("Software", SOFTWARE)
@@ -48,8 +48,8 @@ def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed
     """The rows of the montage; ids: all images. `best` and `worst` are images with a true and a predicted box."""
     scores = image_scores(truth, kept).mean(axis=1).sort_values(ascending=False, kind="stable")
     positive, boxed = set(truth["patientId"]), set(kept["patientId"])
-    hits = [name for name in scores.index if name in positive & boxed]
-    alarms = kept[~kept["patientId"].isin(truth["patientId"])].sort_values("confidence", ascending=False)
+    hits = scores.index[scores.index.isin(positive & boxed)].tolist()
+    alarms = kept[~kept["patientId"].isin(positive)].sort_values("confidence", ascending=False)
     half = min(PER_ROW, (len(hits) + 1) // 2)
     rows = {
         "best": hits[:half],

@@ -82,12 +82,12 @@ def counts(table: pd.DataFrame) -> str:
     """A line with the number of files, boxes, refused and flagged files in the table of predict_files."""
     files, boxes = table.drop_duplicates("file"), table.dropna(subset=["confidence"])
     refused, flagged, with_box = (files["refused"] != "").sum(), (files["flag"] != "").sum(), boxes["file"].nunique()
-    words = f"{plural(len(files), 'file')}: {with_box} with a box ({plural(len(boxes), 'box', 'boxes')})"
+    words = f"{plural(len(files), 'file', 'files')}: {with_box} with a box ({plural(len(boxes), 'box', 'boxes')})"
     return f"{words}, {len(files) - refused - with_box} without, {refused} refused; {flagged} flagged"
 
 
-def plural(count: int, one: str, several: str = "") -> str:
-    return f"{count} {one if count == 1 else several or one + 's'}"
+def plural(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 def write_overlay(path: Path, table: pd.DataFrame, folder: Path) -> Picture:

@@ -32,9 +32,8 @@ MANIFEST_JSON = {"settings": dict, "outputs": dict, **SUBMISSION_JSON}
 
 def write_report(cfg: Config) -> Path:
     """Write report.html of a run; cfg: the settings that it was made with. Raises UserError if it is not current."""
-    data = read_data(cfg)
     path = cfg.run_dir / "report.html"
-    write_text(render("report.html.j2", **page_content(data)), path, mark=b"<title>Report of run ")
+    write_text(render("report.html.j2", **page_content(read_data(cfg))), path, mark=b"<title>Report of run ")
     return path
 
 
@@ -93,13 +92,13 @@ def compare(data: ReportData) -> tuple[Rows, list[str]]:
     scores, perfect = data.run.scores, largest_box(data.truth).assign(confidence=1.0)
     same_images = {"this run": scores["mAP"], **scores["baselines"]}
     same_images["a perfect largest box on each positive image"] = mean_average_precision(data.truth, perfect)
-    rows = [[name, str(len(data.run.ids)), digits(value)] for name, value in same_images.items()]
     runs, refused = find_runs(data.cfg)
     other_runs = [run for run in runs if run.folder != data.run.folder]
-    rows = [[*row, "-"] for row in rows] if other_runs else rows
+    paired = ["-"] if other_runs else []
+    rows = [[name, str(len(data.run.ids)), digits(value), *paired] for name, value in same_images.items()]
     for row in compare_runs(data.cfg, other_runs, data.run, data.truth, data.people).to_dict("records"):
-        paired = difference(row) or "no common image"
-        rows.append([f"run {row['run']}", str(row["shared images"]), digits(row["mAP"]), paired])
+        own = [f"run {row['run']}", str(row["shared images"]), digits(row["mAP"])]
+        rows.append([*own, difference(row) or "no common image"])
     return rows, sorted(name for name in refused if name != data.run.name)
 
 

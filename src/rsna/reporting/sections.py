@@ -93,7 +93,7 @@ def threshold(data: ReportData) -> Plot:
     curve = thin(data.sweep.sort_values("threshold"), "threshold", "score")
     axis.plot(curve["threshold"], curve["score"])
     axis.axvline(chosen, color=svg.RED, linestyle="--", linewidth=1.2)
-    axis.plot([chosen], [score], "o", color=svg.RED, markersize=6)
+    axis.plot(chosen, score, "o", color=svg.RED, markersize=6)
     side = "left" if chosen < 0.5 * sum(axis.get_xlim()) else "right"
     look: Any = {"ha": side, "va": "bottom", "color": svg.INK, "xytext": (0, 3), "textcoords": "offset points"}
     axis.annotate(f" {score:.3f} at {chosen:.3f}", (chosen, score), **look)

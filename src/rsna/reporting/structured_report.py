@@ -57,11 +57,11 @@ def make_report(source: FileDataset, boxes: pd.DataFrame, run: str, version: str
         "algorithm_id": sr.AlgorithmIdentification(f"{ALGORITHM}, run {run}", version, parameters=notes),
     }
     image, groups = sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID), []
-    for k, corners in enumerate(xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float))):
+    boxes_xyxy = xywh_to_xyxy(boxes[BOX_COLUMNS].to_numpy(dtype=float))
+    for k, (corners, confidence) in enumerate(zip(boxes_xyxy, boxes["confidence"].tolist(), strict=True)):
         region = sr.ImageRegion("POLYLINE", corners[[[0, 1], [2, 1], [2, 3], [0, 3], [0, 1]]], image)
         name = sr.TrackingIdentifier(generate_uid(entropy_srcs=[*seed, str(k)]), f"box {k + 1}")
-        value = float(boxes["confidence"].iloc[k])
-        measured = [sr.Measurement(Code("CONFIDENCE", SCHEME, "Confidence"), value, codes.UCUM.NoUnits)]
+        measured = [sr.Measurement(Code("CONFIDENCE", SCHEME, "Confidence"), confidence, codes.UCUM.NoUnits)]
         groups.append(sr.PlanarROIMeasurementsAndQualitativeEvaluations(name, region, measurements=measured, **common))
     series, instance, device = (generate_uid(entropy_srcs=[*seed, word]) for word in ("series", "instance", "device"))
     observer = sr.ObserverContext(codes.DCM.Device, sr.DeviceObserverIdentifyingAttributes(device, name=ALGORITHM))

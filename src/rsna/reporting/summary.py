@@ -39,7 +39,7 @@ def format_rows(rows: list[Row]) -> str:
     """The rows as text: names and mAP left-aligned, the columns between right-aligned."""
     table = pd.DataFrame(rows, columns=["", "images", "AUC", "IoU", "mAP"])
     names, last = (table[column].str.ljust(table[column].str.len().max()) for column in ("", "mAP"))
-    table["images"] = table["images"].map(lambda count: "" if pd.isna(count) else f"{count:.0f}")
+    table["images"] = table["images"].astype(str)
     table = table.assign(mAP=last).drop(columns="").set_axis(names).rename_axis(None)
     return "\n".join(map(str.rstrip, table.to_string(float_format="{:.3f}".format, na_rep="").splitlines()))
 

@@ -37,9 +37,9 @@ def cloud(rng: Rng, cells: int) -> Map:
     return np.asarray(cv2.resize(hills, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
 
 
-def smooth_outline(points: Floats, rounds: int = 3) -> Floats:
-    """Round the corners of a closed polygon (n, 2) by Chaikin's algorithm: (n * 2**rounds, 2)."""
-    for _ in range(rounds):
+def smooth_outline(points: Floats) -> Floats:
+    """Round the corners of a closed polygon (n, 2) by three rounds of Chaikin's algorithm: (8 n, 2)."""
+    for _ in range(3):
         following = np.roll(points, -1, axis=0)
         points = np.stack([0.75 * points + 0.25 * following, 0.25 * points + 0.75 * following], axis=1).reshape(-1, 2)
     return points

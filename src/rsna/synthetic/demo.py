@@ -23,7 +23,7 @@ from rsna.synthetic.dicom_writer import write_dicom
 from rsna.synthetic.patients import PatientImage, draw_split
 from rsna.synthetic.phantom import lay_out, render
 
-FOLDERS = [competition.TRAIN_IMAGES, competition.TEST_IMAGES]
+FOLDERS = (competition.TRAIN_IMAGES, competition.TEST_IMAGES)
 
 Split = list[PatientImage]
 Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh in pixels
@@ -32,13 +32,17 @@ Truth = dict[str, NDArray[np.float64]]  # patientId -> boxes (n, 4) xywh in pixe
 def make_demo(cfg: Config) -> str:
     """Make images and tables, unless they are current. Returns the text to print. Raises UserError as claim_folder."""
     splits = [draw_split(n, k, cfg.seed, cfg.shift) for k, n in enumerate((cfg.demo_train, cfg.demo_test))]
-    paths = [image_path(cfg, k, image) for k, images in enumerate(splits) for image in images]
+    folders = [Path(cfg.input) / name for name in FOLDERS]
+    paths = [[folders[k] / f"{image.patient_id}.dcm" for image in images] for k, images in enumerate(splits)]
     with file_lock(Path(cfg.root)):
-        if artifacts.is_current(cfg, "make_demo") and all(path.is_file() for path in paths):
+        if artifacts.is_current(cfg, "make_demo") and all(path.is_file() for path in (*paths[0], *paths[1])):
             return f"make_demo: {len(splits[0])} training and {len(splits[1])} test images current -> {cfg.input}"
-        claim_folder(cfg, set(paths))
-        train, test = (make_images(images, k, cfg) for k, images in enumerate(splits))
-        write_tables(cfg, make_tables(splits, train, test))
+        claim_folder(cfg, {*paths[0], *paths[1]})
+        truth: Truth = {}
+        for k, images in enumerate(splits):
+            work = functools.partial(make_image, count=len(images), split=k, seed=cfg.seed, shift=cfg.shift)
+            truth.update(map_files(work, paths[k], cfg, FOLDERS[k]))
+        write_tables(cfg, make_tables(splits, truth))
     return summary(cfg, splits)
 
 
@@ -49,8 +53,10 @@ def claim_folder(cfg: Config, images: set[Path]) -> None:
     """
     manifest, outputs = artifacts.manifest_path(cfg, "make_demo"), files_of(STAGES["make_demo"].outputs, cfg)
     remedy = f"choose another root=<new folder>, or move {cfg.input} and {manifest} away"
-    found = artifacts.read_manifest(manifest) if manifest.is_file() else {"outputs": {}}
+    written: dict[str, str] = {}
     if manifest.is_file():
+        found = artifacts.read_manifest(manifest)
+        written = found["outputs"]
         changes = artifacts.differences(found, artifacts.current_manifest(cfg, "make_demo"))
         if found.get("input") != relative_input(cfg):
             changes = f"input: {found.get('input')} -> {relative_input(cfg)}"
@@ -58,7 +64,7 @@ def claim_folder(cfg: Config, images: set[Path]) -> None:
             raise UserError(f"{manifest}: the demo was made with other settings ({changes}); {remedy}")
     for key, path in outputs.items():
         # a table was written by make_demo if its hash is in the manifest, which is written before the table
-        if path.exists() and found["outputs"].get(key) != content_hash(path):
+        if path.exists() and written.get(key) != content_hash(path):
             raise UserError(f"{path}: not as make_demo wrote it, and not overwritten; {remedy}")
     for path in sorted(Path(cfg.input).rglob("[!.]*")):
         if not (path in images or path in outputs.values() or path.is_dir() or path.name == "README.md"):
@@ -71,23 +77,13 @@ def relative_input(cfg: Config) -> str:
     return os.path.relpath(cfg.input, cfg.root)
 
 
-def image_path(cfg: Config, split: int, image: PatientImage) -> Path:
-    return Path(cfg.input) / FOLDERS[split] / f"{image.patient_id}.dcm"
-
-
-def make_images(images: Split, split: int, cfg: Config) -> Truth:
-    """Write the missing images of a split; returns the boxes of all its images."""
-    work = functools.partial(make_image, count=len(images), split=split, seed=cfg.seed, shift=cfg.shift)
-    return dict(map_files(work, [image_path(cfg, split, image) for image in images], cfg, FOLDERS[split]))
-
-
 @functools.cache
 def images_by_id(count: int, split: int, seed: int, shift: bool) -> dict[str, PatientImage]:
     """patientId -> image of a split; computed once in each process."""
     return {image.patient_id: image for image in draw_split(count, split, seed, shift)}
 
 
-def make_image(path: Path, count: int, split: int, seed: int, shift: bool = False) -> tuple[str, NDArray[np.float64]]:
+def make_image(path: Path, count: int, split: int, seed: int, shift: bool) -> tuple[str, NDArray[np.float64]]:
     """Write one image if it is missing; returns its patientId and its boxes (n, 4) xywh in pixels."""
     image = images_by_id(count, split, seed, shift)[path.stem]
     # seeded by the image's id, so that the image does not depend on the process, the order, or an interruption
@@ -105,19 +101,19 @@ def labels_table(images: Split, truth: Truth) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=competition.LABEL_COLUMNS)
 
 
-def make_tables(splits: list[Split], train: Truth, test: Truth) -> dict[str, str]:
+def make_tables(splits: list[Split], truth: Truth) -> dict[str, str]:
     """Name -> content of all files except images; the training labels, which other commands read, are last."""
     train_images, test_images = splits
     # the first 8 digits of img_id identify the patient
-    names = [(image.patient_id, f"{image.patient:08d}_{image.follow_up:03d}.png") for image in train_images]
-    people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names]
+    names = {image.patient_id: f"{image.patient:08d}_{image.follow_up:03d}.png" for image in train_images}
+    people = [{"subset_img_id": patient_id, "img_id": name} for patient_id, name in names.items()]
     sample = pd.DataFrame({"patientId": sorted(image.patient_id for image in test_images)})
-    labels = labels_table(train_images, train)
+    labels = labels_table(train_images, truth)
     kinds = labels["patientId"].map({image.patient_id: image.kind for image in train_images})
     # like Kaggle's file, one row for each row of the labels
     classes = pd.DataFrame({"patientId": labels["patientId"], "class": kinds})
     return {
-        "test_labels": labels_table(test_images, test).to_csv(index=False),
+        "test_labels": labels_table(test_images, truth).to_csv(index=False),
         f"input/{competition.MAPPING_JSON}": json.dumps(people, indent=0) + "\n",
         f"input/{competition.SAMPLE_CSV}": sample.assign(PredictionString="0.5 0 0 100 100").to_csv(index=False),
         f"input/{competition.CLASSES_CSV}": classes.to_csv(index=False),

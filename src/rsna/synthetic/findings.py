@@ -49,7 +49,7 @@ class Blob:
     ry: float
 
 
-def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map], size: float = 1.0) -> list[Blob]:
+def plan_blobs(rng: Rng, view: str, count: int, lungs: dict[int, Map], size: float) -> list[Blob]:
     """Draw `count` opacities from the measured statistics, inside the lungs, not overlapping; size: factor on sides."""
     shared = rng.standard_normal(3)
     odd_side = [-1 if rng.random() < SINGLE_ON_RIGHT else 1] if count % 2 else []

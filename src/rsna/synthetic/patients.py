@@ -1,6 +1,7 @@
 """The patients of the synthetic competition and their images, with the real mix of views and classes."""
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -76,7 +77,7 @@ def draw_split(count: int, split: int, seed: int, shift: bool) -> list[PatientIm
 def draw_patients(count: int, split: int, seed: int, mix: Mapping[Cell, float] = MIX) -> list[PatientImage]:
     """Draw the `count` images of a split, in random order; no patient is in two splits."""
     rng = np.random.default_rng([seed, split])
-    cells = [cell for cell, n in apportion(mix, count).items() for _ in range(n)]
+    cells = list(Counter(apportion(mix, count)).elements())
     severity = [SEVERITY[kind] + SEVERITY[view] + rng.normal(0, SEVERITY_SPREAD) for view, kind, _ in cells]
     sickest_first = [cells[i] for i in np.argsort(severity)[::-1]]
     # odd patient numbers for one split, even ones for the other; shifted images have a range of their own
@@ -92,9 +93,9 @@ def draw_sizes(count: int, rng: Rng) -> list[int]:
     """The number of images of each patient, with a sum of at least `count`; large numbers tend to come first."""
     mean = sum(size * share for size, share in IMAGES_PER_PATIENT.items()) / sum(IMAGES_PER_PATIENT.values())
     quota = apportion(IMAGES_PER_PATIENT, max(1, round(count / mean)))
-    sizes = np.array([size for size, n in quota.items() for _ in range(n)])
+    sizes = np.array(list(Counter(quota).elements()))
     order = np.argsort(-np.log(sizes) + rng.normal(0, RETURN_SPREAD, len(sizes)))
-    return [*sizes[order].tolist(), *[1] * max(0, count - int(sizes.sum()))]
+    return [*sizes[order].tolist(), *[1] * (count - int(sizes.sum()))]
 
 
 def draw_patient(number: int, cells: list[Cell], seed: int, rng: Rng) -> list[PatientImage]:

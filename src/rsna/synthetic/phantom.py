@@ -137,13 +137,13 @@ def draw_density(scene: Scene, rng: Rng) -> Map:
     stomach_gas = anatomy.STOMACH_GAS * ellipse(MIDLINE + 0.6 * body.lung_width, base + 0.1, 0.055, 0.038, -15, 4)
     density += anatomy.draw_spine(body) + (1 - lungs) * stomach_gas
     thorax = blur(lungs, 8)
+    # vessels are visible against air-filled lung, but not in a consolidation
+    visible = 1 - np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
     for side in SIDES:
         breast = anatomy.BREAST * body.female * ellipse(MIDLINE + side * 0.24, 0.62, 0.15, 0.17, side * 10, 6)
         density += thorax * anatomy.draw_ribs(body, base, side) + breast
         density += np.minimum(1, trunk / anatomy.SOFT_TISSUE) * anatomy.draw_shoulders(body, side, bedside)
-        # vessels are visible against air-filled lung, but not in a consolidation
-        hidden = np.clip(scene.opacity / findings.OPACITY_CONTRAST, 0, 1)
-        density += scene.lungs[side] * (1 - hidden) * anatomy.draw_vessels(rng, body, side, base)
+        density += scene.lungs[side] * visible * anatomy.draw_vessels(rng, body, side, base)
     return np.asarray(density + scene.opacity + draw_findings(scene, rng), dtype=np.float32)
 
 
