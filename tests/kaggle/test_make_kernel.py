@@ -404,7 +404,8 @@ def test_settings_of_the_model_reach_the_kernel():
 def test_settings_of_members_reach_the_kernel(monkeypatch):
     """Including a setting that equals the default of the ensemble but not that of a member."""
     monkeypatch.setitem(PRESETS, "detector", {**PRESETS["detector"], "size": "640"})
-    for words in (["preset=best"], ["preset=best", "size=512", "seed=3"], ["members=detector,classifier", "name=x"]):
+    changes = [["size=512", "seed=3"], ["members=detector,classifier"], ["members="]]
+    for words in (["preset=best"], *(["preset=best", *own] for own in changes), ["members=detector,classifier"]):
         cfg = parse(words, settings_of)
         again = parse(run_words(cfg), settings_of)
         assert again == cfg

@@ -17,7 +17,7 @@ from rsna.core.validation import parse_weights
 from rsna.data.competition import read_predictions
 from rsna.evaluation.bootstrap import paired_interval
 from rsna.evaluation.metric import image_scores, keep_confident, of_images
-from rsna.evaluation.scores import read_scores
+from rsna.evaluation.scores import read_scores, spread_of_folds
 from rsna.evaluation.threshold import with_scaled_boxes
 
 
@@ -88,12 +88,11 @@ def compare_runs(cfg: Config, runs: list[Run], reference: Run, truth: pd.DataFra
 def describe(run: Run) -> dict[str, Any]:
     """The figures of a run in its files; None or NaN for those that are not there."""
     scores = run.scores
-    by_fold = [fold["mAP"] for fold in scores["per_fold"] if fold["mAP"] is not None]
     low, high = scores["interval"]
     return {
         "images": scores["images"],
         "mAP": scores["mAP"],
-        "spread": float(np.std(by_fold, ddof=1)) if len(by_fold) > 1 else np.nan,
+        "spread": spread_of_folds(scores),
         "interval": f"{low:.4f} to {high:.4f}",
         "cross_fitted": scores.get("cross_fitted_mAP"),
         "AUC": scores["AUC"],

@@ -13,7 +13,7 @@ from rsna.data.competition import LABELS_CSV, read_labels, read_people, read_pre
 from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import keep_confident, of_images
-from rsna.evaluation.scores import describe, iou_on_positives
+from rsna.evaluation.scores import describe, iou_on_positives, spread_of_folds
 from rsna.evaluation.threshold import best_point
 
 
@@ -21,7 +21,7 @@ def print_scores(scores: dict[str, Any], path: Path) -> None:
     """Print the scores that decide between runs; path: scores.json, which holds all of them."""
     folds = pd.DataFrame(scores["per_fold"]).rename(columns={"cross_fitted_mAP": "cross-fitted mAP"})
     print(folds.fillna(np.nan).to_string(index=False, float_format="{:.4f}".format, na_rep="-"))
-    print_map(scores, f", folds ± {folds['mAP'].std():.4f}" if len(folds) > 1 else "")
+    print_map(scores, f", folds ± {spread_of_folds(scores):.4f}".replace(", folds ± nan", ""))
     print(by_name("mAP by view position", scores["per_view_position"]))
     print_point(scores)
     if scores["cross_fitted_mAP"] is None:

@@ -100,6 +100,11 @@ def read_scores(run_dir: Path, rebuild: str) -> dict[str, Any]:
     return read_json(run_dir / "scores.json", rebuild, SCORES_JSON)
 
 
+def spread_of_folds(scores: dict[str, Any]) -> float:
+    """Standard deviation of the folds' mAP in scores.json; NaN unless two folds have one."""
+    return float(pd.Series([fold["mAP"] for fold in scores["per_fold"]], dtype=float).std())
+
+
 @dataclass(frozen=True)
 class OutOfFold:
     """The out-of-fold predictions of a run, and the truth; boxes xywh in original pixels."""

@@ -132,7 +132,7 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
 def run_words(cfg: Config) -> list[str]:
     """The settings that differ from the defaults, as on a command line; the training kernel adds weights= itself."""
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
-    members = [f"members={cfg.members}"] if cfg.members else []
+    members = [f"members={cfg.members}"] if cfg.members != parse(preset, settings_of).members else []
     defaults = parse([*preset, *members], settings_of)
     differing: dict[str, Any] = {}
     # a setting may equal the run's default and differ from a member's

@@ -19,6 +19,7 @@ from rsna.data.competition import largest_box, read_folds, read_truth
 from rsna.evaluation.metric import mean_average_precision, of_images
 from rsna.evaluation.operating_point import SURFACE_COLUMNS
 from rsna.evaluation.runs import Run, compare_runs, find_runs, manifests, read_run, read_settings
+from rsna.evaluation.scores import spread_of_folds
 from rsna.inference.submission import SUBMISSION_JSON
 from rsna.reporting import analysis_sections, sections, svg, training_sections
 from rsna.reporting.gallery import KINDS, make_tiles
@@ -105,11 +106,11 @@ def compare(data: ReportData) -> tuple[Rows, list[str]]:
 @svg.styled
 def page_content(data: ReportData) -> dict[str, Any]:
     """The numbers, plots, tables and images of the page, under the names that the template uses."""
-    by_fold = pd.Series([fold["mAP"] for fold in data.run.scores["per_fold"]], dtype=float)
+    n_folds, spread = len(data.run.scores["per_fold"]), spread_of_folds(data.run.scores)
     return {
         "name": data.run.name,
         "scores": data.run.scores,
-        "spread": f"± {by_fold.std():.4f} over {len(by_fold)} folds" if len(by_fold) > 1 else "one fold",
+        "spread": "one fold" if pd.isna(spread) else f"± {spread:.4f} over {n_folds} folds",
         "patients": data.folds["group"].nunique(),
         "submission": submission_sentence(data.cfg),
         "synthetic": data.cfg.is_demo,

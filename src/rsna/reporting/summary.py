@@ -15,7 +15,7 @@ from rsna.data.submission_format import parse_submission
 from rsna.evaluation.baselines import baselines
 from rsna.evaluation.metric import of_images
 from rsna.evaluation.runs import compare_runs, differing_settings, find_runs, people_of, read_settings
-from rsna.evaluation.scores import describe, read_scores
+from rsna.evaluation.scores import describe, read_scores, spread_of_folds
 from rsna.inference.submission import read_submission
 
 Row = tuple[str, Any, Any, Any, str]  # name, images, AUC, IoU, mAP
@@ -47,8 +47,8 @@ def format_rows(rows: list[Row]) -> str:
 def out_of_fold_rows(scores: dict[str, Any]) -> list[Row]:
     """All folds together, the cross-fitted score, and the baselines on the same images."""
     n = scores["images"]
-    by_fold = pd.Series([fold["mAP"] for fold in scores["per_fold"]])
-    spread, name = (f" ± {by_fold.std():.4f}", " (± over folds)") if len(by_fold) > 1 else ("", "")
+    over_folds = spread_of_folds(scores)
+    spread, name = ("", "") if pd.isna(over_folds) else (f" ± {over_folds:.4f}", " (± over folds)")
     low, high = scores["interval"]
     return [
         (f"out of fold{name}", n, scores["AUC"], scores["IoU"], digits(scores["mAP"]) + spread),
