@@ -159,15 +159,10 @@ def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) ->
     return table.assign(**numbers)[[*PREDICTION_COLUMNS, *more]]
 
 
-def list_names(folder: Path) -> list[str]:
-    """The sorted names of a folder's DICOM files, without the ._<name>.dcm files that macOS leaves beside copies."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(name for name in names if name.endswith(".dcm") and not name.startswith("._"))
-
-
 def list_images(folder: Path) -> list[Path]:
-    """The sorted paths of a folder's DICOM files."""
-    return [folder / name for name in list_names(folder)]
+    """The sorted paths of a folder's DICOM files, without the ._<name>.dcm files that macOS leaves beside copies."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / name for name in names if name.endswith(".dcm") and not name.startswith("._")]
 
 
 def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:

@@ -18,9 +18,9 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import Floats, xywh_to_xyxy, xyxy_to_cxcywh
-from rsna.data.cache import read_index, read_png
+from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, CLASSES, LABELS_CSV, read_folds, read_truth
-from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
+from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached, read_png
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
 
 def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
     """Print how many labelled images have no DICOM file, and how many files no label; nothing if there are no files."""
-    files = {name.removesuffix(".dcm") for name in competition.list_names(folder)}
+    files = {path.stem for path in competition.list_images(folder)}
     missing, more = sorted(set(ids) - files), len(files - set(ids))
     if files and missing:
         problem = f"{len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}"

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from rsna.data.cache import read_png
 from rsna.data.dataset import FoldData, ImageDataset
+from rsna.data.letterbox import read_png
 
 
 class ImageMemory:
@@ -29,7 +29,7 @@ class ImageMemory:
         self.decoded = np.frombuffer(mmap.mmap(-1, len(paths)), np.uint8)
 
     def read(self, k: int) -> NDArray[np.uint8]:
-        """Image k, (S, S) uint8. Raises UserError as cache.read_png does."""
+        """Image k, (S, S) uint8. Raises UserError as letterbox.read_png does."""
         if not self.decoded[k]:
             self.images[k] = read_png(self.paths[k], self.images.shape[1], *self.hashes[k : k + 1])
             # if two processes decode the same image, they write the same bytes, and set the flag afterwards
