@@ -178,8 +178,8 @@ def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
     shapes = numbers[["rows", "cols"]].fillna(0).astype(int)
     codes, known = pd.factorize(pd.MultiIndex.from_frame(shapes))
     expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in known]).reshape(-1, 4)[codes]
-    same = np.isclose(numbers[GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9).all(axis=1)
-    fits = (shapes >= 1).all(axis=1) & same
+    same = np.isclose(numbers[GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9)
+    fits = (shapes >= 1).all(axis=1) & np.all(same, axis=1)
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
     if wrong.any():
         name = table.loc[wrong, "patientId"].iloc[0]
