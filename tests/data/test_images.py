@@ -24,10 +24,17 @@ from pydicom.sequence import Sequence
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash
 from rsna.data import decoders, dicom
-from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, decode_square, read_index
+from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index
 from rsna.data.decoders import coded_size
 from rsna.data.dicom import MAX_PIXELS, UnreadableDicom, describe, parse_dicom, read_file, read_header, read_pixels
-from rsna.data.letterbox import cached_to_original, fit_letterbox, original_to_cached, read_png, write_png
+from rsna.data.letterbox import (
+    cached_to_original,
+    decode_square,
+    fit_letterbox,
+    original_to_cached,
+    read_png,
+    write_png,
+)
 
 NATIVE = [
     uid.ImplicitVRLittleEndian,

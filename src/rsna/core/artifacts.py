@@ -77,10 +77,7 @@ def withdraw(cfg: Config, name: str, fold: int | None = None) -> None:
 
 
 def record(cfg: Config, name: str, fold: int | None = None, made: Manifest | None = None, **results: Any) -> None:
-    """Write the manifest of a finished command, whose outputs are in place.
-
-    made: current_manifest as of the start, in case inputs have changed since; results: further entries.
-    """
+    """Write the manifest of a finished command, with `results`; made: that of its start, as inputs may have changed."""
     paths = files_of(STAGES[name].outputs, cfg, fold)
     outputs = {key: hash_of(path) for key, path in paths.items() if path.is_file()}
     content = {**(made or current_manifest(cfg, name, fold)), "outputs": outputs, **results}

@@ -64,9 +64,9 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 
 
 def read_json(path: Path, rebuild: str = "", expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read a JSON object that has at least the keys of `expected`, with values of these forms; see fits.
+    """Read a JSON object with at least the keys of `expected`, in these forms: see fits. Raises UserError.
 
-    rebuild: the command that makes the file. Raises UserError if the file is missing or broken.
+    rebuild: the command that makes the file.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file" + (f"; run: {rebuild}" if rebuild else ""))

@@ -33,6 +33,7 @@ def write_table(table: pd.DataFrame, path: Path, mark: bytes = b"") -> None:
 
 def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: str = "") -> pd.DataFrame:
     """Read a CSV that must have `columns`; patientId stays text. Spaces around names and ids are cut off.
+
     rebuild, source: the command that makes the file, or how to get it, printed when it is missing. Raises UserError.
     """
     if not path.is_file():

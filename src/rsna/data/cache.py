@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from pydicom.dataset import FileDataset
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
@@ -25,8 +24,7 @@ from rsna.core.sources import INDEX_CSV, SEEN_CSV, see
 from rsna.core.tables import as_numbers, read_table, read_text_table, write_table
 from rsna.data import dicom
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
-from rsna.data.letterbox import GEOMETRY_COLUMNS, REBUILD, Geometry, fit_letterbox, letterbox, write_png
-from rsna.data.windowing import GreyImage
+from rsna.data.letterbox import GEOMETRY_COLUMNS, REBUILD, decode_square, fit_letterbox, write_png
 from rsna.execution.processes import map_files
 
 Row = dict[str, Any]
@@ -79,8 +77,7 @@ def report(cfg: Config, rows: pd.DataFrame, current: int) -> None:
 
 def key_of(path: Path) -> str:
     """split/patientId from the file's name, not from the header; a bad name is quoted and so equals no good one."""
-    name = path.stem
-    name = name if ID.fullmatch(name) else quote(os.fsencode(name), safe="")
+    name = path.stem if ID.fullmatch(path.stem) else quote(os.fsencode(path.stem), safe="")
     return f"{SPLITS[path.parts[-2]]}/{name}"
 
 
@@ -160,12 +157,6 @@ def new_row(path: Path, **known: Any) -> Row:
     return dict.fromkeys(JOURNAL_COLUMNS, "") | {"patientId": patient, "split": split, "version": VERSION} | known
 
 
-def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
-    """The dataset's image letterboxed to uint8 (size, size), and its geometry. Raises UnreadableDicom."""
-    width, height, geometry = fit_letterbox(int(dataset.Rows), int(dataset.Columns), size)
-    return letterbox(dicom.read_pixels(dataset, (width, height)), width, height, size), geometry
-
-
 def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
     """INDEX_COLUMNS of a finished cache, for one split or both; refused images have no geometry. Raises UserError."""
     if (cache_dir / JOURNAL_CSV).exists():
@@ -174,17 +165,16 @@ def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
     table = read_table(path, ["patientId"], REBUILD)
     if not set(INDEX_COLUMNS) <= set(table.columns):
         raise UserError(f"{path}: not of this version; run: {REBUILD}")
-    numbers = as_numbers(table[["rows", "cols", *GEOMETRY_COLUMNS]])
-    shapes = numbers[["rows", "cols"]].fillna(0).astype(int)
+    table = table.assign(**as_numbers(table[["rows", "cols", *GEOMETRY_COLUMNS]]))
+    shapes = table[["rows", "cols"]].fillna(0).astype(int)
     codes, known = pd.factorize(pd.MultiIndex.from_frame(shapes))
     expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in known]).reshape(-1, 4)[codes]
-    same = np.isclose(numbers[GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9)
+    same = np.isclose(table[GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9)
     fits = (shapes >= 1).all(axis=1) & np.all(same, axis=1)
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
     if wrong.any():
         name = table.loc[wrong, "patientId"].iloc[0]
         raise UserError(f"{path}, patientId {name}: not as it was written; delete it and run: {REBUILD}")
-    table = table.assign(**numbers)
     return table[table["split"] == split] if split else table
 
 

@@ -91,10 +91,7 @@ def read_classes(folder: Path) -> pd.Series | None:
 
 
 def read_people(folder: Path) -> pd.Series | None:
-    """patientId -> patient (the first 8 digits of the NIH image name); None if there is no mapping file.
-
-    Raises UserError if the file is broken or assigns two patients to an image.
-    """
+    """patientId -> patient (8 digits of the NIH image name); None if there is no mapping file. UserError if broken."""
     path = folder / MAPPING_JSON
     if not path.is_file():
         return None
@@ -141,10 +138,7 @@ def refuse_rows(path: Path, ids: pd.Series, problems: dict[str, pd.Series], reme
 
 
 def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) -> pd.DataFrame:
-    """Read PREDICTION_COLUMNS and the columns `more`; an image without a box has a row of NaN.
-
-    Raises UserError for a bad row. rebuild: the command that makes the file.
-    """
+    """Read PREDICTION_COLUMNS and `more`; an image without a box has a row of NaN. Raises UserError for a bad row."""
     table = read_table(path, [*PREDICTION_COLUMNS, *more], rebuild)
     fields = table[PREDICTION_COLUMNS[1:]]
     numbers = as_numbers(fields)

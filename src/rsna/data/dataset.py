@@ -36,6 +36,7 @@ class Samples:
     hashes: Sequence[str] = ()  # of the PNGs, from the cache's index; empty: they are not checked
 
 
+Reader = Callable[[int], NDArray[np.uint8]]  # k -> image k (S, S)
 NO_BOXES = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
 
 
@@ -90,10 +91,7 @@ def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:
 
 
 def class_index(folds: pd.DataFrame, num_classes: int) -> NDArray[np.int64]:
-    """The class index (n,) of each row of folds.csv. Raises UserError if a class is unknown.
-
-    With 2 classes 1 is opacity; with 3 it is the index into CLASSES.
-    """
+    """The class (n,) of each row of folds.csv: 0 or 1, opacity; or an index of CLASSES. UserError if one is unknown."""
     if num_classes == 2:
         return folds["target"].to_numpy(dtype=np.int64)
     index = pd.Index(CLASSES).get_indexer(pd.Index(folds["class"]))
@@ -115,10 +113,7 @@ class FoldData:
 
 
 def load_fold(cfg: Config, fold: int) -> FoldData:
-    """Load a fold from folds.csv, the labels and the cache, without the images that the cache refused.
-
-    Raises UserError if a file is missing or broken, or if no image is left to train or validate on.
-    """
+    """Load a fold, without the images that the cache refused. Raises UserError, also if a part has no image left."""
     require_upstream(cfg, "train", fold)
     folds = read_folds(cfg.folds_csv, command(cfg, "make_folds"))
     truth = read_truth(Path(cfg.input))
@@ -145,7 +140,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     samples: Samples
     augmentation: Augmentation | None = None
     seed: tuple[int, ...] = ()
-    read: Callable[[int], NDArray[np.uint8]] | None = None  # returns image k (S, S); None: decode its PNG each time
+    read: Reader | None = None  # None: decode an image's PNG each time
 
     def decode(self, k: int) -> NDArray[np.uint8]:
         # the longer side of the original fills the cached square

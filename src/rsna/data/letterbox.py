@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from pydicom.dataset import FileDataset
 
 from rsna.core.errors import UserError
 from rsna.core.files import bytes_hash, write_then_rename
 from rsna.data.boxes import Floats
+from rsna.data.dicom import read_pixels
 from rsna.data.windowing import GreyImage
 
 REBUILD = "./run.sh cache_images (with the same settings)"
@@ -49,6 +51,12 @@ def letterbox(image: GreyImage, width: int, height: int, size: int) -> GreyImage
     return canvas
 
 
+def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
+    """The dataset's image letterboxed to uint8 (size, size), and its geometry. Raises UnreadableDicom."""
+    width, height, geometry = fit_letterbox(int(dataset.Rows), int(dataset.Columns), size)
+    return letterbox(read_pixels(dataset, (width, height)), width, height, size), geometry
+
+
 def original_to_cached(boxes_xyxy: Floats, geometry: Floats) -> Floats:
     """(N, 4) xyxy in pixels of the originals -> of the cached squares; geometry (N, 4) or (4,): GEOMETRY_COLUMNS."""
     return np.asarray(boxes_xyxy, dtype=float) * geometry[..., [0, 1, 0, 1]] + geometry[..., [2, 3, 2, 3]]
@@ -70,10 +78,7 @@ def write_png(image: GreyImage, path: Path) -> str:
 
 
 def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
-    """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size.
-
-    expected: the content hash in the index, to compare with; empty: not compared.
-    """
+    """A cached image, uint8 (size, size). UserError if missing, broken, or not of this size or, if given, hash."""
     try:
         content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than any PNG of this size
     except OSError as error:
@@ -82,8 +87,7 @@ def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
     whole = content[12:16].tobytes() == b"IHDR" and content[-8:].tobytes() == PNG_END
     width, height = (int.from_bytes(content[at : at + 4].tobytes()) for at in (16, 20))
     if whole and (width, height) != (size, size):
-        found = f"{width} x {height} pixels, not {size} x {size}"
-        raise UserError(f"{path}: {found}; run: {REBUILD}")
+        raise UserError(f"{path}: {width} x {height} pixels, not {size} x {size}; run: {REBUILD}")
     image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if whole else None
     if image is None:
         raise UserError(f"{path}: damaged PNG file; run: {REBUILD}")

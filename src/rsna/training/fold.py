@@ -26,8 +26,8 @@ from rsna.core.stages import names_file
 from rsna.core.tables import write_table
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xyxy_to_cxcywh
-from rsna.data.dataset import FoldData, ImageDataset, Samples, load_fold
-from rsna.data.loader import EpochBatches, ImageMemory, make_loader, memory_for
+from rsna.data.dataset import FoldData, ImageDataset, Reader, Samples, load_fold
+from rsna.data.loader import EpochBatches, make_loader, memory_for
 from rsna.execution.processes import count_workers
 from rsna.models.checkpoint import people_of_checkpoint
 from rsna.models.device import explain_failures, pick_device
@@ -92,8 +92,7 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_
 def seen_people(cfg: Config, data: FoldData) -> list[str]:
     """The sorted people whose images the fold's network, or the checkpoint that it starts from, was trained on.
 
-    Raises UserError if that checkpoint was trained on people in this fold's validation images: the scores would be too
-    high.
+    Raises UserError if that checkpoint was trained on people in this fold's validation images.
     """
     seen = people_of_checkpoint(Path(cfg.weights)) if names_file(cfg, "weights") else set()
     shared = seen & set(data.valid_people)
@@ -107,10 +106,7 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
 
 
 def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
-    """The fold's initial network, on the device; with prior_init its biases are set from the training set.
-
-    Raises UserError if no training image is positive.
-    """
+    """The fold's initial network, on the device. Raises UserError if no training image is positive."""
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed * 1000 + fold)
     model = build_model(cfg)
@@ -128,19 +124,17 @@ def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
 
 def make_loaders(cfg: Config, fold: int, data: FoldData, device: torch.device, epochs: range) -> list[DataLoader[Any]]:
     """The loaders of the augmented training images, for these epochs, and of the validation images."""
-    train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
-    train = make_train_set(cfg, fold, data.train, train_memory)
-    valid = ImageDataset(data.valid, read=valid_memory.read if valid_memory else None)
+    read_train, read_valid = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
+    train, valid = make_train_set(cfg, fold, data.train, read_train), ImageDataset(data.valid, read=read_valid)
     workers = count_workers(cfg.workers, cfg.jobs) if device.type != "cpu" else 0
     train_loader = make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device)
     # half as many: validation has no augmentation, and the training processes already load the next epoch
     return [train_loader, make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device)]
 
 
-def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
+def make_train_set(cfg: Config, fold: int, samples: Samples, read: Reader | None = None) -> ImageDataset:
     """The training images of a fold with the augmentation of the config."""
-    augmentation = Augmentation(**cfg.only(AugmentSettings))
-    return ImageDataset(samples, augmentation, (cfg.seed, fold), memory.read if memory else None)
+    return ImageDataset(samples, Augmentation(**cfg.only(AugmentSettings)), (cfg.seed, fold), read)
 
 
 def keep_freed_memory() -> None:
@@ -151,10 +145,7 @@ def keep_freed_memory() -> None:
 
 
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]) -> Iterator[History]:
-    """Train, validate and save each remaining epoch, and yield the history after each.
-
-    about: further entries of the checkpoints. Raises UserError if a loss is not finite.
-    """
+    """Train, validate and save each remaining epoch, and yield the history after each; about: see save_epoch."""
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
     steps, stream = len(train_loader) // len(epochs), iter(train_loader)

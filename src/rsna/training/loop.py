@@ -126,10 +126,7 @@ def train_step(run: Training, batch: dict[str, Any], grad_clip: float) -> dict[s
 
 @torch.inference_mode()
 def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) -> tuple[Losses, dict[str, float]]:
-    """The mean loss and its parts on the validation images, and the scores of validation_scores.
-
-    size: side of the model's input, pixels.
-    """
+    """The mean loss and its parts on the validation images, and their scores; size: side of the input, pixels."""
     run.model.eval()
     sums: Losses = {}
     found: list[tuple[Floats, ...]] = []
@@ -146,10 +143,7 @@ def validate(run: Training, loader: DataLoader[Any], data: FoldData, size: int) 
 
 
 def classification_scores(data: FoldData, p_opacity: Floats) -> dict[str, float]:
-    """The scores of a model without boxes, from the probabilities of opacity (N,).
-
-    mAP is 0 in every epoch, so that the best epoch is the one with the lowest loss.
-    """
+    """The scores of a model without boxes, from the probabilities of opacity (N,); with mAP 0 the loss ranks epochs."""
     table = pd.DataFrame({"patientId": data.valid.ids, "confidence": p_opacity})
     missing = dict.fromkeys(("L1", "L1_post", "IoU"), np.nan)
     return {"accuracy": accuracy(table, data.truth), "AUC": opacity_auc(table, data.truth), **missing, "mAP": 0.0}

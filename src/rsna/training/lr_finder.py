@@ -73,10 +73,7 @@ def load_saved_weights(cfg: Config, fold: int, model: DetectionModel) -> None:
 
 
 def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) -> pd.DataFrame:
-    """Train the model with a rising learning rate. Returns one row per step: lr (the head's), loss, smoothed.
-
-    Raises UserError if the loss diverges from the start.
-    """
+    """One row per step: lr (the head's, rising), loss, smoothed. Raises UserError if the loss diverges at once."""
     run = start_phase(cfg, model, len(loader.dataset), phase)
     head = run.optimizer.param_groups[-1]["lr"]
     for group in run.optimizer.param_groups:
@@ -105,10 +102,7 @@ def range_test(cfg: Config, model: DetectionModel, loader: Any, phase: Phase) ->
 
 
 def steepest_lr(table: pd.DataFrame) -> float:
-    """The learning rate at which the smoothed loss falls most steeply over log(lr), up to its minimum.
-
-    The slope is averaged over WINDOW steps.
-    """
+    """The learning rate at which the smoothed loss falls most steeply over log(lr), up to its minimum."""
     # without the first tenth of the steps, where the moving average covers only a few batches
     lrs, smoothed = (table[column].to_numpy()[STEPS // 10 :] for column in ("lr", "smoothed"))
     slope = np.convolve(np.gradient(smoothed, np.log(lrs)), np.ones(WINDOW) / WINDOW, mode="same")

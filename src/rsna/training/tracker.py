@@ -129,10 +129,7 @@ class Tracker:
 
 @contextmanager
 def track(cfg: Config, fold: int, resumed: bool) -> Iterator[Tracker]:
-    """A Tracker that is closed at the end. Raises UserError if the package of tracker= is missing.
-
-    resumed: whether the training continues an interrupted one, and so its run in the tracking tool.
-    """
+    """A Tracker, closed at the end; resumed: it continues an earlier run. UserError if its package is missing."""
     tracker = Tracker(cfg, fold, resumed)
     try:
         yield tracker
