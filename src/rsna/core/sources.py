@@ -88,13 +88,11 @@ def changed_source(cache_dir: Path, images: Path, split: str) -> Path | None:
 def compare_sources(index: Path, images: Path, split: str, version: str) -> Path | None:
     """As changed_source, once per process. Only files that were written since they were cached are read."""
     try:
-        seen = pd.read_csv(index.with_name(SEEN_CSV), dtype=str, na_filter=False)[version]
         rows = pd.read_csv(index, dtype=str, na_filter=False, usecols=COLUMNS)
+        # ValueError if one of the two was cut off
+        rows["seen"] = pd.read_csv(index.with_name(SEEN_CSV), dtype=str, na_filter=False)[version].array
     except (OSError, ValueError, KeyError):
         return None
-    if len(seen) != len(rows):  # cut off
-        return None
-    rows = rows.assign(seen=seen)
     rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
     for name, cached_hash, seen_both in zip(rows["patientId"], rows["source_hash"], rows["seen"], strict=True):
         path, seen_dicom = f"{images}/{name}.dcm", seen_both.partition(";")[0]

@@ -71,8 +71,7 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
 def read_numbers(path: Path, columns: Sequence[str], rebuild: str = "") -> pd.DataFrame:
     """As read_table, and these columns hold numbers or are empty, in one row at least. Raises UserError."""
     table = read_table(path, columns, rebuild)
-    numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce")
-    numbers = numbers.where(numbers.abs() <= LARGEST)
+    numbers = as_numbers(table[list(columns)])
     wrong = [name for name in columns if (numbers[name].isna() & table[name].notna()).any()]
     if wrong or table.empty:
         problem = f"{wrong[0]} is not a number in each row" if wrong else "no rows"
