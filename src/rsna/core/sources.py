@@ -46,7 +46,7 @@ def hash_of_index(path: Path, split: str) -> str:
             names = next(rows, [])
             kept = [k for k, name in enumerate(names) if name not in ("png_hash", "reason")]
             place = names.index("split") if "split" in names else len(names)
-            whole = (row for row in rows if len(row) == len(names) and row[place] == split)
+            whole = (row for row in rows if len(row) == len(names) and row[place : place + 1] == [split])
             found = sorted(tuple(map(row.__getitem__, kept)) for row in whole)
     except csv.Error:  # such as a field that never ends because a quote is missing
         return content_hash(path)

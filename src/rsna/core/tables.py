@@ -116,9 +116,7 @@ def strip_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             column = column.map(str, na_action="ignore")
         if not pd.api.types.is_numeric_dtype(column):
             stripped = column.str.strip()
-            cleaned = column.mask(stripped == "")
-            if name == "patientId":
-                cleaned = cleaned.mask(stripped != "", stripped)
+            cleaned = (stripped if name == "patientId" else column).mask(stripped == "")
             changed += int((cleaned.fillna("") != column.fillna("")).sum())
             table.isetitem(position, cleaned.array)
     if changed:

@@ -96,8 +96,7 @@ def read_people(folder: Path) -> pd.Series | None:
     if not path.is_file():
         return None
     try:
-        rows = json.loads(path.read_text())
-        pairs = [(row["subset_img_id"], row["img_id"][:8]) for row in rows]
+        pairs = [(row["subset_img_id"], row["img_id"][:8]) for row in json.loads(path.read_text())]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"expected a list of objects with subset_img_id and img_id ({error!r})"
         raise UserError(f"{path}: {problem}; fetch it again or remove it") from None

@@ -27,10 +27,7 @@ BATCH = 8
 
 
 def count_workers(workers: int, jobs: int = 1) -> int:
-    """The config's `workers` as a number of processes: -1 is one per core that this process may use.
-
-    With several `jobs` at the same time, the cores are divided among them; each gets at least one.
-    """
+    """A number of processes from `workers`; -1: a core each of those that this process may use, shared by `jobs`."""
     if workers >= 0:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,10 +83,9 @@ def run_pool(function: OfFile[Result], batches: Sequence[Sequence[Path]], proces
         futures = deque(pool.submit(cluster.run_batch, function, batch) for batch in batches)
         cv2.setNumThreads(threads)
         for batch in batches:
-            # popped, so that results are not kept in memory until the last batch is done
-            future = futures.popleft()
             try:
-                yield batch, future.result()
+                # popped, so that results are not kept in memory until the last batch is done
+                yield batch, futures.popleft().result()
             except BrokenProcessPool:
                 yield batch, None
     finally:

@@ -95,8 +95,7 @@ def seen_people(cfg: Config, data: FoldData) -> list[str]:
     Raises UserError if that checkpoint was trained on people in this fold's validation images.
     """
     seen = people_of_checkpoint(Path(cfg.weights)) if names_file(cfg, "weights") else set()
-    shared = seen & set(data.valid_people)
-    if shared:
+    if shared := seen & set(data.valid_people):
         people = (
             f"{len(shared)} people of this fold's {len(data.valid_people)} validation people, such as {min(shared)!r}"
         )
