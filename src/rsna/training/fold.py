@@ -113,7 +113,7 @@ def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
         raise UserError(f"{cfg.folds_csv}: no positive image to train on")
     if cfg.prior_init:
         class_rates = np.bincount(data.train.labels, minlength=cfg.num_classes) / len(data.train.labels)
-        boxes_cxcywh = [xyxy_to_cxcywh(boxes) / cfg.size if len(boxes) else boxes for boxes in data.train.boxes_xyxy]
+        boxes_cxcywh = [xyxy_to_cxcywh(boxes) / cfg.size for boxes in data.train.boxes_xyxy]
         model.init_priors(boxes_cxcywh, torch.from_numpy(class_rates).float())
     model.to(device).to(memory_format=torch.channels_last)
     if cfg.compile:
