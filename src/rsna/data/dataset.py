@@ -91,7 +91,7 @@ def check_inside(truth: pd.DataFrame, images: pd.DataFrame) -> None:
 
 
 def class_index(folds: pd.DataFrame, num_classes: int) -> NDArray[np.int64]:
-    """The class (n,) of each row of folds.csv: 0 or 1, opacity; or an index of CLASSES. UserError if one is unknown."""
+    """The index (n,) in CLASSES of each row of folds.csv; with 2 classes 1 for opacity. UserError if one is unknown."""
     if num_classes == 2:
         return folds["target"].to_numpy(dtype=np.int64)
     index = pd.Index(CLASSES).get_indexer(pd.Index(folds["class"]))

@@ -27,7 +27,7 @@ BATCH = 8
 
 
 def count_workers(workers: int, jobs: int = 1) -> int:
-    """A number of processes from `workers`; -1: a core each of those that this process may use, shared by `jobs`."""
+    """The number of processes for `workers`: -1 is one per core that this process may use, divided among `jobs`."""
     if workers >= 0:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
