@@ -78,7 +78,7 @@ def write_png(image: GreyImage, path: Path) -> str:
 
 
 def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
-    """A cached image, uint8 (size, size). UserError if missing, broken, of another size, or (if given) hash."""
+    """A cached image, uint8 (size, size). UserError if missing, broken, or of another size or (if given) hash."""
     try:
         content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than any PNG of this size
     except OSError as error:

@@ -144,7 +144,7 @@ def keep_freed_memory() -> None:
 
 
 def run_epochs(cfg: Config, fold: int, run: Training, data: FoldData, about: dict[str, Any]) -> Iterator[History]:
-    """Train, validate and save each remaining epoch, and yield the history. Raises UserError if a loss is not finite."""
+    """Train, validate and save each remaining epoch, yielding the history. Raises UserError if a loss is not finite."""
     epochs = range(len(run.history), cfg.total_epochs)
     train_loader, valid_loader = make_loaders(cfg, fold, data, run.device, epochs)
     steps, stream = len(train_loader) // len(epochs), iter(train_loader)
