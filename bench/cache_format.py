@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from rsna.data.cache import cache_image, read_png
+from rsna.data.cache import cache_image
 from rsna.data.competition import TRAIN_IMAGES, list_images
+from rsna.data.letterbox import read_png
 
 Pictures = list[NDArray[np.uint8]]
 PER_SHARD, MILLION = 1000, 1_000_000

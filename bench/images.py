@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rsna.data.cache import write_png
 from rsna.data.dataset import Samples
+from rsna.data.letterbox import write_png
 
 
 def make_images(folder: Path, n: int, size: int) -> Samples:

@@ -86,7 +86,7 @@ def main(words: dict[str, str]) -> None:
         memory = ImageMemory(samples.paths, size)
         for k in range(n):
             memory.read(k)
-        dataset = make_train_set(parse([f"size={size}"]), 0, samples, memory)
+        dataset = make_train_set(parse([f"size={size}"]), 0, samples, memory.read)
         print(f"{n} images of {size} px in batches of {batch}, {workers} loader processes")
         compare(dataset, batch, float(words.get("rate", 400)), workers, rounds)
 

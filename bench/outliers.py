@@ -18,7 +18,8 @@ from sklearn.datasets import load_sample_images
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from rsna.core.command_line import parse
-from rsna.data.cache import read_index, read_png
+from rsna.data.cache import read_index
+from rsna.data.letterbox import read_png
 from rsna.inference.image_files import NewImage
 from rsna.inference.new_images import dataset_of
 from rsna.inference.outliers import both_sides, distances, embed, fit

@@ -23,8 +23,9 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from rsna.core.config import WORKSPACE
-from rsna.data.cache import INDEX_COLUMNS, write_png
+from rsna.data.cache import INDEX_COLUMNS
 from rsna.data.competition import BOX_COLUMNS, CLASSES, FOLD_COLUMNS, LABEL_COLUMNS, LABELS_CSV
+from rsna.data.letterbox import write_png
 
 SIDE, SIZE = 1024, 32
 PACKAGES = "torch, torchvision, segmentation_models_pytorch, pandas, cv2, pydicom, omegaconf"

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
-from rsna.data.cache import INDEX_CSV, SEEN_CSV, cache_image, read_index, read_png
+from rsna.data.cache import INDEX_CSV, SEEN_CSV, cache_image, read_index
 from rsna.data.competition import HEADERS_CSV, TEST_IMAGES, TRAIN_IMAGES
 from rsna.data.dicom import read_header
+from rsna.data.letterbox import read_png
 
 SCRIPT = Path(__file__).resolve().parents[2] / "src" / "cache_images.py"
 SIZE = 64

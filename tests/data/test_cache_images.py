@@ -30,13 +30,13 @@ from rsna.data.cache import (
     SEEN_CSV,
     hash_pair,
     read_index,
-    read_png,
     read_rows,
     report,
     update_cache,
 )
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES
 from rsna.data.dicom import parse_dicom, read_headers, time_limit
+from rsna.data.letterbox import read_png
 from rsna.execution.processes import map_files
 
 SRC = Path(__file__).resolve().parents[2] / "src"

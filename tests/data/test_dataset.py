@@ -9,8 +9,8 @@ import pytest
 
 from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
-from rsna.data.cache import write_png
 from rsna.data.dataset import ImageDataset, Samples, check_inside, make_samples
+from rsna.data.letterbox import write_png
 
 
 def test_samples_are_joined_by_id():

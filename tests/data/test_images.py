@@ -24,10 +24,17 @@ from pydicom.sequence import Sequence
 from rsna.core.errors import UserError
 from rsna.core.files import content_hash
 from rsna.data import decoders, dicom
-from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, decode_square, read_index, read_png, write_png
+from rsna.data.cache import INDEX_COLUMNS, INDEX_CSV, JOURNAL_CSV, read_index
 from rsna.data.decoders import coded_size
 from rsna.data.dicom import MAX_PIXELS, UnreadableDicom, describe, parse_dicom, read_file, read_header, read_pixels
-from rsna.data.letterbox import cached_to_original, fit_letterbox, original_to_cached
+from rsna.data.letterbox import (
+    cached_to_original,
+    decode_square,
+    fit_letterbox,
+    original_to_cached,
+    read_png,
+    write_png,
+)
 
 NATIVE = [
     uid.ImplicitVRLittleEndian,
@@ -572,6 +579,9 @@ def test_index_that_is_missing_or_unfinished(tmp_path):
         read_index(tmp_path, 64)
     pd.DataFrame(columns=INDEX_COLUMNS).to_csv(tmp_path / INDEX_CSV, index=False)
     assert list(read_index(tmp_path, 64)) == INDEX_COLUMNS
+    refused = {**dict.fromkeys(INDEX_COLUMNS, ""), "patientId": "a", "split": "train", "status": "refused"}
+    pd.DataFrame([refused]).to_csv(tmp_path / INDEX_CSV, index=False)
+    assert read_index(tmp_path, 64)["rows"].isna().all(), "no image of it can be used"
     (tmp_path / JOURNAL_CSV).touch()
     with pytest.raises(UserError, match="unfinished"):
         read_index(tmp_path, 64)

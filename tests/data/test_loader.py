@@ -10,8 +10,8 @@ import torch
 
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.data.cache import write_png
 from rsna.data.dataset import FoldData, ImageDataset, Samples
+from rsna.data.letterbox import write_png
 from rsna.data.loader import EpochBatches, ImageMemory, collate, make_loader, memory_for
 from rsna.models.device import explain_failures
 from rsna.training.fold import make_train_set

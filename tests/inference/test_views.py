@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from rsna.data.cache import write_png
 from rsna.data.dataset import ImageDataset, Samples
+from rsna.data.letterbox import write_png
 from rsna.data.loader import make_loader
 from rsna.inference.predictor import predict_views, prediction_table
 from rsna.inference.tta import TtaTransform, parse_transforms

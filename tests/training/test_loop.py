@@ -8,8 +8,8 @@ import torch
 
 from rsna.core.command_line import parse
 from rsna.core.errors import UserError
-from rsna.data.cache import write_png
 from rsna.data.dataset import Samples
+from rsna.data.letterbox import write_png
 from rsna.data.loader import EpochBatches, make_loader
 from rsna.models.backbone import make_encoder
 from rsna.models.single_box import Settings, SingleBoxModel

@@ -6,8 +6,9 @@ moved, copied or unzipped is still current, and so are files that another machin
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,12 @@ def require(
 
 def require_upstream(cfg: Config, name: str, fold: int | None = None) -> None:
     """As require, for the commands whose outputs a command reads; an error names the first one that must be rerun."""
+    runs = cfg.fused_runs if name == "ensemble" else [cfg]
     for upstream in STAGES[name].after:
-        for run, k in runs_of(cfg, upstream, name, fold):
+        folds: Sequence[int | None] = [None]
+        if "{fold}" in STAGES[upstream].manifest:
+            folds = cfg.fold_list if fold is None else [fold]
+        for run, k in product(runs, folds):
             # without a manifest the folds are the user's own
             if upstream != "make_folds" or manifest_path(run, upstream).is_file():
                 require(run, upstream, k)
@@ -128,14 +133,6 @@ def check_files(found: Manifest, cfg: Config, name: str, fold: int | None, remed
         if before != now and now != ABSENT:
             output = next(iter(outputs.values()))
             raise UserError(f"{output}: made from another {key} ({before} -> {now}); {remedy}")
-
-
-def runs_of(cfg: Config, upstream: str, name: str, fold: int | None) -> list[tuple[Config, int | None]]:
-    """The (config, fold) pairs for which a command reads the outputs of an upstream command."""
-    if "{fold}" not in STAGES[upstream].manifest:
-        return [(cfg, None)]
-    folds = cfg.fold_list if fold is None else [fold]
-    return [(run, k) for run in (cfg.fused_runs if name == "ensemble" else [cfg]) for k in folds]
 
 
 def with_settings(cfg: Config, manifest: Manifest) -> Config:

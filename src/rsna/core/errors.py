@@ -16,10 +16,9 @@ def end_with_one_line() -> None:
     """Make a UserError or Ctrl-C end the process with one line and a non-zero status instead of a traceback."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        line = explanation(error)
         if isinstance(error, BrokenPipeError):
             os._exit(1)  # the reader of the output, such as `head`, has closed it, so nobody would see a message
-        if line:
+        if line := explanation(error):
             print(line, file=sys.stderr, flush=True)
         else:
             sys.__excepthook__(kind, error, trace)

@@ -8,6 +8,8 @@ from rsna.core.errors import UserError
 
 SCHEDULES = ("onecycle", "cosine", "sgdr", "one_cycle_legacy", "constant")
 STAGES = 4  # of a ResNet encoder; its stem counts as stage 0
+# what a phase trains -> the first stage of it: 0 (the stem, so the whole encoder) to 5 (the head only)
+PARTS = {"head": STAGES + 1, **{f"last{k}": STAGES + 1 - k for k in range(1, STAGES + 1)}, "all": 0}
 HOW = "write part:epochs:lrs:schedule, such as head:3:1e-3:onecycle,last2:5:1e-5/1e-4/1e-3:cosine,all:10:1e-3:sgdr"
 
 
@@ -22,10 +24,7 @@ class Phase:
 
     @property
     def first_stage(self) -> int:
-        """The first stage that is trained: 0 (the stem, so the whole encoder) to 5 (the head only)."""
-        if self.part in ("head", "all"):
-            return STAGES + 1 if self.part == "head" else 0
-        return STAGES + 1 - int(self.part.removeprefix("last"))
+        return PARTS[self.part]
 
     def __str__(self) -> str:
         return f"{self.part}:{self.epochs}:{'/'.join(f'{lr:g}' for lr in self.lrs)}:{self.schedule}"
@@ -41,7 +40,7 @@ def parse_phase(word: str) -> Phase:
     if len(fields) not in (3, 4):
         raise UserError(f"phases: '{word}' has {len(fields)} of 3 or 4 fields; {HOW}")
     part, epochs, lrs, schedule = (*fields, "onecycle")[:4]
-    if part not in ("head", "all", *(f"last{k}" for k in range(1, STAGES + 1))):
+    if part not in PARTS:
         raise UserError(f"phases: '{part}' is not head, last1 to last{STAGES}, or all; {HOW}")
     if not re.fullmatch(r"[1-9]\d{0,3}", epochs):
         raise UserError(f"phases: '{epochs}' epochs in '{word}': a whole number from 1; {HOW}")

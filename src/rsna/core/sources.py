@@ -46,7 +46,7 @@ def hash_of_index(path: Path, split: str) -> str:
             names = next(rows, [])
             kept = [k for k, name in enumerate(names) if name not in ("png_hash", "reason")]
             place = names.index("split") if "split" in names else len(names)
-            whole = (row for row in rows if len(row) == len(names) and row[place] == split)
+            whole = (row for row in rows if len(row) == len(names) and row[place : place + 1] == [split])
             found = sorted(tuple(map(row.__getitem__, kept)) for row in whole)
     except csv.Error:  # such as a field that never ends because a quote is missing
         return content_hash(path)
@@ -88,13 +88,11 @@ def changed_source(cache_dir: Path, images: Path, split: str) -> Path | None:
 def compare_sources(index: Path, images: Path, split: str, version: str) -> Path | None:
     """As changed_source, once per process. Only files that were written since they were cached are read."""
     try:
-        seen = pd.read_csv(index.with_name(SEEN_CSV), dtype=str, na_filter=False)[version]
         rows = pd.read_csv(index, dtype=str, na_filter=False, usecols=COLUMNS)
+        # ValueError if one of the two was cut off
+        rows["seen"] = pd.read_csv(index.with_name(SEEN_CSV), dtype=str, na_filter=False)[version].array
     except (OSError, ValueError, KeyError):
         return None
-    if len(seen) != len(rows):  # cut off
-        return None
-    rows = rows.assign(seen=seen)
     rows = rows[(rows["split"] == split) & (rows["status"] == "ok")]
     for name, cached_hash, seen_both in zip(rows["patientId"], rows["source_hash"], rows["seen"], strict=True):
         path, seen_dicom = f"{images}/{name}.dcm", seen_both.partition(";")[0]

@@ -33,6 +33,7 @@ def write_table(table: pd.DataFrame, path: Path, mark: bytes = b"") -> None:
 
 def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: str = "") -> pd.DataFrame:
     """Read a CSV that must have `columns`; patientId stays text. Spaces around names and ids are cut off.
+
     rebuild, source: the command that makes the file, or how to get it, printed when it is missing. Raises UserError.
     """
     if not path.is_file():
@@ -70,8 +71,7 @@ def read_table(path: Path, columns: Sequence[str], rebuild: str = "", source: st
 def read_numbers(path: Path, columns: Sequence[str], rebuild: str = "") -> pd.DataFrame:
     """As read_table, and these columns hold numbers or are empty, in one row at least. Raises UserError."""
     table = read_table(path, columns, rebuild)
-    numbers = table[list(columns)].apply(pd.to_numeric, errors="coerce")
-    numbers = numbers.where(numbers.abs() <= LARGEST)
+    numbers = as_numbers(table[list(columns)])
     wrong = [name for name in columns if (numbers[name].isna() & table[name].notna()).any()]
     if wrong or table.empty:
         problem = f"{wrong[0]} is not a number in each row" if wrong else "no rows"
@@ -116,9 +116,7 @@ def strip_spaces(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             column = column.map(str, na_action="ignore")
         if not pd.api.types.is_numeric_dtype(column):
             stripped = column.str.strip()
-            cleaned = column.mask(stripped == "")
-            if name == "patientId":
-                cleaned = cleaned.mask(stripped != "", stripped)
+            cleaned = (stripped if name == "patientId" else column).mask(stripped == "")
             changed += int((cleaned.fillna("") != column.fillna("")).sum())
             table.isetitem(position, cleaned.array)
     if changed:

@@ -83,7 +83,7 @@ def check(settings: dict[str, Any]) -> None:
         **{key: (not settings[key].strip(), "must not be empty") for key in FOLDERS},
     }
     for key, (low, high) in RANGES.items():
-        if not low <= settings[key] <= high or not math.isfinite(settings[key]):
+        if not low <= settings[key] <= high:
             raise UserError(f"{key}={settings[key]}: must be from {low:g} to {high:g}")
     for key, (wrong, rule) in problems.items():
         if wrong:

@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import cv2
 import numpy as np
 import pandas as pd
-from pydicom.dataset import FileDataset
 
 from rsna.core.config import Config
 from rsna.core.errors import UserError
-from rsna.core.files import ABSENT, bytes_hash, content_hash, naming, write_then_rename
+from rsna.core.files import ABSENT, bytes_hash, content_hash, naming
 from rsna.core.locks import file_lock
 from rsna.core.sources import INDEX_CSV, SEEN_CSV, see
 from rsna.core.tables import as_numbers, read_table, read_text_table, write_table
 from rsna.data import dicom
 from rsna.data.competition import TEST_IMAGES, TRAIN_IMAGES, list_sources
-from rsna.data.letterbox import GEOMETRY_COLUMNS, Geometry, fit_letterbox, letterbox
-from rsna.data.windowing import GreyImage
+from rsna.data.letterbox import GEOMETRY_COLUMNS, REBUILD, decode_square, fit_letterbox, write_png
 from rsna.execution.processes import map_files
 
 Row = dict[str, Any]
@@ -35,8 +32,6 @@ Row = dict[str, Any]
 SPLITS = {TRAIN_IMAGES: "train", TEST_IMAGES: "test"}
 ID = re.compile(r"\w[\w.-]*")  # needs no quoting as the name of a PNG and as a field of a CSV
 VERSION = 2  # raise it when the same DICOM gives a different PNG than before: caches are then rebuilt
-REBUILD = "./run.sh cache_images (with the same settings)"
-PNG_END = b"IEND\xaeB`\x82"
 JOURNAL_CSV = "index.partial.csv"  # rows of an unfinished update; index.csv replaces it at the end
 INDEX_COLUMNS = ["patientId", "split", "rows", "cols", "transfer_syntax", "photometric", "status", "reason"]
 INDEX_COLUMNS += [*GEOMETRY_COLUMNS, "source_hash", "png_hash", "version"]  # the last three: is the PNG still current
@@ -82,8 +77,7 @@ def report(cfg: Config, rows: pd.DataFrame, current: int) -> None:
 
 def key_of(path: Path) -> str:
     """split/patientId from the file's name, not from the header; a bad name is quoted and so equals no good one."""
-    name = path.stem
-    name = name if ID.fullmatch(name) else quote(os.fsencode(name), safe="")
+    name = path.stem if ID.fullmatch(path.stem) else quote(os.fsencode(path.stem), safe="")
     return f"{SPLITS[path.parts[-2]]}/{name}"
 
 
@@ -163,45 +157,6 @@ def new_row(path: Path, **known: Any) -> Row:
     return dict.fromkeys(JOURNAL_COLUMNS, "") | {"patientId": patient, "split": split, "version": VERSION} | known
 
 
-def decode_square(dataset: FileDataset, size: int) -> tuple[GreyImage, Geometry]:
-    """The dataset's image letterboxed to uint8 (size, size), and its geometry. Raises UnreadableDicom."""
-    width, height, geometry = fit_letterbox(int(dataset.Rows), int(dataset.Columns), size)
-    return letterbox(dicom.read_pixels(dataset, (width, height)), width, height, size), geometry
-
-
-def write_png(image: GreyImage, path: Path) -> str:
-    """Write uint8 (H, W) as PNG under a temporary name, then rename it; return the content hash."""
-    # not durable: 29,684 waits for the disk would be slow, and the index's hash detects what a power cut broke;
-    # OpenCV's defaults were the fastest of the settings compared that come within 20 % of the smallest size
-    encoded = cv2.imencode(".png", image)[1].tobytes()
-    with write_then_rename(path, durable=False) as temporary:
-        temporary.write_bytes(encoded)
-    return bytes_hash(encoded)
-
-
-def read_png(path: Path, size: int, expected: str = "") -> GreyImage:
-    """A cached image as uint8 (size, size). Raises UserError if it is missing, broken or of another size.
-
-    expected: the content hash in the index, to compare with; empty: not compared.
-    """
-    try:
-        content = np.fromfile(path, np.uint8, 2 * size**2 + 10_000)  # more than any PNG of this size
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run: {REBUILD}") from None
-    # OpenCV fills the rest of a truncated PNG with black; only a complete file has the last chunk
-    whole = content[12:16].tobytes() == b"IHDR" and content[-8:].tobytes() == PNG_END
-    width, height = (int.from_bytes(content[at : at + 4].tobytes()) for at in (16, 20))
-    if whole and (width, height) != (size, size):
-        found = f"{width} x {height} pixels, not {size} x {size}"
-        raise UserError(f"{path}: {found}; run: {REBUILD}")
-    image = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if whole else None
-    if image is None:
-        raise UserError(f"{path}: damaged PNG file; run: {REBUILD}")
-    if expected and bytes_hash(content.tobytes()) != expected:
-        raise UserError(f"{path}: not as cache_images wrote it; run: {REBUILD}")
-    return np.asarray(image, np.uint8)
-
-
 def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
     """INDEX_COLUMNS of a finished cache, for one split or both; refused images have no geometry. Raises UserError."""
     if (cache_dir / JOURNAL_CSV).exists():
@@ -210,18 +165,16 @@ def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
     table = read_table(path, ["patientId"], REBUILD)
     if not set(INDEX_COLUMNS) <= set(table.columns):
         raise UserError(f"{path}: not of this version; run: {REBUILD}")
-    numbers = as_numbers(table[["rows", "cols", *GEOMETRY_COLUMNS]])
-    fits = (table["status"] == "ok") & (numbers[["rows", "cols"]] >= 1).all(axis=1)
-    shapes = numbers.loc[fits, ["rows", "cols"]].astype(int)
+    table = table.assign(**as_numbers(table[["rows", "cols", *GEOMETRY_COLUMNS]]))
+    shapes = table[["rows", "cols"]].fillna(0).astype(int)
     codes, known = pd.factorize(pd.MultiIndex.from_frame(shapes))
     expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in known]).reshape(-1, 4)[codes]
-    same = np.isclose(numbers.loc[fits, GEOMETRY_COLUMNS].to_numpy(), expected, rtol=1e-6, atol=1e-9)
-    fits[fits] = np.all(same, axis=1).tolist()
+    same = np.isclose(table[GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9)
+    fits = (shapes >= 1).all(axis=1) & np.all(same, axis=1)
     wrong = (table["status"] == "ok") & ~fits | table.duplicated(["patientId", "split"])
     if wrong.any():
         name = table.loc[wrong, "patientId"].iloc[0]
         raise UserError(f"{path}, patientId {name}: not as it was written; delete it and run: {REBUILD}")
-    table = table.assign(**numbers)
     return table[table["split"] == split] if split else table
 
 

@@ -99,8 +99,7 @@ def read_people(folder: Path) -> pd.Series | None:
     if not path.is_file():
         return None
     try:
-        rows = json.loads(path.read_text())
-        pairs = [(row["subset_img_id"], row["img_id"][:8]) for row in rows]
+        pairs = [(row["subset_img_id"], row["img_id"][:8]) for row in json.loads(path.read_text())]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"expected a list of objects with subset_img_id and img_id ({error!r})"
         raise UserError(f"{path}: {problem}; fetch it again or remove it") from None
@@ -159,15 +158,10 @@ def read_predictions(path: Path, rebuild: str = "", more: Sequence[str] = ()) ->
     return table.assign(**numbers)[[*PREDICTION_COLUMNS, *more]]
 
 
-def list_names(folder: Path) -> list[str]:
-    """The sorted names of a folder's DICOM files, without the ._<name>.dcm files that macOS leaves beside copies."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(name for name in names if name.endswith(".dcm") and not name.startswith("._"))
-
-
 def list_images(folder: Path) -> list[Path]:
-    """The sorted paths of a folder's DICOM files."""
-    return [folder / name for name in list_names(folder)]
+    """The sorted paths of a folder's DICOM files, without the ._<name>.dcm files that macOS leaves beside copies."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / name for name in names if name.endswith(".dcm") and not name.startswith("._")]
 
 
 def list_sources(folder: Path, names: Sequence[str] = (TRAIN_IMAGES, TEST_IMAGES)) -> list[Path]:

@@ -18,9 +18,9 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import Floats, xywh_to_xyxy, xyxy_to_cxcywh
-from rsna.data.cache import read_index, read_png
+from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, CLASSES, LABELS_CSV, read_folds, read_truth
-from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
+from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached, read_png
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Samples:
     hashes: Sequence[str] = ()  # of the PNGs, from the cache's index; empty: they are not checked
 
 
+Reader = Callable[[int], NDArray[np.uint8]]  # k -> image k (S, S)
 NO_BOXES = pd.DataFrame(columns=["patientId", *BOX_COLUMNS], dtype=object)
 
 
@@ -145,7 +146,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     samples: Samples
     augmentation: Augmentation | None = None
     seed: tuple[int, ...] = ()
-    read: Callable[[int], NDArray[np.uint8]] | None = None  # returns image k (S, S); None: decode its PNG each time
+    read: Reader | None = None  # None: decode an image's PNG each time
 
     def decode(self, k: int) -> NDArray[np.uint8]:
         # the longer side of the original fills the cached square

@@ -114,8 +114,8 @@ def decode_reduced(dataset: FileDataset, smallest: tuple[int, int]) -> NDArray[n
     width, height = image.size
     for factor in (8, 4, 2):
         # only exact divisors: libjpeg pads other sizes to whole blocks, which would shift the image
-        exact = width % factor == 0 and height % factor == 0
-        if exact and width // factor >= smallest[0] and height // factor >= smallest[1]:
-            image.draft("L", (width // factor, height // factor))
+        reduced = (width // factor, height // factor)
+        if width % factor == height % factor == 0 and reduced[0] >= smallest[0] and reduced[1] >= smallest[1]:
+            image.draft("L", reduced)
             break
     return np.asarray(image)

@@ -148,8 +148,7 @@ def read_headers(cfg: Config) -> pd.DataFrame:
     paths = list_images(folder)
     if not paths:
         print(f"no DICOMs in {folder}: folds are not stratified by view, sex and age")
-    rows = map_files(read_header, paths, cfg, "headers")
-    return pd.DataFrame(rows, columns=HEADER_COLUMNS)
+    return pd.DataFrame(map_files(read_header, paths, cfg, "headers"), columns=HEADER_COLUMNS)
 
 
 def read_pixels(dataset: FileDataset, smallest: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)) -> GreyImage:

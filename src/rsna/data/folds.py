@@ -38,7 +38,7 @@ def update_folds(cfg: Config) -> tuple[pd.DataFrame, str]:
                 write_folds(cfg, images, made)
             else:
                 check_folds(cfg, images)
-            if state in ("edited", "kept"):
+            if state != "brought":
                 artifacts.record(cfg, "make_folds", made=made)
     return read_folds(cfg.folds_csv, command(cfg, "make_folds")), state
 
@@ -63,12 +63,11 @@ def state_of_folds(cfg: Config) -> str:
 
 
 def write_folds(cfg: Config, images: pd.DataFrame, made: dict[str, Any]) -> None:
-    """Write the table and its manifest, which is also written first: a table without one counts as the user's own."""
+    """Write the table; before it, the manifest, as a table without one counts as the user's own."""
     images["group"] = group_by_patient(images, competition.read_people(Path(cfg.input)))
     images["fold"] = assign_folds(images, cfg.n_folds, cfg.seed)
     artifacts.record(cfg, "make_folds", made=made)
     write_table(images[competition.FOLD_COLUMNS], cfg.folds_csv)
-    artifacts.record(cfg, "make_folds", made=made)
 
 
 def check_folds(cfg: Config, images: pd.DataFrame) -> None:
@@ -111,7 +110,7 @@ def report(cfg: Config, folds: pd.DataFrame, state: str) -> None:
 
 def compare_files(ids: NDArray[np.str_], folder: Path) -> None:
     """Print how many labelled images have no DICOM file, and how many files no label; nothing if there are no files."""
-    files = {name.removesuffix(".dcm") for name in competition.list_names(folder)}
+    files = {path.stem for path in competition.list_images(folder)}
     missing, more = sorted(set(ids) - files), len(files - set(ids))
     if files and missing:
         problem = f"{len(missing)} of {len(ids)} labelled images have no DICOM in {folder}, first {missing[0]}"

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from rsna.data.cache import read_png
-from rsna.data.dataset import FoldData, ImageDataset
+from rsna.data.dataset import FoldData, ImageDataset, Reader
+from rsna.data.letterbox import read_png
 
 
 class ImageMemory:
@@ -29,7 +29,7 @@ class ImageMemory:
         self.decoded = np.frombuffer(mmap.mmap(-1, len(paths)), np.uint8)
 
     def read(self, k: int) -> NDArray[np.uint8]:
-        """Image k, (S, S) uint8. Raises UserError as cache.read_png does."""
+        """Image k, (S, S) uint8. Raises UserError as letterbox.read_png does."""
         if not self.decoded[k]:
             self.images[k] = read_png(self.paths[k], self.images.shape[1], *self.hashes[k : k + 1])
             # if two processes decode the same image, they write the same bytes, and set the flag afterwards
@@ -37,8 +37,8 @@ class ImageMemory:
         return self.images[k]
 
 
-def memory_for(data: FoldData, size: int, fraction: float) -> list[ImageMemory | None]:
-    """An ImageMemory for the training and one for the validation images; None for both if they would not fit.
+def memory_for(data: FoldData, size: int, fraction: float) -> list[Reader | None]:
+    """ImageMemory.read for the training and for the validation images; None for both if they would not fit.
 
     Together they may take at most `fraction` of the machine's memory. Always None except on Linux, as the processes
     have to be forked.
@@ -46,7 +46,7 @@ def memory_for(data: FoldData, size: int, fraction: float) -> list[ImageMemory |
     parts = (data.train, data.valid)
     if sys.platform != "linux" or sum(len(part.ids) for part in parts) * size * size > fraction * machine_memory():
         return [None, None]
-    return [ImageMemory(part.paths, size, part.hashes) for part in parts]
+    return [ImageMemory(part.paths, size, part.hashes).read for part in parts]
 
 
 def machine_memory() -> int:

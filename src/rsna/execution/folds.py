@@ -42,10 +42,10 @@ def run_each_fold(cfg: Config, stage: str, function: Work) -> None:
 
 def explain_failures(cfg: Config, stage: str, failed: Failed) -> str:
     """Which folds failed and why, and the command that works on them again."""
-    runs = {run.name: run for run in cfg.trained_runs if any(run.name == name for name, _ in failed)}
+    runs = [run for run in cfg.trained_runs if any(run.name == name for name, _ in failed)]
     named = [f"{f'{name} ' if len(runs) > 1 else ''}fold {fold} {why}" for (name, fold), why in sorted(failed.items())]
     folds = ",".join(map(str, sorted({fold for _, fold in failed})))
-    again = command(cfg if len(runs) > 1 else next(iter(runs.values())), stage, fold=folds)
+    again = command(cfg if len(runs) > 1 else runs[0], stage, fold=folds)
     return f"{'; '.join(named)}. The other folds are kept. Once that is fixed, run: {again}"
 
 
@@ -82,8 +82,7 @@ def run_at_places(function: Work, todo: Sequence[Fold], devices: Sequence[str]) 
                 start_undisturbed(started)
             connection.wait([process.sentinel for _, process in running.values()])
             for key in [key for key, (_, process) in running.items() if not process.is_alive()]:
-                status = running.pop(key)[1].exitcode
-                if status:
+                if status := running.pop(key)[1].exitcode:
                     failed[key] = explain_exit(status)
     finally:
         # Ctrl-C reached them too: let them end by themselves, so that they clean up

@@ -125,7 +125,8 @@ def describe_machine(token: Path, others: Sequence[str]) -> dict[str, str | bool
     packages = {"Python": platform.python_version(), "OpenCV": cv2.__version__}
     packages |= {name: version_of(name) for name in COMPARED}
     tables = {folder: " ".join(map(content_hash, sorted(Path(folder).glob("*.csv")))) for folder in others}
-    names = {str(images): hash_names(images) for folder in others for images in Path(folder).glob("*_images/")}
+    folders = [images for folder in others for images in Path(folder).glob("*_images/")]
+    names = {str(images): bytes_hash(os.fsencode("/".join(sorted(os.listdir(images))))) for images in folders}
     found: dict[str, str | bool] = {**packages, str(token.parent): "", **tables, **names, "locked": True}
     with suppress(FileNotFoundError), token.open("r+") as file:
         found[str(token.parent)] = file.read()
@@ -133,10 +134,6 @@ def describe_machine(token: Path, others: Sequence[str]) -> dict[str, str | bool
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found["locked"] = False
     return found
-
-
-def hash_names(folder: Path) -> str:
-    return bytes_hash(os.fsencode("/".join(sorted(os.listdir(folder)))))
 
 
 def version_of(package: str) -> str:

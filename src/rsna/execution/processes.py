@@ -86,10 +86,9 @@ def run_pool(function: OfFile[Result], batches: Sequence[Sequence[Path]], proces
         futures = deque(pool.submit(cluster.run_batch, function, batch) for batch in batches)
         cv2.setNumThreads(threads)
         for batch in batches:
-            # popped, so that results are not kept in memory until the last batch is done
-            future = futures.popleft()
             try:
-                yield batch, future.result()
+                # popped, so that results are not kept in memory until the last batch is done
+                yield batch, futures.popleft().result()
             except BrokenProcessPool:
                 yield batch, None
     finally:

@@ -15,10 +15,9 @@ from pydicom.dataset import Dataset
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import bytes_hash
-from rsna.data.cache import decode_square
 from rsna.data.decoders import MAX_PIXELS
 from rsna.data.dicom import UnreadableDicom, as_unreadable, describe, parse_dicom, read_file, time_limit
-from rsna.data.letterbox import fit_letterbox, letterbox
+from rsna.data.letterbox import decode_square, fit_letterbox, letterbox
 from rsna.data.windowing import GreyImage, rescale
 
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff")  # how PNG and JPEG files begin

@@ -130,7 +130,10 @@ def write_kernels(bundle: Bundle, folder: Path) -> None:
 
 
 def run_words(cfg: Config) -> list[str]:
-    """The settings that differ from the defaults, as on a command line; the training kernel adds weights= itself."""
+    """The settings of the run that differ from the defaults, as on a command line, without weights=.
+
+    The training kernel adds weights= itself.
+    """
     preset = [f"preset={cfg.preset}"] if cfg.preset else []
     members = [f"members={cfg.members}"] if cfg.members != parse(preset, settings_of).members else []
     defaults = parse([*preset, *members], settings_of)

@@ -15,6 +15,8 @@ from rsna.reporting.summary import digits
 
 @dataclass(frozen=True)
 class Kernel:
+    """The data of a notebook."""
+
     user: str
     run: str
     words: Sequence[str]  # settings as on the command line, without paths

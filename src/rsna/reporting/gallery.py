@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rsna.data.boxes import xyxy_to_xywh
-from rsna.data.cache import read_png
+from rsna.data.letterbox import read_png
 from rsna.evaluation.metric import of_images
 from rsna.evaluation.subgroups import UNKNOWN, to_relative
 from rsna.reporting.sections import ReportData

@@ -12,9 +12,9 @@ from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.files import write_then_rename
 from rsna.data.boxes import xywh_to_xyxy
-from rsna.data.cache import read_index, read_png
+from rsna.data.cache import read_index
 from rsna.data.competition import BOX_COLUMNS, read_truth
-from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached
+from rsna.data.letterbox import GEOMETRY_COLUMNS, original_to_cached, read_png
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import image_scores, of_images
 from rsna.evaluation.runs import read_run

@@ -99,7 +99,10 @@ def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path
 
 
 def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float) -> str:
-    """Text: mean scores after the last epoch, next to the post's; all_negative: accuracy of "no opacity" for all."""
+    """Text: mean scores after the last epoch, next to those of the fast.ai post.
+
+    all_negative: the accuracy of predicting "no opacity" for every image.
+    """
     mean = pd.concat(history.tail(1) for history in histories.values()).mean(numeric_only=True)
     spread = f"mean over {len(histories)} folds" if len(histories) > 1 else "one fold"
     return (
@@ -112,7 +115,10 @@ def compare_with_post(histories: Mapping[int, pd.DataFrame], all_negative: float
 
 
 def draw_range_test(table: pd.DataFrame, path: Path) -> None:
-    """Plot the loss over the learning rate for each phase in find_lr's table; dashed lines mark the suggested peaks."""
+    """Write a plot of the loss over the learning rate for each phase; dashed lines mark the suggested peaks.
+
+    table: from lr_finder.find_lr.
+    """
     figure, axes = new_figure(1, table["phase"].nunique(), "loss while the learning rate rises")
     for axis, (number, rows) in zip(axes, table.groupby("phase"), strict=True):
         axis.semilogx(rows["lr"], rows["loss"], color="0.8")

@@ -11,6 +11,8 @@ from rsna.reporting.sections import Plot, ReportData, series_words
 
 
 class Curve(NamedTuple):
+    """A plot over the epochs."""
+
     name: str
     title: str
     column: str  # of history.csv; for a loss, without the prefix train_ or valid_

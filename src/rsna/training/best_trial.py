@@ -26,10 +26,8 @@ def check_best(cfg: Config, study: Any) -> None:
         again, *elsewhere = score_checks(cfg, best, unseen)
     print(f"the same settings with seed={cfg.seed + 1}: mAP {again:.4f}{judge(best.value, middle, again)}")
     if elsewhere:
-        new, old = elsewhere
-        print(
-            f"on fold {unseen[0]}, which the search has not seen: mAP {new:.4f}; with the starting settings {old:.4f}"
-        )
+        where, (new, old) = f"on fold {unseen[0]}, which the search has not seen", elsewhere
+        print(f"{where}: mAP {new:.4f}; with the starting settings {old:.4f}")
     else:
         print("no fold is left that the search has not seen; leave one out, such as fold=0..3")
     changes = {key: str(value) for key, value in best.params.items()} | {"name": f"{cfg.name}_best", "fold": "all"}

@@ -26,8 +26,8 @@ from rsna.core.stages import names_file
 from rsna.core.tables import write_table
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import xyxy_to_cxcywh
-from rsna.data.dataset import FoldData, ImageDataset, Samples, load_fold
-from rsna.data.loader import EpochBatches, ImageMemory, make_loader, memory_for
+from rsna.data.dataset import FoldData, ImageDataset, Reader, Samples, load_fold
+from rsna.data.loader import EpochBatches, make_loader, memory_for
 from rsna.execution.processes import count_workers
 from rsna.models.checkpoint import people_of_checkpoint
 from rsna.models.device import explain_failures, pick_device
@@ -92,12 +92,10 @@ def train_remaining_epochs(cfg: Config, fold: int, manifest: dict[str, Any], on_
 def seen_people(cfg: Config, data: FoldData) -> list[str]:
     """The sorted people whose images the fold's network, or the checkpoint that it starts from, was trained on.
 
-    Raises UserError if that checkpoint was trained on people in this fold's validation images: the scores would be too
-    high.
+    Raises UserError if that checkpoint was trained on people in this fold's validation images.
     """
     seen = people_of_checkpoint(Path(cfg.weights)) if names_file(cfg, "weights") else set()
-    shared = seen & set(data.valid_people)
-    if shared:
+    if shared := seen & set(data.valid_people):
         people = (
             f"{len(shared)} people of this fold's {len(data.valid_people)} validation people, such as {min(shared)!r}"
         )
@@ -118,7 +116,7 @@ def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
         raise UserError(f"{cfg.folds_csv}: no positive image to train on")
     if cfg.prior_init:
         class_rates = np.bincount(data.train.labels, minlength=cfg.num_classes) / len(data.train.labels)
-        boxes_cxcywh = [xyxy_to_cxcywh(boxes) / cfg.size if len(boxes) else boxes for boxes in data.train.boxes_xyxy]
+        boxes_cxcywh = [xyxy_to_cxcywh(boxes) / cfg.size for boxes in data.train.boxes_xyxy]
         model.init_priors(boxes_cxcywh, torch.from_numpy(class_rates).float())
     model.to(device).to(memory_format=torch.channels_last)
     if cfg.compile:
@@ -128,19 +126,17 @@ def start_model(cfg: Config, fold: int, data: FoldData) -> DetectionModel:
 
 def make_loaders(cfg: Config, fold: int, data: FoldData, device: torch.device, epochs: range) -> list[DataLoader[Any]]:
     """The loaders of the augmented training images, for these epochs, and of the validation images."""
-    train_memory, valid_memory = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
-    train = make_train_set(cfg, fold, data.train, train_memory)
-    valid = ImageDataset(data.valid, read=valid_memory.read if valid_memory else None)
+    read_train, read_valid = memory_for(data, cfg.size, cfg.memory / cfg.jobs)
+    train, valid = make_train_set(cfg, fold, data.train, read_train), ImageDataset(data.valid, read=read_valid)
     workers = count_workers(cfg.workers, cfg.jobs) if device.type != "cpu" else 0
     train_loader = make_loader(train, EpochBatches(train, cfg.batch_size, epochs), workers, device)
     # half as many: validation has no augmentation, and the training processes already load the next epoch
     return [train_loader, make_loader(valid, 2 * cfg.batch_size, (workers + 1) // 2, device)]
 
 
-def make_train_set(cfg: Config, fold: int, samples: Samples, memory: ImageMemory | None = None) -> ImageDataset:
+def make_train_set(cfg: Config, fold: int, samples: Samples, read: Reader | None = None) -> ImageDataset:
     """The training images of a fold with the augmentation of the config."""
-    augmentation = Augmentation(**cfg.only(AugmentSettings))
-    return ImageDataset(samples, augmentation, (cfg.seed, fold), memory.read if memory else None)
+    return ImageDataset(samples, Augmentation(**cfg.only(AugmentSettings)), (cfg.seed, fold), read)
 
 
 def keep_freed_memory() -> None:
