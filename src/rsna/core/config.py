@@ -191,7 +191,7 @@ class Config(
     # fmt: on
     """All settings of all commands, and the paths that follow from them.
 
-    model_settings: the chosen model's own settings, where they differ from the defaults in its file.
+    model_settings: the chosen model's own settings that differ from the defaults in its file, or that a preset sets.
     typed: the original values of settings that `at` replaced.
     member_configs: the Config of each of `members`, with all settings that it is trained with.
     """

@@ -49,7 +49,7 @@ def choose_results(truth: pd.DataFrame, kept: pd.DataFrame, ids: list[str], seed
     scores = image_scores(truth, kept).mean(axis=1).sort_values(ascending=False, kind="stable")
     positive, boxed = set(truth["patientId"]), set(kept["patientId"])
     hits = scores.index[scores.index.isin(positive & boxed)].tolist()
-    alarms = kept[~kept["patientId"].isin(positive)].sort_values("confidence", ascending=False)
+    alarms = kept[~kept["patientId"].isin(positive)].sort_values("confidence", ascending=False, kind="stable")
     half = min(PER_ROW, (len(hits) + 1) // 2)
     rows = {
         "best": hits[:half],

@@ -39,7 +39,9 @@ def write_results(cfg: Config, table: pd.DataFrame, folder: Path) -> None:
     names = [PREDICTIONS, *([SHEET] if drawn else []), *(f"overlays/{safe_name(file)}.png" for file in drawn)]
     names += [f"reports/{safe_name(file)}.dcm" for file in reported]
     claim(folder, names)
-    write_table(table, folder / PREDICTIONS)
+    # pandas would not quote a carriage return, as in the file that macOS adds to a folder with an icon of its own
+    named = table.assign(file=table["file"].str.replace("\r", "\\r", regex=False))
+    write_table(named, folder / PREDICTIONS)
     draw = partial(write_overlay, table=table, folder=folder / "overlays")
     tiles = list(map_files(draw, [Path(file) for file in drawn], cfg, "overlays"))[:ON_SHEET]
     if tiles:
@@ -48,7 +50,7 @@ def write_results(cfg: Config, table: pd.DataFrame, folder: Path) -> None:
     missing = write_reports(table, reported, folder / "reports", run)
     files = {name: hash_of(folder / name) for name in names if (folder / name).is_file()}
     write_json({**run, "files": files}, folder / MANIFEST)
-    refused = table[table["refused"] != ""]
+    refused = named[named["refused"] != ""]
     for file, reason in refused[["file", "refused"]].to_numpy()[:NAMED_REFUSALS]:
         print(f"refused {file}: {reason}")
     print(f"{counts(table)} -> {folder}")
