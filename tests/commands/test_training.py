@@ -23,11 +23,11 @@ def test_a_killed_training_resumes_to_the_same_weights(world, tmp_path):
     root = copy_of(world, tmp_path)
     fold = root / "working" / "killed" / "fold0"
     command = [sys.executable, str(ROOT / "src" / "train.py"), f"root={root}", *SMALL, "name=killed", "fold=0"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (fold / "last.pt").exists() and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.communicate()[1] == b"", "nor do the processes that it started say anything"
     assert len(torch.load(fold / "last.pt", weights_only=True)["history"]) == 1, "killed too late to tell anything"
     again = stage("train", root, "name=killed", "fold=0")
     assert "resumes after epoch 1 of 2" in again.stdout

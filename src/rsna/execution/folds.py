@@ -12,6 +12,8 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tqdm import tqdm
+
 from rsna.core.artifacts import is_current
 from rsna.core.command_line import command
 from rsna.core.config import Config
@@ -115,6 +117,7 @@ def count_gpus() -> int:
 def run_fold(function: Work, cfg: Config, fold: int) -> None:
     """The work of a fold's process; an error that the user can fix is printed in one line."""
     threading.Thread(target=die_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore, which Python reports as leaked if this is killed
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         function(cfg, fold)
