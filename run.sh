@@ -147,6 +147,7 @@ case "$command" in
             tune*) needs=requirements-tune.txt ;;
         esac
         python=$(find_python "$here/$needs")
-        run_commands "$command"
+        echo "== $command"
+        exec "$python" "$here/src/$command.py" ${words[@]+"${words[@]}"}  # so that a signal to this process reaches it
         ;;
 esac

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from rsna.core.command_line import split_word
 from rsna.core.config import Config
 from rsna.data.competition import read_folds, read_truth
 from rsna.evaluation.bootstrap import paired_interval
@@ -111,7 +112,7 @@ def people_of_folds(cfg: Config) -> pd.Series:
 
 def read_words(words: list[str], defaults: dict[str, str]) -> dict[str, str]:
     """key=value words over the defaults; with quick=true over small ones."""
-    given = dict(word.split("=", 1) for word in words)
+    given = dict(map(split_word, words))
     return defaults | (QUICK if given.get("quick") == "true" else {}) | given
 
 

@@ -31,11 +31,11 @@ from comparison import (
 from rsna.core.artifacts import require
 from rsna.core.command_line import parse
 from rsna.core.config import Config
-from rsna.core.errors import UserError
+from rsna.core.errors import UserError, end_with_one_line
 from rsna.core.files import content_hash
 from rsna.data.competition import read_labels, read_people, truth_boxes
 from rsna.data.submission_format import parse_submission
-from rsna.evaluation.metric import image_scores
+from rsna.evaluation.metric import image_scores, of_images
 from rsna.evaluation.runs import as_made, training_seconds
 from rsna.evaluation.scores import read_out_of_fold
 from rsna.models.registry import settings_of
@@ -49,9 +49,14 @@ def score(cfg: Config) -> Result:
     return score_table(cfg.name, found.predictions, cfg, training_seconds(cfg.run_dir), found.gated)
 
 
-def score_submission(cfg: Config, truth: pd.DataFrame) -> Result:
+def score_submission(cfg: Config, labels: pd.DataFrame) -> Result:
     """The score of a submission and of each of its images, as `evaluate predictions=` computes it."""
-    scores = image_scores(truth, parse_submission(cfg.submission_csv)).mean(axis=1)
+    predictions = parse_submission(cfg.submission_csv)
+    if unknown := set(predictions["patientId"]) - set(labels["patientId"]):
+        raise UserError(
+            f"{cfg.submission_csv}: {len(unknown)} images have no label, such as {min(unknown)}; set labels="
+        )
+    scores = image_scores(of_images(truth_boxes(labels), predictions["patientId"]), predictions).mean(axis=1)
     print(f"{cfg.submission_csv}: mAP {scores.mean():.4f}", flush=True)
     return Result(cfg.name, {"mAP": float(scores.mean())}, scores)
 
@@ -67,7 +72,10 @@ def train_quickly(root: str) -> None:
 
 
 def main(words: dict[str, str]) -> None:
-    names, roots = (words.pop(key).split(",") for key in ("runs", "roots"))
+    names, roots = (words.pop(key, "").split(",") for key in ("runs", "roots"))
+    for key, given in {"runs": names, "roots": roots}.items():
+        if "" in given or len({*given}) < len(given):
+            raise UserError(f"{key}={','.join(given)}: must be one or more, separated by commas, each of them once")
     worlds = [parse(as_words({**words, "root": root}), settings_of) for root in roots]
     runs, pairs = [cfg.of_run(name) for name in names for cfg in worlds], [(name, names[0]) for name in names[1:]]
     if "labels" in words:
@@ -75,8 +83,7 @@ def main(words: dict[str, str]) -> None:
         ids = pd.Index(labels["patientId"].unique())
         alone, people = pd.Series(ids, ids), read_people(Path(worlds[0].input))
         people = alone if people is None else people.reindex(ids).fillna(alone)
-        truth = truth_boxes(labels)
-        print_comparison([score_submission(run, truth) for run in runs], people, pairs)
+        print_comparison([score_submission(run, labels) for run in runs], people, pairs)
         return
     if len({content_hash(cfg.folds_csv) for cfg in worlds}) > 1:
         raise UserError("the workspaces differ in folds/folds.csv, so their images cannot be compared in pairs")
@@ -84,6 +91,7 @@ def main(words: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    end_with_one_line()
     given = read_words(sys.argv[1:], {})
     if given.pop("quick", "") == "true":
         with tempfile.TemporaryDirectory() as folder:

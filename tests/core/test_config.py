@@ -238,3 +238,9 @@ def test_a_member_that_is_no_preset_is_refused():
 def test_invalid_members_are_refused(words, message):
     with pytest.raises(UserError, match=message):
         parse(words, settings_of)
+
+
+def test_commands_other_than_infer_do_not_repeat_its_settings():
+    cfg = parse(["images=scans", "name=a", "overlays=all"])
+    assert command(cfg, "evaluate") == "./run.sh evaluate name=a"
+    assert command(cfg, "infer") == "./run.sh infer name=a images=scans overlays=all"

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rsna.core.config import FILE_OR_WORD, GROUPS, NAMES, WORKSPACE, Config
+from rsna.core.config import FILE_OR_WORD, GROUPS, NAMES, WORKSPACE, Config, InferSettings
 from rsna.core.errors import UserError
 from rsna.core.presets import PRESETS, preset_words
 from rsna.core.validation import check, parse_weights
@@ -26,6 +26,7 @@ RENAMED = {
     "fusion_iou": "wbf_iou", "elsewhere": "missing_weight",
 }
 # fmt: on
+OF_INFER = {f.name for f in fields(InferSettings)}  # which mean nothing to other commands
 SettingsOf = Callable[[str], type]  # the name of a model -> the dataclass of its settings
 
 
@@ -144,6 +145,8 @@ def command(cfg: Config, name: str, /, **changes: str) -> str:
         own = {"name", "preset", "fold", "members"}
         words |= {key: value for key, value in changed_settings(member).items() if key not in own}
     words |= changes
+    if name != "infer":
+        words = {key: value for key, value in words.items() if key not in OF_INFER}
     return shlex.join(["./run.sh", name, *(f"{key}={value}" for key, value in words.items())])
 
 

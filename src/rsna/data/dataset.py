@@ -16,6 +16,7 @@ from rsna.core.artifacts import require_upstream
 from rsna.core.command_line import command
 from rsna.core.config import Config
 from rsna.core.errors import UserError
+from rsna.core.sources import INDEX_CSV
 from rsna.data.augment import Augmentation
 from rsna.data.boxes import Floats, xywh_to_xyxy, xyxy_to_cxcywh
 from rsna.data.cache import read_index
@@ -130,7 +131,10 @@ def load_fold(cfg: Config, fold: int) -> FoldData:
     for side in (folds["fold"] != fold, folds["fold"] == fold):
         images = folds[side].reset_index(drop=True)
         if images.empty:
-            raise UserError(f"{cfg.folds_csv}: fold {fold} leaves nothing to train or to validate on")
+            problem = f"fold {fold} leaves nothing to train or to validate on"
+            if refused:
+                problem += f"; {len(refused)} images were refused, see {cfg.cache_dir / INDEX_CSV}"
+            raise UserError(f"{cfg.folds_csv}: {problem}")
         labels = class_index(images, cfg.num_classes)
         parts.append(make_samples(images["patientId"], index, cfg.cache_dir / "train", truth, labels))
         people.append(sorted(set(images["group"].astype(str))))

@@ -109,7 +109,7 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
     runs = [run for run, views in tables if next(iter(views.values()))["confidence"].notna().any()]
     if not runs:
         names = ",".join(run.name for run in cfg.fused_runs)
-        fused = command(cfg, "ensemble", name="both", runs=f"<detector>,{names}", gate="auto")
+        fused = command(cfg, "ensemble", preset="detector", name="both", runs=f"<detector>,{names}")
         remedy = f"fuse a classifier with a run that has boxes, such as: {fused}"
         raise UserError(f"{names}: no predicted boxes; {remedy}; if it is another model, its training diverged")
     return runs

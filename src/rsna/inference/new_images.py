@@ -74,7 +74,8 @@ def predict_images(cfg: Config, images: list[NewImage], point: OperatingPoint, r
 
 def as_predicted(cfg: Config) -> Config:
     """cfg with the settings of the run: those of scoring, fusion and prediction, and those of the runs it fuses."""
-    scored = with_settings(as_shown(cfg), read_manifest(manifest_path(cfg, "evaluate"), command(cfg, "evaluate")))
+    shown = as_shown(cfg)
+    scored = with_settings(shown, read_manifest(manifest_path(cfg, "evaluate"), command(shown, "evaluate")))
     cfg = replace(scored, box_scale=scored.box_scale if cfg.box_scale == "auto" else cfg.box_scale)
     runs = [as_made(cfg.of_run(run.name)) for run in cfg.fused_runs]
     # as_made gives the precision of training

@@ -21,7 +21,7 @@ Suggest = Callable[[Any], Any]  # an optuna.Trial -> the value of a setting
 def parse_space(cfg: Config) -> dict[str, Suggest]:
     """`lr=1e-4..3e-3:log epochs=4..8 tta=plain|plain,hflip` -> how a trial gets each value. Raises UserError."""
     if cfg.members or cfg.runs:
-        raise UserError(f"{cfg.name}: fuses other runs; tune each of them by itself, such as model=detector")
+        raise UserError(f"{cfg.name}: fuses other runs; tune each of them by itself, such as preset=detector")
     if not find(cfg.model)[0].predicts_boxes:
         raise UserError(f"model={cfg.model}: predicts no boxes, so it has no mAP to search for; tune another model")
     types: dict[str, Any] = {f.name: f.type for kind in (*TUNABLE, settings_of(cfg.model)) for f in fields(kind)}
