@@ -224,6 +224,7 @@ def test_the_whole_search(tmp_path):
     assert (more.returncode, more.stderr) == (0, ""), "a search that is continued may find another winner"
 
 
+@pytest.mark.slow
 def test_two_searches_at_once_agree_on_the_winner(tmp_path):
     words = [f"root={tmp_path}", "demo_train=24", "demo_test=4", "size=64", "n_folds=2", "epochs=1", "weights=none"]
     words += ["workers=0", "bootstrap=10"]
