@@ -85,7 +85,8 @@ def print_comparison(results: list[Result], people: pd.Series, pairs: Sequence[t
     names = [*results[0].scores]
     table = pd.DataFrame([{"run": result.run, **result.scores} for result in results]).groupby("run", sort=False)
     mean, spread = table.mean(), table.std().fillna(0.0)
-    print(f"\nmean ± standard deviation over {table.size().max()} seed(s)")
+    how = "; mAP at cross-fitted thresholds, FROC: mean" if "FROC" in names else ""
+    print(f"\nmean ± standard deviation over {table.size().max()} seed(s){how}")
     for run in mean.index:
         print(f"{run:22}" + "  ".join(f"{s} {mean.loc[run, s]:.4f} ± {spread.loc[run, s]:.4f}" for s in names))
     print_differences(results, people, list(mean.index))

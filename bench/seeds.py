@@ -37,7 +37,8 @@ from rsna.data.competition import read_labels, read_people, truth_boxes
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import image_scores, of_images
 from rsna.evaluation.runs import as_made, training_seconds
-from rsna.evaluation.scores import read_out_of_fold
+from rsna.evaluation.scores import read_out_of_fold, read_scores
+from rsna.evaluation.threshold import with_scaled_boxes
 from rsna.models.registry import settings_of
 
 
@@ -46,7 +47,9 @@ def score(cfg: Config) -> Result:
     cfg = as_made(cfg)
     require(cfg, "evaluate")
     found = read_out_of_fold(cfg)
-    return score_table(cfg.name, found.predictions, cfg, training_seconds(cfg.run_dir), found.gated)
+    scores = read_scores(cfg.run_dir, f"./run.sh evaluate name={cfg.name}")
+    predictions = with_scaled_boxes(found.predictions, scores["box_scale"])
+    return score_table(cfg.name, predictions, cfg, training_seconds(cfg.run_dir), found.gated)
 
 
 def score_submission(cfg: Config, labels: pd.DataFrame) -> Result:

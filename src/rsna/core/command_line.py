@@ -21,7 +21,7 @@ PATHS = ("root", "input", "folds", "working", "submissions", "predictions", "lab
 # fmt: off
 # names that settings had in earlier versions
 RENAMED = {
-    "head": "model", "classes": "num_classes", "start_at_mean": "prior_init", "clip": "grad_clip",
+    "head": "model", "classes": "num_classes", "clip": "grad_clip",
     "zoom": "scale", "light": "brightness_contrast",
     "fusion_iou": "wbf_iou", "elsewhere": "missing_weight",
 }

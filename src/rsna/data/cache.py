@@ -167,7 +167,7 @@ def read_index(cache_dir: Path, size: int, split: str = "") -> pd.DataFrame:
         raise UserError(f"{path}: not of this version; run: {REBUILD}")
     table = table.assign(**as_numbers(table[["rows", "cols", *GEOMETRY_COLUMNS]]))
     shapes = table[["rows", "cols"]].fillna(0).astype(int)
-    codes, known = pd.factorize(pd.MultiIndex.from_frame(shapes))
+    codes, known = shapes.groupby(["rows", "cols"], sort=False).ngroup(), shapes.drop_duplicates().to_numpy().tolist()
     expected = np.array([fit_letterbox(rows, cols, size)[2] for rows, cols in known]).reshape(-1, 4)[codes]
     same = np.isclose(table[GEOMETRY_COLUMNS], expected, rtol=1e-6, atol=1e-9)
     fits = (shapes >= 1).all(axis=1) & np.all(same, axis=1)

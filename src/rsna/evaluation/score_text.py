@@ -103,5 +103,5 @@ def threshold_for(cfg: Config, predictions: pd.DataFrame, truth: pd.DataFrame, i
     if is_submission:
         return -np.inf
     threshold = best_point(predictions, truth).threshold
-    print(f"threshold {threshold:.4f}: chosen on these very labels, so the score is too high (set threshold=)")
+    print(f"threshold {threshold:.4f}: chosen on these very labels, so the score is too high; or set threshold=")
     return threshold

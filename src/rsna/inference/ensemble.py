@@ -5,7 +5,7 @@ predictions, whose confidences are comparable with those in oof.csv.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def runs_with_boxes(cfg: Config) -> list[Config]:
     runs = [run for run, views in tables if next(iter(views.values()))["confidence"].notna().any()]
     if not runs:
         names = ",".join(run.name for run in cfg.fused_runs)
-        fused = command(cfg, "ensemble", preset="detector", name="both", runs=f"<detector>,{names}")
+        changes = {"preset": f"{cfg.preset},detector".lstrip(","), "name": "both", "runs": f"<detector>,{names}"}
+        fused = command(replace(cfg, members="", member_configs=[]), "ensemble", **changes)
         remedy = f"fuse a classifier with a run that has boxes, such as: {fused}"
         raise UserError(f"{names}: no predicted boxes; {remedy}; if it is another model, its training diverged")
     return runs

@@ -106,7 +106,8 @@ def compare(data: ReportData) -> tuple[Rows, list[str]]:
 @svg.styled
 def page_content(data: ReportData) -> dict[str, Any]:
     """The numbers, plots, tables and images of the page, under the names that the template uses."""
-    n_folds, spread = len(data.run.scores["per_fold"]), spread_of_folds(data.run.scores)
+    spread = spread_of_folds(data.run.scores)
+    n_folds = sum(fold["mAP"] is not None for fold in data.run.scores["per_fold"])
     return {
         "name": data.run.name,
         "scores": data.run.scores,

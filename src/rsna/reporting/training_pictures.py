@@ -64,7 +64,7 @@ def choose_rows(dataset: ImageDataset) -> list[int]:
 
 
 def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
-    """fold -> history.csv, for the folds of cfg; scores of boxes are NaN for a model without boxes.
+    """fold -> history.csv, for the folds of cfg; mAP is NaN for a model without boxes, also where older files have 0.
 
     Raises UserError if a file is missing, broken, or was changed after training.
     """
@@ -73,7 +73,8 @@ def read_histories(cfg: Config) -> dict[int, pd.DataFrame]:
     for fold in cfg.fold_list:
         if manifest_path(cfg, "train", fold).is_file():  # there is none during training
             require(cfg, "train", fold)
-    return {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
+    tables = {fold: read_table(cfg.fold_dir(fold) / "history.csv", columns, train) for fold in cfg.fold_list}
+    return {fold: table.assign(mAP=table["mAP"].where(table["IoU"].notna())) for fold, table in tables.items()}
 
 
 def draw_histories(histories: Mapping[int, pd.DataFrame], title: str, path: Path) -> None:
