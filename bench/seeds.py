@@ -33,7 +33,7 @@ from rsna.core.command_line import parse
 from rsna.core.config import Config
 from rsna.core.errors import UserError, end_with_one_line
 from rsna.core.files import content_hash
-from rsna.data.competition import read_labels, read_people, truth_boxes
+from rsna.data.competition import people_of_images, read_labels, truth_boxes
 from rsna.data.submission_format import parse_submission
 from rsna.evaluation.metric import image_scores, of_images
 from rsna.evaluation.runs import as_made, training_seconds
@@ -78,14 +78,12 @@ def main(words: dict[str, str]) -> None:
     names, roots = (words.pop(key, "").split(",") for key in ("runs", "roots"))
     for key, given in {"runs": names, "roots": roots}.items():
         if "" in given or len({*given}) < len(given):
-            raise UserError(f"{key}={','.join(given)}: must be one or more, separated by commas, each of them once")
+            raise UserError(f"{key}={','.join(given)}: list one or more, separated by commas, each only once")
     worlds = [parse(as_words({**words, "root": root}), settings_of) for root in roots]
     runs, pairs = [cfg.of_run(name) for name in names for cfg in worlds], [(name, names[0]) for name in names[1:]]
     if "labels" in words:
         labels = read_labels(Path(worlds[0].labels))
-        ids = pd.Index(labels["patientId"].unique())
-        alone, people = pd.Series(ids, ids), read_people(Path(worlds[0].input))
-        people = alone if people is None else people.reindex(ids).fillna(alone)
+        people = people_of_images(Path(worlds[0].input), labels["patientId"].drop_duplicates())
         print_comparison([score_submission(run, labels) for run in runs], people, pairs)
         return
     if len({content_hash(cfg.folds_csv) for cfg in worlds}) > 1:

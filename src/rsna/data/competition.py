@@ -110,6 +110,12 @@ def read_people(folder: Path) -> pd.Series | None:
     return people
 
 
+def people_of_images(folder: Path, ids: pd.Series) -> pd.Series:
+    """patientId -> person, of these patientIds; one that is not in the mapping counts as a person of its own."""
+    alone, people = ids.set_axis(ids), read_people(folder)
+    return alone if people is None else people.reindex(ids).fillna(alone)
+
+
 def read_folds(path: Path, rebuild: str) -> pd.DataFrame:
     """Read FOLD_COLUMNS; fold, target, n_boxes are int, age is float or NaN. Raises UserError for a bad row."""
     table = read_table(path, FOLD_COLUMNS, rebuild)[FOLD_COLUMNS]

@@ -19,7 +19,7 @@ FROC_RATES = {"1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2, "1": 1, "2": 2, "4": 4, 
 def detection_scores(truth: pd.DataFrame, predictions: pd.DataFrame, n_images: int) -> dict[str, Any]:
     """AP50 and FROC: {"AP50": value, "FROC": {rate: sensitivity, ..., "mean": value}}; NaN if there is no true box.
 
-    truth, predictions: as in metric.image_scores, with all predicted boxes; n_images: with and without boxes.
+    truth, predictions: as in metric.image_scores, with all predicted boxes; n_images: of all predicted images.
     """
     # reversed, because COCO takes the last of several true boxes with equal IoU
     table = arrange(truth.iloc[::-1], predictions)

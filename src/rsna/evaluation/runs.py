@@ -71,7 +71,7 @@ def run_folders(cfg: Config) -> list[Path]:
 def compare_runs(cfg: Config, runs: list[Run], reference: Run, truth: pd.DataFrame, people: pd.Series) -> pd.DataFrame:
     """One row per run: its score and spread, and the paired difference to the reference on the images of both.
 
-    Each run at its own threshold. people: patientId -> person, the unit that is resampled; other images are left out.
+    Each run at its own threshold. people: patientId -> person, the unit that is resampled; images without are left out.
     """
     scores = {run.folder: image_scores(of_images(truth, run.ids), run.kept).mean(axis=1) for run in [*runs, reference]}
     rows = []

@@ -9,7 +9,7 @@ import pandas as pd
 from rsna.core.config import Config
 from rsna.core.errors import UserError
 from rsna.core.tables import read_table
-from rsna.data.competition import LABELS_CSV, read_labels, read_people, read_predictions, truth_boxes
+from rsna.data.competition import LABELS_CSV, people_of_images, read_labels, read_predictions, truth_boxes
 from rsna.data.submission_format import SUBMISSION_COLUMNS, parse_submission
 from rsna.evaluation.detection_curves import detection_scores
 from rsna.evaluation.metric import keep_confident, of_images
@@ -81,14 +81,11 @@ def score_file(cfg: Config) -> None:
         raise UserError(f"{path}: {problem}; set labels=")
     truth = of_images(truth_boxes(labels), ids)
     kept = keep_confident(predictions, threshold_for(cfg, predictions, truth, is_submission))
-    # an image that is not in the mapping counts as a person of its own
-    alone, people = ids.set_axis(ids), read_people(Path(cfg.input))
-    people = alone if people is None else people.reindex(ids).fillna(alone)
     if len(ids) < n_labelled:
         print(f"scored {len(ids)} images; {n_labelled - len(ids)} labelled images are not in {path}")
     if truth.empty and kept.empty:
         raise UserError(f"{path}: no image counts: there is neither a truth box nor a prediction")
-    scores = describe(kept, truth, people, cfg.bootstrap, cfg.seed)
+    scores = describe(kept, truth, people_of_images(Path(cfg.input), ids), cfg.bootstrap, cfg.seed)
     print_map(scores)
     print(f"{scores['images']} images, {scores['positives']} positive, {scores['with_box']:.1%} with a box")
     iou = iou_on_positives(predictions, truth)

@@ -83,7 +83,7 @@ def iou_on_positives(predictions: pd.DataFrame, truth: pd.DataFrame) -> float:
 
 
 def describe(kept: pd.DataFrame, truth: pd.DataFrame, people: pd.Series, n_resamples: int, seed: int) -> dict[str, Any]:
-    """mAP with its 95 % interval, and counts, if kept or truth has a box; people: patientId -> person, all images."""
+    """mAP with its 95 % interval, and counts; one box at least. people: patientId -> person, all images."""
     scores = image_scores(truth, kept)
     return {
         "images": len(people),
